@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package redis is the port to one data node: the verbs of our domain, not of RESP. It holds interfaces and their
+// contracts only; redisd implements them on a real redis-server or valkey-server, redistest holds the conformance suite
+// and an in-memory fake. No goroutines.
+package redis
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"redoubt/internal/topo"
+)
+
+// The errors of a node. Callers branch on these alone.
+var (
+	// ErrRefused: the condition of the verb does not hold (another run id, another position, a lower epoch); nothing was done.
+	ErrRefused = errors.New("refused: the node is not what was expected")
+	// ErrUnanswered: the server did not answer in time; the verb may or may not have been carried out.
+	ErrUnanswered = errors.New("the server did not answer")
+)
+
+// Observation is what one look at a node showed. The zero value means "nothing is known".
+type Observation struct {
+	At        time.Duration // clock.Uptime at the start of the look
+	Health    topo.Health
+	HealthFor time.Duration
+	Role      topo.Role
+	Frozen    bool // replica of the dead address (127.0.0.1 port 0)
+	Whole     bool // loading:0, no sync in progress, slave_repl_offset = master_repl_offset (or a primary)
+	RunID     string
+	Pos       topo.Position
+	Backlog   bool
+	Following string // host:port, empty for a primary
+	LinkUp    bool
+	Keys      int64
+	Kept      bool     // see topo.Sighting
+	Settings  []string // settings that would make it lie (SAFETY A10), each as "name is value, must be value"
+	Problems  []string // "disk-full: …", "oom: …", "aof-rewrite", …
+	AOFBusy   bool     // an append-only rewrite is in progress or scheduled: enrolment waits (SAFETY A1)
+	PID       int
+	Version   string
+	Detail    string // one sentence for people
+}
+
+// Node is one data node. All verbs are idempotent, and those that change something return nil only after the effect has
+// been read back. Verbs are called by one goroutine at a time, except Fence, which may overtake any of them.
+type Node interface {
+	// Observe looks at the server and at its process. It returns an Observation even when the server does not answer;
+	// it never blocks longer than ctx allows.
+	Observe(ctx context.Context) Observation
+	// Follow makes the server a replica of addr.
+	Follow(ctx context.Context, addr string) error
+	// Freeze stops following and stays read-only: REPLICAOF to the dead address. On a primary it is Fence.
+	Freeze(ctx context.Context) error
+	// Fence makes sure that nobody writes here now: freeze, and cut normal and pub/sub clients in the same transaction
+	// (SAFETY A5, B1). A managed primary that does not carry that out before ctx ends is killed and seen to exit.
+	Fence(ctx context.Context) error
+	// Promote makes the server a primary if, on the same connection, its run id, replication id and offset are the
+	// elected ones; otherwise ErrRefused and nothing was done (SAFETY A6). It leaves a primary with an active backlog and
+	// a final replication id, and returns the position read back (SAFETY A3).
+	Promote(ctx context.Context, expect topo.Elected) (topo.Position, error)
+	// PrimaryPosition reads the position of another node's server, for the in-sync check (SAFETY A1).
+	PrimaryPosition(ctx context.Context, addr string) (topo.Role, topo.Position, error)
+	// Busy counts proxies' connections with work in flight on this server: zero means that draining is over.
+	ProxyConnections(ctx context.Context) (int, error)
+	// Configure applies the settings that safety needs (SAFETY A10, B2, C5), and is a no-op when they hold.
+	Configure(ctx context.Context, s Settings) error
+	// Restart brings a server that exited back, frozen. Managed nodes only; ErrRefused otherwise.
+	Restart(ctx context.Context) error
+	// Kill ends a managed server's process with SIGKILL and returns when it was seen to exit. Never used on a replica as a fence.
+	Kill(ctx context.Context) error
+	// Wake gets a value (capacity one, coalesced) when something changed that a look would show: exit, start, stop.
+	Wake() <-chan struct{}
+	Close() error
+}
+
+// Settings are what a shard demands of each of its servers.
+type Settings struct {
+	MinReplicas       int // min-replicas-to-write in quorum mode; 0 in async
+	MinReplicasMaxLag int // seconds
+}
+
+// ProxyClientName is the prefix of the CLIENT SETNAME of every proxy's upstream connection; agents count these while
+// draining.
+const ProxyClientName = "redoubt-proxy:"
+
+// PinnedClientName is the prefix for upstream connections of one session (blocked, subscribed, in MULTI): they are
+// not waited for while draining, because the proxy knows how to carry them over.
+const PinnedClientName = "redoubt-pinned:"

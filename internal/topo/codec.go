@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package topo
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+)
+
+// Encode returns the document's stored form.
+func (s Shard) Encode() []byte {
+	b, err := json.Marshal(s)
+	if err != nil {
+		panic(fmt.Sprintf("encode shard %s: %v", s.ID, err)) // plain data always encodes
+	}
+	return b
+}
+
+// DecodeShard reads a stored document and refuses one that this program must not act on.
+func DecodeShard(b []byte) (Shard, error) {
+	var s Shard
+	if err := json.Unmarshal(b, &s); err != nil {
+		return Shard{}, fmt.Errorf("decode shard document: %w", err)
+	}
+	if s.Format != Format {
+		return Shard{}, fmt.Errorf("shard document %q has format %d; this program understands %d: upgrade the older members", s.ID, s.Format, Format)
+	}
+	return s, errors.Join(s.Validate()...)
+}
+
+// Validate returns everything that is wrong with the document; nil when it is sound.
+func (s Shard) Validate() []error {
+	errs := s.Spec.Validate()
+	a := s.Assigned
+	need := func(ok bool, format string, args ...any) {
+		if !ok {
+			errs = append(errs, fmt.Errorf(format, args...))
+		}
+	}
+	switch a.Phase {
+	case PhaseNew:
+		need(a.Epoch == 0, "phase new at epoch %d", a.Epoch)
+	case PhaseServing, PhaseDraining:
+		e, ok := a.Latest()
+		need(ok && e.Epoch <= a.Epoch, "phase %s without a history entry up to epoch %d", a.Phase, a.Epoch)
+		need(a.Primary != "", "phase %s without a primary", a.Phase)
+	case PhasePromoting:
+		need(a.Elected != nil, "phase promoting without an elected node")
+		need(a.Elected == nil || a.Elected.Node == a.Primary, "phase promoting: elected is not the node that may write")
+	case PhaseFencing:
+	default:
+		need(false, "unknown phase %q", a.Phase)
+	}
+	need(len(a.History) <= HistoryMax, "%d histories, more than %d", len(a.History), HistoryMax)
+	need(slices.IsSortedFunc(a.History, func(x, y HistoryEntry) int { return int(int64(x.Epoch) - int64(y.Epoch)) }), "histories are not in order of epoch")
+	return errs
+}
+
+// Validate returns everything that is wrong with the specification; nil when it is sound.
+func (s Spec) Validate() []error {
+	var errs []error
+	if len(s.Nodes) == 0 {
+		errs = append(errs, errors.New("a shard needs at least one node"))
+	}
+	if !slices.IsSortedFunc(s.Nodes, func(x, y Node) int {
+		if x.ID < y.ID {
+			return -1
+		}
+		return 1
+	}) {
+		errs = append(errs, errors.New("nodes must be sorted by id, each id once"))
+	}
+	for _, n := range s.Nodes {
+		if n.ID == "" || n.Addr == "" {
+			errs = append(errs, fmt.Errorf("node %q at %q needs an id and an address", n.ID, n.Addr))
+		}
+	}
+	switch s.Durability {
+	case Async:
+	case Quorum:
+		if s.AckReplicas < 1 || s.AckReplicas >= len(s.Nodes) {
+			errs = append(errs, fmt.Errorf("durability quorum with %d nodes needs 1 to %d acknowledging replicas, not %d", len(s.Nodes), len(s.Nodes)-1, s.AckReplicas))
+		}
+	default:
+		errs = append(errs, fmt.Errorf("durability %q: use quorum or async", s.Durability))
+	}
+	return append(errs, s.Timing.Validate()...)
+}

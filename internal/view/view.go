@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package view keeps this process's copy of a shard's document: one read loop and one watch per process, an atomic
+// pointer for everybody else. Agents, proxies and faces read it; only controllers write documents, through the store.
+// Its invariant: a snapshot never goes back in revision, and ReadStart is the start of a linearizable read that returned
+// this revision, so leases can be counted from it. One goroutine, inside Run.
+package view
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"redoubt/internal/clock"
+	"redoubt/internal/coord"
+	"redoubt/internal/topo"
+)
+
+// Snapshot is one version of a shard's document. It is immutable.
+type Snapshot struct {
+	Shard topo.Shard
+	Rev   coord.Rev
+	// ReadStart is clock.Uptime at the start of the latest linearizable read that returned this very revision; zero when
+	// this revision is known from a push alone, which is good enough to stop but not to begin accepting writes.
+	ReadStart time.Duration
+}
+
+// Fresh reports whether a lease counted from the snapshot's read is still good at now.
+func (s *Snapshot) Fresh(now time.Duration) bool {
+	return s != nil && s.ReadStart > 0 && now < s.ReadStart+s.Shard.Spec.Timing.Lease.D()
+}
+
+// View publishes snapshots of one document. Its methods are safe for concurrent use.
+type View struct {
+	docs  coord.Docs
+	clock clock.Clock
+	key   string
+	log   *slog.Logger
+	last  atomic.Pointer[Snapshot]
+
+	mu      sync.Mutex
+	changed chan struct{} // closed and replaced at every new revision or confirmation
+}
+
+// New returns a view of the document under key.
+func New(docs coord.Docs, c clock.Clock, key string, log *slog.Logger) *View {
+	return &View{docs: docs, clock: c, key: key, log: log, changed: make(chan struct{})}
+}
+
+// Load returns the latest snapshot; nil before the document was first seen.
+func (v *View) Load() *Snapshot { return v.last.Load() }
+
+// Next returns a channel that is closed at the next change of revision or confirmation. Take the channel first, then
+// Load, then wait, and nothing is missed.
+func (v *View) Next() <-chan struct{} {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.changed
+}
+
+// Run keeps the view current until ctx ends: pushes arrive at once, and a linearizable read every beat confirms them.
+func (v *View) Run(ctx context.Context) error {
+	pushed := v.docs.Watch(ctx, v.key)
+	reads := make(chan struct{}, 1)
+	done := make(chan struct{}, 1)
+	reads <- struct{}{}
+	tick := time.NewTicker(topo.LANTiming().Beat.D())
+	defer tick.Stop()
+	var interval time.Duration
+	reading := false
+	again := false
+	start := func() {
+		if reading {
+			again = true
+			return
+		}
+		reading = true
+		go func() { v.read(ctx); done <- struct{}{} }()
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			if reading {
+				<-done
+			}
+			return ctx.Err()
+		case doc, ok := <-pushed:
+			if !ok {
+				pushed = nil
+				continue
+			}
+			if v.offer(doc, 0) {
+				start() // confirm a new revision at once: a lease counts from a read, never from a push
+			}
+		case <-tick.C:
+			start()
+		case <-reads:
+			start()
+		case <-done:
+			reading = false
+			if again {
+				again = false
+				start()
+			}
+			if s := v.Load(); s != nil {
+				if want := s.Shard.Spec.Timing.Beat.D(); want > 0 && want != interval {
+					interval = want
+					tick.Reset(want)
+				}
+			}
+		}
+	}
+}
+
+func (v *View) read(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	begun := v.clock.Uptime()
+	doc, err := v.docs.Get(ctx, v.key)
+	if err != nil {
+		if !errors.Is(err, coord.ErrNotFound) && !errors.Is(err, coord.ErrUnavailable) && ctx.Err() == nil {
+			v.log.Warn("read of the shard document", "key", v.key, "err", err)
+		}
+		return
+	}
+	v.offer(doc, begun)
+}
+
+// offer publishes doc if it is not older than what is known, and reports whether its revision is new.
+func (v *View) offer(doc coord.Doc, readStart time.Duration) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	old := v.last.Load()
+	if old != nil && (doc.Rev < old.Rev || doc.Rev == old.Rev && readStart <= old.ReadStart) {
+		return false
+	}
+	next := &Snapshot{Rev: doc.Rev, ReadStart: readStart}
+	isNew := old == nil || doc.Rev > old.Rev
+	if isNew {
+		shard, err := topo.DecodeShard(doc.Value)
+		if err != nil {
+			v.log.Error("shard document is not usable; keeping the earlier one", "key", v.key, "rev", doc.Rev, "err", err)
+			return false
+		}
+		next.Shard = shard
+	} else {
+		next.Shard = old.Shard
+	}
+	v.last.Store(next)
+	close(v.changed)
+	v.changed = make(chan struct{})
+	return isNew
+}
