@@ -69,3 +69,10 @@ func (a Assigned) Latest() (HistoryEntry, bool) {
 	}
 	return a.History[len(a.History)-1], true
 }
+
+// SameTenure reports whether two versions of an assignment let the same process write in the same epoch: then a lease
+// that counts from a read of the one is as good for the other.
+func (a Assigned) SameTenure(b Assigned) bool {
+	writable := func(p Phase) bool { return p == PhasePromoting || p == PhaseServing || p == PhaseDraining }
+	return a.Epoch == b.Epoch && a.Primary == b.Primary && a.RunID == b.RunID && writable(a.Phase) && writable(b.Phase)
+}

@@ -58,6 +58,7 @@ type HistoryEntry struct {
 	ReplID string `json:"replid"`
 	Start  int64  `json:"start"`
 	Parent Epoch  `json:"parent"` // effective epoch of the position that was elected; 0 for the first history
+	Node   NodeID `json:"node"`   // who served it
 }
 
 // Elected names the one server process, and the exact position, that may be promoted in PhasePromoting (SAFETY A6).
@@ -67,6 +68,7 @@ type Elected struct {
 	ReplID string `json:"replid"`
 	Offset int64  `json:"offset"`
 	Parent Epoch  `json:"parent"`          // effective epoch of that position
+	Anew   bool   `json:"anew,omitempty"`  // all others have forgotten: once it serves, it alone is enrolled
 	Lossy  string `json:"lossy,omitempty"` // why this choice may have lost writes; empty when it cannot have
 }
 

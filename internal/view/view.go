@@ -23,9 +23,13 @@ import (
 type Snapshot struct {
 	Shard topo.Shard
 	Rev   coord.Rev
-	// ReadStart is clock.Uptime at the start of the latest linearizable read that returned this very revision; zero when
-	// this revision is known from a push alone, which is good enough to stop but not to begin accepting writes.
+	// ReadStart is clock.Uptime at the start of the latest linearizable read that returned this tenure (epoch, primary and
+	// run id); zero when there was none. Leases count from it. A later revision of the same tenure that is known from a
+	// push alone does not end the lease: whatever ended the tenure would have a new epoch.
 	ReadStart time.Duration
+	// Confirmed is true when a linearizable read returned this very revision, false while it is known from a push alone,
+	// which is good enough to stop writing but not to begin following.
+	Confirmed bool
 }
 
 // Fresh reports whether a lease counted from the snapshot's read is still good at now.
@@ -64,9 +68,7 @@ func (v *View) Next() <-chan struct{} {
 // Run keeps the view current until ctx ends: pushes arrive at once, and a linearizable read every beat confirms them.
 func (v *View) Run(ctx context.Context) error {
 	pushed := v.docs.Watch(ctx, v.key)
-	reads := make(chan struct{}, 1)
 	done := make(chan struct{}, 1)
-	reads <- struct{}{}
 	tick := time.NewTicker(topo.LANTiming().Beat.D())
 	defer tick.Stop()
 	var interval time.Duration
@@ -80,6 +82,7 @@ func (v *View) Run(ctx context.Context) error {
 		reading = true
 		go func() { v.read(ctx); done <- struct{}{} }()
 	}
+	start()
 	for {
 		select {
 		case <-ctx.Done():
@@ -96,8 +99,6 @@ func (v *View) Run(ctx context.Context) error {
 				start() // confirm a new revision at once: a lease counts from a read, never from a push
 			}
 		case <-tick.C:
-			start()
-		case <-reads:
 			start()
 		case <-done:
 			reading = false
@@ -134,10 +135,11 @@ func (v *View) offer(doc coord.Doc, readStart time.Duration) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	old := v.last.Load()
-	if old != nil && (doc.Rev < old.Rev || doc.Rev == old.Rev && readStart <= old.ReadStart) {
+	read := readStart > 0
+	if old != nil && (doc.Rev < old.Rev || doc.Rev == old.Rev && (!read || readStart <= old.ReadStart && old.Confirmed)) {
 		return false
 	}
-	next := &Snapshot{Rev: doc.Rev, ReadStart: readStart}
+	next := &Snapshot{Rev: doc.Rev, ReadStart: readStart, Confirmed: read}
 	isNew := old == nil || doc.Rev > old.Rev
 	if isNew {
 		shard, err := topo.DecodeShard(doc.Value)
@@ -146,6 +148,9 @@ func (v *View) offer(doc coord.Doc, readStart time.Duration) bool {
 			return false
 		}
 		next.Shard = shard
+		if !read && old != nil && shard.Assigned.SameTenure(old.Shard.Assigned) {
+			next.ReadStart = old.ReadStart
+		}
 	} else {
 		next.Shard = old.Shard
 	}

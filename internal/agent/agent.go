@@ -1,0 +1,307 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package agent is the loop beside one data node: look at the server, ask converge for the one next thing, do it, report.
+//
+// It decides nothing itself (converge, failover) and calls no other component: it obeys the document in the view and
+// reports through Beats. Its invariant: a promise is on disk before it is reported, and no order older than the promise
+// is carried out. Goroutines: Run's own, and one that sends the latest report.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"redoubt/internal/clock"
+	"redoubt/internal/converge"
+	"redoubt/internal/coord"
+	"redoubt/internal/event"
+	"redoubt/internal/redis"
+	"redoubt/internal/topo"
+	"redoubt/internal/view"
+)
+
+// Options are what an agent needs. All fields but Events are required.
+type Options struct {
+	ID     topo.NodeID
+	Node   redis.Node
+	View   *view.View
+	Beats  coord.Beats
+	Clock  clock.Clock
+	Dir    string // for the promise; survives restarts
+	Log    *slog.Logger
+	Events event.Sink
+}
+
+// Agent keeps one server as the agreed document wants it.
+type Agent struct {
+	o         Options
+	promise   *promise
+	memory    converge.Memory
+	start     int64
+	seq       uint64
+	seen      topo.Sighting
+	settings  redis.Settings
+	checkedAt time.Duration // uptime of the latest Configure
+
+	refused   string
+	refusedAt topo.Epoch
+	failures  int           // consecutive orders that did not work
+	restartAt time.Duration // uptime before which an exited server is left alone
+	drainFrom time.Duration
+	drainOf   topo.Epoch
+
+	outbox   chan []byte // the latest report, capacity one
+	lastSent topo.Sighting
+	sentAt   time.Duration
+}
+
+// The loop's bounds.
+const (
+	lookTimeout   = 100 * time.Millisecond // a server that does not answer within this is looked at from outside
+	orderTimeout  = time.Second
+	fenceTimeout  = 50 * time.Millisecond // then a managed primary is killed
+	restartPause  = 150 * time.Millisecond
+	restartPauses = 5 * time.Second // the longest, after repeated failures
+	drainGrace    = 150 * time.Millisecond
+	drainPoll     = 300 * time.Microsecond
+	configEvery   = time.Second
+)
+
+// New reads the promise from disk.
+func New(o Options) (*Agent, error) {
+	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("agent of %s: %w", o.ID, err)
+	}
+	p, err := openPromise(o.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("agent of %s: %w", o.ID, err)
+	}
+	if o.Events == nil {
+		o.Events = func(event.Event) {}
+	}
+	return &Agent{o: o, promise: p, start: o.Clock.Now().UnixNano(), outbox: make(chan []byte, 1), settings: redis.Settings{MinReplicas: -1}}, nil
+}
+
+// Run keeps the server as ordered until ctx ends. It leaves the server as it is: whoever stops the process decides.
+func (a *Agent) Run(ctx context.Context) error {
+	sent := make(chan struct{})
+	go func() { defer close(sent); a.send(ctx) }()
+	defer func() { <-sent }()
+	for ctx.Err() == nil {
+		changed := a.o.View.Next()
+		in := a.look(ctx)
+		order := converge.Next(in)
+		a.report(in)
+		pause := a.idle(in)
+		if order.Do != converge.Nothing {
+			pause = a.carryOut(ctx, in, order)
+		}
+		a.configure(ctx, in)
+		if pause > 0 {
+			a.wait(ctx, changed, pause)
+		}
+	}
+	return ctx.Err()
+}
+
+func (a *Agent) wait(ctx context.Context, changed <-chan struct{}, pause time.Duration) {
+	t := time.NewTimer(pause)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-changed:
+	case <-a.o.Node.Wake():
+	case <-t.C:
+	}
+}
+
+// idle is how long nothing needs to be looked at: never past the end of the lease.
+func (a *Agent) idle(in converge.Input) time.Duration {
+	if in.Shard == nil {
+		return topo.LANTiming().Beat.D()
+	}
+	d := in.Shard.Spec.Timing.Beat.D()
+	as := in.Shard.Assigned
+	switch {
+	case as.Phase == topo.PhaseDraining && as.Elected != nil && as.Elected.Node == a.o.ID:
+		d = drainPoll // the controller waits for this node's offset
+	case as.Phase == topo.PhasePromoting && as.Primary == a.o.ID:
+		d = 5 * time.Millisecond
+	case as.Phase == topo.PhaseServing && in.Memory.InSync != as.Epoch && in.Seen.Role == topo.RoleReplica:
+		d = min(d, 20*time.Millisecond)
+	}
+	if left := in.LeaseEnd - in.Now; left > 0 && left < d {
+		d = left
+	}
+	return d
+}
+
+// look observes the server and puts together everything that the order may depend on.
+func (a *Agent) look(ctx context.Context) converge.Input {
+	lookCtx, cancel := context.WithTimeout(ctx, lookTimeout)
+	obs := a.o.Node.Observe(lookCtx)
+	cancel()
+	in := converge.Input{Self: a.o.ID, Promised: a.promise.epoch, Seen: sighting(obs), Memory: a.memory}
+	if s := a.o.View.Load(); s != nil {
+		in.Shard = &s.Shard
+		in.Read = s.Confirmed
+		if s.ReadStart > 0 {
+			in.LeaseEnd = s.ReadStart + s.Shard.Spec.Timing.Lease.D()
+		}
+	}
+	in.Now = a.o.Clock.Uptime()
+	in.Memory = converge.Remember(a.memory, in)
+	a.noteChange(in)
+	a.memory = in.Memory
+	return in
+}
+
+// noteChange tells operators what changed at the server, once.
+func (a *Agent) noteChange(in converge.Input) {
+	old, s := a.seen, in.Seen
+	a.seen = s
+	if s.Health != old.Health {
+		a.tell(in, "health", fmt.Sprintf("server is %s", s.Health), "was", string(old.Health))
+		if s.Health == topo.HealthExited {
+			a.restartAt = in.Now + min(restartPause<<min(a.failures, 6), restartPauses)
+		}
+	}
+}
+
+func (a *Agent) tell(in converge.Input, kind, text string, facts ...string) {
+	e := event.Event{At: a.o.Clock.Now(), Kind: kind, Node: string(a.o.ID), Text: text}
+	if in.Shard != nil {
+		e.Shard, e.Epoch = in.Shard.ID, uint64(in.Shard.Assigned.Epoch)
+	}
+	if len(facts) == 2 {
+		e.Facts = map[string]string{facts[0]: facts[1]}
+	}
+	a.o.Log.Info(text, "node", a.o.ID, "epoch", e.Epoch, "kind", kind)
+	a.o.Events(e)
+}
+
+// carryOut performs one order and returns how long to pause before the next look; zero: at once.
+func (a *Agent) carryOut(ctx context.Context, in converge.Input, o converge.Order) time.Duration {
+	if o.Do == converge.Restart && in.Now < a.restartAt {
+		return a.restartAt - in.Now
+	}
+	err := a.perform(ctx, in, o)
+	if err == nil {
+		a.failures = 0
+		return 0
+	}
+	if ctx.Err() != nil {
+		return 0
+	}
+	a.failures = min(a.failures+1, 10)
+	a.refused, a.refusedAt = fmt.Sprintf("%s: %v", o.Do, err), 0
+	if o.Do == converge.Promote && errors.Is(err, redis.ErrRefused) {
+		a.refusedAt = o.Epoch // the controller elects again
+	}
+	if o.Do == converge.Restart {
+		a.restartAt = a.o.Clock.Uptime() + min(restartPause<<min(a.failures, 6), restartPauses)
+	}
+	a.o.Log.Warn("order was not carried out", "node", a.o.ID, "order", o.Do, "rule", o.Rule, "err", err)
+	return min(time.Millisecond<<min(a.failures, 6), 50*time.Millisecond)
+}
+
+func (a *Agent) perform(ctx context.Context, in converge.Input, o converge.Order) error {
+	limit := orderTimeout
+	if o.Do == converge.Fence {
+		limit = fenceTimeout
+		a.tell(in, "fence", "fencing the server: "+o.Why, "rule", o.Rule)
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	switch o.Do {
+	case converge.Promise:
+		return a.promise.keep(o.Epoch)
+	case converge.Fence:
+		return a.o.Node.Fence(ctx)
+	case converge.Freeze:
+		return a.o.Node.Freeze(ctx)
+	case converge.Follow:
+		a.memory.FollowedAt = in.Now
+		a.o.Log.Info("following", "node", a.o.ID, "addr", o.Addr, "epoch", o.Epoch, "why", o.Why)
+		return a.o.Node.Follow(ctx, o.Addr)
+	case converge.Promote:
+		pos, err := a.o.Node.Promote(ctx, o.Expect)
+		if err == nil {
+			a.tell(in, "promote", fmt.Sprintf("promoted at offset %d, history %s", pos.Offset, pos.ReplID))
+		}
+		return err
+	case converge.CheckSync:
+		role, pos, err := a.o.Node.PrimaryPosition(ctx, o.Addr)
+		if err != nil {
+			return err
+		}
+		last, _ := in.Shard.Assigned.Latest()
+		a.memory = converge.Synced(a.memory, o.Epoch, role, pos, last)
+		return nil
+	case converge.Drain:
+		return a.drain(ctx, in)
+	case converge.Restart:
+		return a.o.Node.Restart(ctx)
+	}
+	return nil
+}
+
+// drain waits until the proxies have let go of the server, for a grace at most, and then fences it. Its offset is final
+// from then on (SAFETY C1).
+func (a *Agent) drain(ctx context.Context, in converge.Input) error {
+	if a.drainOf != in.Shard.Assigned.Epoch {
+		a.drainOf, a.drainFrom = in.Shard.Assigned.Epoch, in.Now
+	}
+	changed := a.o.View.Next()
+	for a.o.Clock.Uptime()-a.drainFrom < drainGrace {
+		n, err := a.o.Node.ProxyConnections(ctx)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			break
+		}
+		t := time.NewTimer(drainPoll)
+		select {
+		case <-changed:
+			if s := a.o.View.Load(); s.Shard.Assigned.Phase != topo.PhaseDraining {
+				t.Stop()
+				return nil
+			}
+			changed = a.o.View.Next()
+		case <-t.C:
+		}
+		t.Stop()
+	}
+	a.tell(in, "fence", "fencing the server for a switchover")
+	return a.o.Node.Fence(ctx)
+}
+
+// configure keeps the settings that safety needs on the server.
+func (a *Agent) configure(ctx context.Context, in converge.Input) {
+	if in.Shard == nil || in.Seen.Health != topo.HealthUp {
+		return
+	}
+	want := redis.Settings{}
+	if sp := in.Shard.Spec; sp.Durability == topo.Quorum {
+		want = redis.Settings{MinReplicas: sp.AckReplicas, MinReplicasMaxLag: 1}
+	}
+	if want == a.settings && in.Now-a.checkedAt < configEvery {
+		return
+	}
+	if in.Shard.Assigned.Phase != topo.PhaseServing && in.Shard.Assigned.Phase != topo.PhaseNew {
+		return // nothing may delay an election
+	}
+	a.checkedAt = in.Now
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	if err := a.o.Node.Configure(ctx, want); err != nil {
+		a.o.Log.Warn("settings were not applied", "node", a.o.ID, "err", err)
+		return
+	}
+	a.settings = want
+}

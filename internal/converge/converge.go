@@ -1,0 +1,333 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package converge is the agent's half: from the agreed document and one look at its own server, the single next thing
+// to do there, self-fencing included.
+//
+// It is not a loop and touches nothing; the agent package performs the order and looks again. Its invariant: a server is
+// writable only while the agreed document names exactly its process and the lease counted from a linearizable read is
+// good; and nothing is obeyed that is older than what this node has promised. No goroutines.
+package converge
+
+import (
+	"fmt"
+	"time"
+
+	"redoubt/internal/invariant"
+	"redoubt/internal/topo"
+)
+
+// Kind is what to do.
+type Kind string
+
+// The things that an agent can do to its server.
+const (
+	Nothing   Kind = ""
+	Promise   Kind = "promise"    // write Epoch to disk: never follow or promote for a lower one
+	Fence     Kind = "fence"      // nobody writes here now
+	Freeze    Kind = "freeze"     // stop following, stay read-only
+	Follow    Kind = "follow"     // replicate from Addr
+	Promote   Kind = "promote"    // become the primary, if the server is exactly Expect
+	CheckSync Kind = "check-sync" // read the position of the primary at Addr
+	Drain     Kind = "drain"      // wait for the proxies to be done, then fence
+	Restart   Kind = "restart"    // start the exited server, frozen
+)
+
+// Order is the one next thing to do, and why.
+type Order struct {
+	Rule   string
+	Why    string
+	Do     Kind
+	Epoch  topo.Epoch
+	Addr   string
+	Expect topo.Elected
+}
+
+// Memory is what an agent remembers between two looks. The zero value is an agent that has just started.
+type Memory struct {
+	RunID      string        // process that the rest is about
+	WasPrimary bool          // it was seen as a primary
+	SyncEpoch  topo.Epoch    // epoch whose primary's position was read
+	SyncOffset int64         // that position
+	InSync     topo.Epoch    // own offset has reached it
+	FollowedAt time.Duration // uptime of the latest Follow
+}
+
+// Input is everything that the order may depend on.
+type Input struct {
+	Self     topo.NodeID
+	Shard    *topo.Shard // nil: no document is known
+	Read     bool        // this very revision was returned by a linearizable read, not only pushed
+	LeaseEnd time.Duration
+	Now      time.Duration // uptime, counting suspend
+	Promised topo.Epoch    // on disk
+	Seen     topo.Sighting // the server's part: health, role, position, …
+	Memory   Memory
+
+	quiet bool // no sentence is wanted yet
+}
+
+func (in *Input) say(format string, args ...any) string {
+	if in.quiet {
+		return ""
+	}
+	return fmt.Sprintf(format, args...)
+}
+
+// Remember folds one look into the memory.
+func Remember(m Memory, in Input) Memory {
+	s := in.Seen
+	if s.RunID != "" && s.RunID != m.RunID {
+		m = Memory{RunID: s.RunID}
+	}
+	switch s.Role {
+	case topo.RolePrimary:
+		m.WasPrimary = true
+	case topo.RoleReplica:
+		m.WasPrimary = false
+	}
+	if s.Health == topo.HealthExited {
+		return Memory{}
+	}
+	if in.Shard == nil {
+		return m
+	}
+	last, ok := in.Shard.Assigned.Latest()
+	reached := ok && m.SyncEpoch == in.Shard.Assigned.Epoch && s.LinkUp && s.Whole && s.Pos.ReplID == last.ReplID && s.Pos.Offset >= m.SyncOffset
+	if reached && in.Shard.Assigned.Phase == topo.PhaseServing {
+		m.InSync = in.Shard.Assigned.Epoch
+	}
+	return m
+}
+
+// Synced folds the answer to CheckSync into the memory: the primary of epoch was at pos, read after the link came up.
+func Synced(m Memory, epoch topo.Epoch, role topo.Role, pos topo.Position, last topo.HistoryEntry) Memory {
+	if role == topo.RolePrimary && pos.ReplID == last.ReplID {
+		m.SyncEpoch, m.SyncOffset = epoch, pos.Offset
+	}
+	return m
+}
+
+type rule struct {
+	name string
+	when func(*Input) (bool, string)
+	do   func(*Input) Order
+}
+
+func rules() []rule {
+	return []rule{
+		{"boot-frozen", exited, just(Restart)},
+		{"no-order", writableWithoutOrder, just(Fence)},
+		{"old-order", olderThanPromise, nil},
+		{"promise", unpromisedFencing, promise},
+		{"fence-order", fenceOrdered, just(Fence)},
+		{"deposed", writableButNotNamed, just(Fence)},
+		{"lease-over", leaseOver, just(Fence)},
+		{"unanswered", notAnswering, nil},
+		{"freeze", mustFreeze, just(Freeze)},
+		{"elected-unread", electedButUnread, nil},
+		{"promote", electedHere, promote},
+		{"drain", drainHere, just(Drain)},
+		{"serve", servesHere, nil},
+		{"wait-for-election", namedButNotWritable, nil},
+		{"unread", followUnread, nil},
+		{"follow", mustFollow, follow},
+		{"check-sync", syncUnknown, checkSync},
+		{"in-order", func(*Input) (bool, string) { return true, "as ordered" }, nil},
+	}
+}
+
+// Next returns the one next thing to do; Nothing when the node is as ordered or must wait.
+func Next(in Input) Order {
+	in.quiet = true
+	for _, r := range rules() {
+		if matched, _ := r.when(&in); !matched {
+			continue
+		}
+		in.quiet = false
+		_, why := r.when(&in)
+		var o Order
+		if r.do != nil {
+			o = r.do(&in)
+		}
+		o.Rule, o.Why = r.name, why
+		return o
+	}
+	panic("unreachable: the last rule always matches")
+}
+
+func just(k Kind) func(*Input) Order { return func(*Input) Order { return Order{Do: k} } }
+
+func (in *Input) a() *topo.Assigned { return &in.Shard.Assigned }
+
+func (in *Input) leaseGood() bool {
+	return in.Now < in.LeaseEnd
+}
+
+// named: the document lets exactly this process be a primary (if the lease is good).
+func (in *Input) named() bool {
+	a := in.a()
+	return a.Primary == in.Self && a.RunID == in.Seen.RunID &&
+		(a.Phase == topo.PhaseServing || a.Phase == topo.PhaseDraining || a.Phase == topo.PhasePromoting)
+}
+
+// mayBeWritable: the server says that it is a primary, or was one when it last answered.
+func (in *Input) mayBeWritable() bool {
+	if in.Seen.Health == topo.HealthExited {
+		return false
+	}
+	return in.Seen.Role == topo.RolePrimary || in.Seen.Role == topo.RoleUnknown && in.Memory.WasPrimary
+}
+
+func exited(in *Input) (bool, string) {
+	return in.Seen.Health == topo.HealthExited && (in.Shard == nil || in.Promised >= in.a().Epoch || in.a().Phase != topo.PhaseFencing),
+		"the server is " + string(in.Seen.Health)
+}
+
+func writableWithoutOrder(in *Input) (bool, string) {
+	return in.Shard == nil && in.mayBeWritable(), "a server may not be writable before the agreed order is known"
+}
+
+// olderThanPromise: the view is stale, or the store was rolled back. Nothing of it is obeyed; a writable server is fenced.
+func olderThanPromise(in *Input) (bool, string) {
+	if in.Shard == nil {
+		return true, "no order is known"
+	}
+	if in.a().Epoch >= in.Promised || invariant.Planted("order-delayed-past-epoch") {
+		return false, in.say("epoch %d, promised %d", in.a().Epoch, in.Promised)
+	}
+	return !in.mayBeWritable(), in.say("the order is of epoch %d, but this node has promised epoch %d", in.a().Epoch, in.Promised)
+}
+
+// unpromisedFencing: a position counts in an election only if this node can never again follow an older primary
+// (SAFETY A6). The promise comes first, on disk.
+func unpromisedFencing(in *Input) (bool, string) {
+	p := in.a().Phase
+	due := p == topo.PhaseFencing || p == topo.PhasePromoting
+	return due && in.Promised < in.a().Epoch, in.say("phase %s of epoch %d is not promised yet", p, in.a().Epoch)
+}
+
+func promise(in *Input) Order { return Order{Do: Promise, Epoch: in.a().Epoch} }
+
+func fenceOrdered(in *Input) (bool, string) {
+	return in.a().Phase == topo.PhaseFencing && in.mayBeWritable(), in.say("epoch %d: nobody may write", in.a().Epoch)
+}
+
+func writableButNotNamed(in *Input) (bool, string) {
+	if !in.mayBeWritable() || in.Seen.RunID == "" && in.a().Primary == in.Self {
+		return false, "not writable, or not answering"
+	}
+	if in.Promised > in.a().Epoch && !invariant.Planted("order-delayed-past-epoch") {
+		return true, "writable under an order older than this node's promise"
+	}
+	return !in.named(), in.say("%s (process %.8s) is the one that may write", in.a().Primary, in.a().RunID)
+}
+
+// leaseOver is the self-fence: whether or not anybody can be reached, and also for a server that does not answer.
+func leaseOver(in *Input) (bool, string) {
+	if invariant.Planted("no-self-fence") {
+		return false, "planted"
+	}
+	return in.mayBeWritable() && !in.leaseGood(), in.say("the lease ended %s ago", (in.Now - in.LeaseEnd).Round(time.Millisecond))
+}
+
+func notAnswering(in *Input) (bool, string) {
+	return in.Seen.Health != topo.HealthUp, "the server is " + string(in.Seen.Health)
+}
+
+func mustFreeze(in *Input) (bool, string) {
+	a := in.a()
+	if in.Seen.Role != topo.RoleReplica || in.Seen.Frozen {
+		return false, "frozen already, or a primary"
+	}
+	switch a.Phase {
+	case topo.PhaseNew, topo.PhaseFencing:
+		return true, in.say("phase %s of epoch %d", a.Phase, a.Epoch)
+	case topo.PhasePromoting:
+		return a.Primary != in.Self, in.say("%s is being promoted at epoch %d", a.Primary, a.Epoch)
+	case topo.PhaseServing:
+		return a.Primary == in.Self, "the document names this node, which may not follow anybody"
+	}
+	return false, "phase " + string(a.Phase)
+}
+
+func (in *Input) electedHere() bool {
+	a := in.a()
+	return a.Phase == topo.PhasePromoting && a.Primary == in.Self && in.Seen.Role == topo.RoleReplica
+}
+
+// electedButUnread: promotion needs the lease, and a lease counts from a read.
+func electedButUnread(in *Input) (bool, string) {
+	return in.electedHere() && !in.leaseGood(), "elected, but the order is not confirmed by a read yet"
+}
+
+func electedHere(in *Input) (bool, string) {
+	return in.electedHere(), in.say("elected at epoch %d", in.a().Epoch)
+}
+
+func promote(in *Input) Order {
+	return Order{Do: Promote, Epoch: in.a().Epoch, Expect: *in.a().Elected}
+}
+
+func drainHere(in *Input) (bool, string) {
+	return in.a().Phase == topo.PhaseDraining && in.a().Primary == in.Self && in.Seen.Role == topo.RolePrimary, "a switchover is under way"
+}
+
+func servesHere(in *Input) (bool, string) {
+	return in.Seen.Role == topo.RolePrimary, "named, with a good lease"
+}
+
+// namedButNotWritable: a node that lost its role never takes it back by itself; only a new epoch gives it.
+func namedButNotWritable(in *Input) (bool, string) {
+	return in.a().Primary == in.Self || in.a().Primary == "", "only an election makes a primary"
+}
+
+func (in *Input) primaryAddr() string {
+	n, _ := in.Shard.Spec.Node(in.a().Primary)
+	return n.Addr
+}
+
+func (in *Input) followsWhom() bool {
+	return in.a().Phase == topo.PhaseServing
+}
+
+// followUnread: a pushed document may be old news for an agent that has just started; following needs a read.
+func followUnread(in *Input) (bool, string) {
+	return in.followsWhom() && !in.Read && in.Seen.Following != in.primaryAddr(), "the order is not confirmed by a read yet"
+}
+
+// refollowAfter paces repeated orders to follow: the server itself reconnects only once a second (SAFETY C2).
+const refollowAfter = 200 * time.Millisecond
+
+func mustFollow(in *Input) (bool, string) {
+	if !in.followsWhom() {
+		return false, "phase " + string(in.a().Phase)
+	}
+	if addr := in.primaryAddr(); in.Seen.Following != addr {
+		return true, in.say("%s serves epoch %d at %s", in.a().Primary, in.a().Epoch, addr)
+	}
+	if !in.Seen.LinkUp && in.Seen.Whole && in.Now-in.Memory.FollowedAt > refollowAfter {
+		return true, "the link to the primary is down and no sync is under way"
+	}
+	return false, "follows the primary"
+}
+
+func follow(in *Input) Order { return Order{Do: Follow, Epoch: in.a().Epoch, Addr: in.primaryAddr()} }
+
+func syncUnknown(in *Input) (bool, string) {
+	m := in.Memory
+	return in.followsWhom() && in.Seen.LinkUp && in.Seen.Whole && !hasProblem(in.Seen, "aof-rewrite") &&
+		m.InSync != in.a().Epoch && m.SyncEpoch != in.a().Epoch, "the link is up; it is not known yet whether this node has caught up"
+}
+
+func checkSync(in *Input) Order {
+	return Order{Do: CheckSync, Epoch: in.a().Epoch, Addr: in.primaryAddr()}
+}
+
+func hasProblem(s topo.Sighting, name string) bool {
+	for _, p := range s.Problems {
+		if p == name {
+			return true
+		}
+	}
+	return false
+}

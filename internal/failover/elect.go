@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package failover
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+	"time"
+
+	"redoubt/internal/invariant"
+	"redoubt/internal/topo"
+)
+
+// The rules of PhaseFencing: nobody may write; find the node that has every acknowledged write.
+
+func fencing(f *facts) (bool, string) {
+	if f.a.Phase != topo.PhaseFencing {
+		return false, "phase is " + string(f.a.Phase)
+	}
+	if len(f.witnesses) == 0 {
+		return false, "no frozen, enrolled node"
+	}
+	best := f.witnesses[0]
+	return true, f.say("%s has the best of %d positions (%d needed): epoch %d, offset %d", best.Node, len(f.witnesses), f.needed, best.at.Epoch, best.at.Offset)
+}
+
+// oldPrimaryMayWrite holds the election back until the old primary confirmed its fence, or its lease is over.
+func oldPrimaryMayWrite(f *facts) (bool, string) {
+	switch {
+	case f.a.Phase != topo.PhaseFencing:
+		return false, "phase is " + string(f.a.Phase)
+	case f.fenced:
+		return false, f.say("%s confirmed that it takes no write", f.a.Primary)
+	case f.leaseLeft <= 0:
+		return false, f.say("the lease of %s is over", f.a.Primary)
+	case invariant.Planted("promotion-before-fence"):
+		return false, "planted"
+	}
+	f.recheck = f.leaseLeft
+	return true, f.say("%s may still accept writes for %s: its fence is not confirmed", f.a.Primary, f.leaseLeft.Round(time.Millisecond))
+}
+
+// forcedByOperator lets an operator give up on missing nodes, never on the fence.
+func forcedByOperator(f *facts) (bool, string) {
+	i := f.a.Intent
+	if f.a.Phase != topo.PhaseFencing || i == nil || !i.AcceptDataLoss {
+		return false, "no operator accepted data loss"
+	}
+	if len(f.forcedCandidates()) == 0 {
+		return false, "data loss is accepted, but no frozen node (of those allowed) is there"
+	}
+	return true, f.say("%s accepted data loss; missing: %s", orSomebody(i.By), list(f.missing))
+}
+
+func (f *facts) forcedCandidates() []rank {
+	var out []rank
+	for _, s := range f.present {
+		if to := f.a.Intent.To; to != "" && s.Node != to {
+			continue
+		}
+		at, _ := f.place(s.Pos)
+		out = append(out, rank{s, at})
+	}
+	return out
+}
+
+// everyoneForgot is a start after a stop of so many nodes that no election by witnesses is possible: all seats must be
+// there, and then one of them must certainly hold everything (SAFETY A9).
+func everyoneForgot(f *facts) (bool, string) {
+	if f.a.Phase != topo.PhaseFencing || len(f.a.History) == 0 {
+		return false, "phase is " + string(f.a.Phase)
+	}
+	if len(f.witnesses) >= f.needed || len(f.unplaced) > 0 {
+		return false, f.say("%d enrolled witnesses are enough", len(f.witnesses))
+	}
+	seats := len(f.spec.Nodes)
+	if f.spec.Durability == topo.Async && f.PhaseFor.D() > f.spec.Timing.Loading.D() {
+		seats = 1 // availability first: the best of those that came back in time
+	}
+	if invariant.Planted("cold-start-with-n-k") {
+		seats = f.needed
+	}
+	if len(f.present) < seats {
+		return false, f.say("%d of %d seats are there; missing: %s", len(f.present), seats, list(f.missing))
+	}
+	best, why := f.coldBest()
+	return best != nil, why
+}
+
+// coldBest picks the seat that certainly holds every acknowledged write after everybody restarted; nil when nobody can
+// tell, and then a person has to.
+func (f *facts) coldBest() (*Seen, string) {
+	last, _ := f.a.Latest()
+	empty, placed := true, true
+	var best *rank
+	for i := range f.present {
+		s := f.present[i]
+		if s.Node == last.Node && s.Kept {
+			return &f.present[i], f.say("all seats restarted; %s served last and its append-only file is intact", s.Node)
+		}
+		empty = empty && s.Keys == 0
+		at, ok := f.place(s.Pos)
+		placed = placed && (ok || s.Keys == 0) // an empty data set is older than any other
+		if r := (rank{s, at}); ok && (best == nil || f.better(r, *best) < 0) {
+			best = &r
+		}
+	}
+	if invariant.Planted("cold-start-with-n-k") && best == nil {
+		return &f.present[0], "planted"
+	}
+	switch {
+	case placed && best != nil:
+		return &best.Seen, f.say("all seats restarted; %s has the newest of the saved positions: epoch %d, offset %d", best.Node, best.at.Epoch, best.at.Offset)
+	case empty:
+		return &f.present[0], "all seats restarted and none holds a key"
+	}
+	if f.spec.Durability == topo.Async {
+		most := slices.MaxFunc(f.present, func(x, y Seen) int { return cmp.Compare(x.Keys, y.Keys) })
+		return &most, f.say("all seats restarted; asynchronous, so %s with the most keys (%d) goes on", most.Node, most.Keys)
+	}
+	return nil, "all seats restarted and nobody can tell which data set is the newest: compare them (redoubt status) and choose with redoubt failover --to NODE --accept-data-loss"
+}
+
+// ackedWriteCouldHide waits for more witnesses, and names those that are missing.
+func ackedWriteCouldHide(f *facts) (bool, string) {
+	if f.a.Phase != topo.PhaseFencing {
+		return false, "phase is " + string(f.a.Phase)
+	}
+	got := len(f.witnesses) + len(f.unplaced)
+	if got >= f.needed {
+		return false, f.say("%d of %d needed positions are known", got, f.needed)
+	}
+	return true, f.say("%d of %d needed positions are known; an acknowledged write could be on a node that is missing: %s", got, f.needed, list(f.missing))
+}
+
+func idNobodyRecorded(f *facts) (bool, string) {
+	if len(f.unplaced) == 0 {
+		return false, "every position lies in a recorded history"
+	}
+	return true, f.say("%s has a replication id that nobody recorded, so it cannot be compared: inspect it, then redoubt failover --to NODE --accept-data-loss", f.unplaced[0])
+}
+
+// morePositionsExpected gives an asynchronous shard a short time to hear more positions: the best of those reachable.
+func morePositionsExpected(f *facts) (bool, string) {
+	if f.a.Phase != topo.PhaseFencing || f.spec.Durability == topo.Quorum {
+		return false, "enough positions intersect every acknowledged write"
+	}
+	left := f.spec.Timing.Gather.D() - f.PhaseFor.D()
+	if left <= 0 {
+		return false, f.say("waited %s", f.spec.Timing.Gather)
+	}
+	for _, n := range f.spec.Nodes {
+		s, ok := f.Sightings[n.ID]
+		alive := ok && s.Age.D() <= f.spec.Timing.Silence.D() && s.Health == topo.HealthUp && f.a.Enrolled[n.ID] == s.RunID
+		if alive && !f.isWitness(n.ID) {
+			f.recheck = left
+			return true, f.say("%s is alive and has not reported its position yet; waiting %s at most", n.ID, left)
+		}
+	}
+	return false, "every node that is alive has reported"
+}
+
+func (f *facts) isWitness(id topo.NodeID) bool {
+	for _, w := range f.witnesses {
+		if w.Node == id {
+			return true
+		}
+	}
+	return false
+}
+
+func electBest(f *facts, rule string) *topo.Assigned {
+	if rule == "elect-forced" {
+		c := f.forcedCandidates()
+		best := c[0]
+		for _, r := range c[1:] {
+			if f.better(r, best) < 0 {
+				best = r
+			}
+		}
+		return f.elect(best.Seen, best.at.Epoch, "operator accepted data loss; missing: "+list(f.missing))
+	}
+	best := f.witnesses[0]
+	lossy := ""
+	if f.spec.Durability != topo.Quorum && !f.isWitness(f.a.Primary) {
+		lossy = "asynchronous: writes that had not reached " + string(best.Node) + " are lost"
+	}
+	return f.elect(best.Seen, best.at.Epoch, lossy)
+}
+
+func electColdBest(f *facts, _ string) *topo.Assigned {
+	best, _ := f.coldBest()
+	at, _ := f.place(best.Pos)
+	lossy := ""
+	if f.spec.Durability == topo.Async {
+		lossy = "asynchronous: after a restart of all seats the newest data set cannot be proven"
+	}
+	next := f.elect(*best, at.Epoch, lossy)
+	next.Elected.Anew = true
+	return next
+}
+
+// elect names the one process and position that may be promoted.
+func (f *facts) elect(s Seen, parent topo.Epoch, lossy string) *topo.Assigned {
+	next := f.a.Clone()
+	next.Epoch++
+	next.Phase = topo.PhasePromoting
+	next.Primary = s.Node
+	next.RunID = s.RunID
+	next.Elected = &topo.Elected{Node: s.Node, RunID: s.RunID, ReplID: s.Pos.ReplID, Offset: s.Pos.Offset, Parent: parent, Lossy: lossy}
+	return &next
+}
+
+func list(missing []string) string {
+	if len(missing) == 0 {
+		return "nobody"
+	}
+	return strings.Join(missing, ", ")
+}
+
+func orSomebody(who string) string {
+	if who == "" {
+		return "an operator"
+	}
+	return who
+}

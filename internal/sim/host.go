@@ -1,0 +1,427 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sim
+
+import (
+	"fmt"
+	"time"
+
+	"redoubt/internal/converge"
+	"redoubt/internal/topo"
+)
+
+// host is one machine: a server, its agent with the process's view of the document, and a proxy.
+type host struct {
+	w     *world
+	index int
+	id    topo.NodeID
+	srv   *server
+
+	// the clock: rate differs from host to host; suspend stops the monotonic clock, not the boot clock
+	rate       float64
+	suspended  time.Duration // total time that the monotonic clock missed
+	sleepUntil time.Duration // the host is suspended until then
+	stallUntil time.Duration // only the agent process is stopped until then
+	ranSince   time.Duration // agent and server have both been running since then
+
+	agentUp    bool
+	agentStart int64
+	generation int // grows with every agent process
+	view       view
+	promised   topo.Epoch // on disk
+	memory     converge.Memory
+	seq        uint64
+	busy       bool
+	tickAt     time.Duration
+	lastBeat   time.Duration
+	lastSent   topo.Sighting
+	health     topo.Health
+	healthFrom time.Duration
+	lastRole   topo.Role
+	refused    string
+	refusedAt  topo.Epoch
+	restartAt  time.Duration
+	drainFrom  time.Duration
+	slowAgent  time.Duration
+
+	proxy *proxy
+}
+
+// view is what this process knows of the document, as package view keeps it.
+type view struct {
+	rev       uint64
+	doc       topo.Shard
+	readStart time.Duration // host uptime at the start of the latest read of this tenure
+	confirmed bool
+	known     bool
+}
+
+func newHost(w *world, i int) *host {
+	h := &host{w: w, index: i, id: topo.NodeID(fmt.Sprintf("n%d", i+1)), rate: 1 + (w.rng.Float64()-0.5)*0.04}
+	h.srv = &server{w: w, h: h, name: string(h.id)}
+	h.proxy = &proxy{w: w, h: h}
+	if w.rng.IntN(4) == 0 {
+		h.slowAgent = time.Duration(w.rng.IntN(30)) * time.Millisecond
+	}
+	return h
+}
+
+func (h *host) start() {
+	h.srv.kept = h.w.persist == persistAOF
+	h.srv.boot()
+	h.startAgent()
+	h.proxy.loop()
+	h.pings()
+}
+
+// uptime is the host's boot clock; with the planted bug it is the clock that stops in suspend.
+func (h *host) uptime() time.Duration {
+	t := h.w.now
+	if planted("lease-clock-stops") {
+		t -= h.suspended
+		if h.w.now < h.sleepUntil {
+			t -= 0
+		}
+	}
+	return time.Duration(float64(t)*h.rate) + time.Hour
+}
+
+func (h *host) elapsed(real time.Duration) time.Duration {
+	return time.Duration(float64(real) * h.rate)
+}
+
+func (h *host) asleep() bool { return h.w.now < h.sleepUntil }
+
+func (h *host) wakesAt() time.Duration { return max(h.sleepUntil, h.stallUntil) }
+
+// whenAwake runs do now, or when the agent's process runs again.
+func (h *host) whenAwake(do func()) {
+	if at := h.wakesAt(); h.w.now < at {
+		gen := h.generation
+		h.w.after(at-h.w.now, func() {
+			if h.generation == gen {
+				h.whenAwake(do)
+			}
+		})
+		return
+	}
+	do()
+}
+
+func (h *host) startAgent() {
+	h.generation++
+	h.agentUp = true
+	h.agentStart = int64(h.generation)
+	h.view = view{}
+	h.memory = converge.Memory{}
+	h.busy, h.tickAt, h.seq = false, 0, 0
+	h.lastSent, h.refused, h.drainFrom = topo.Sighting{}, "", 0
+	h.lastRole = topo.RoleUnknown
+	h.w.log("%s agent starts (promised %d)", h.id, h.promised)
+	h.readLoop(h.generation)
+	h.wake()
+}
+
+// killAgent is kill -9 of the agent. Its guard fences a primary, and kills it only if that fails (SAFETY B3).
+func (h *host) killAgent() {
+	h.agentUp = false
+	h.generation++
+	s, run := h.srv, h.srv.run
+	h.w.after(5*time.Millisecond, func() {
+		if h.agentUp || !s.alive || s.run != run || !s.primary || planted("no-self-fence") {
+			return
+		}
+		if s.stopped {
+			s.die(false)
+			return
+		}
+		s.freeze()
+	})
+}
+
+// readLoop is the view's linearizable read, every beat.
+func (h *host) readLoop(gen int) {
+	if h.generation != gen {
+		return
+	}
+	next := func() {
+		h.w.after(h.w.spec.Timing.Beat.D(), func() { h.whenAwake(func() { h.readLoop(gen) }) })
+	}
+	begun := h.uptime()
+	h.read(func(rev uint64, doc topo.Shard) { h.offer(rev, doc, begun, true) }, next)
+}
+
+func (h *host) read(got func(uint64, topo.Shard), done func()) {
+	s := h.w.store
+	var rev uint64
+	var doc topo.Shard
+	s.call(h, func() {
+		s.lastRead[h.id] = h.w.now
+		rev, doc = s.rev, s.doc
+	}, func(ok bool) {
+		if ok {
+			got(rev, doc)
+		}
+		done()
+	})
+}
+
+// offer takes a version of the document into the view; it never goes back.
+func (h *host) offer(rev uint64, doc topo.Shard, readStart time.Duration, read bool) {
+	v := &h.view
+	if v.known && (rev < v.rev || rev == v.rev && (!read || readStart <= v.readStart && v.confirmed)) {
+		return
+	}
+	isNew := !v.known || rev > v.rev
+	keep := isNew && !read && v.known && doc.Assigned.SameTenure(v.doc.Assigned)
+	if !keep {
+		v.readStart = readStart
+	}
+	v.rev, v.doc, v.known, v.confirmed = rev, doc, true, read
+	if isNew && !read {
+		begun := h.uptime()
+		h.read(func(rev uint64, doc topo.Shard) { h.offer(rev, doc, begun, true) }, func() {})
+	}
+	if c := h.w.store.leader; c.h == h && !c.deposed {
+		c.learn(rev, doc)
+	}
+	h.wake()
+	h.proxy.flush()
+}
+
+func (h *host) leaseEnd() time.Duration {
+	if h.view.readStart == 0 {
+		return 0
+	}
+	return h.view.readStart + h.w.spec.Timing.Lease.D()
+}
+
+func (h *host) wake() {
+	if !h.agentUp || h.busy {
+		return
+	}
+	h.tickIn(h.w.between(50*time.Microsecond, 300*time.Microsecond))
+}
+
+func (h *host) tickIn(d time.Duration) {
+	at := h.w.now + d
+	if h.tickAt > h.w.now && h.tickAt <= at {
+		return
+	}
+	h.tickAt = at
+	gen := h.generation
+	h.w.after(d, func() {
+		if h.generation == gen && h.tickAt == at {
+			h.tickAt = 0
+			h.whenAwake(func() { h.tick() })
+		}
+	})
+}
+
+// tick is the agent's loop: look, remember, decide, act, report.
+func (h *host) tick() {
+	if !h.agentUp || h.busy {
+		return
+	}
+	in := converge.Input{Self: h.id, Now: h.uptime(), LeaseEnd: h.leaseEnd(), Promised: h.promised, Read: h.view.confirmed, Seen: h.observe()}
+	if h.view.known {
+		doc := h.view.doc
+		in.Shard = &doc
+	}
+	if in.Seen.Health != topo.HealthUp {
+		in.Memory = h.memory
+	}
+	in.Memory = converge.Remember(h.memory, in)
+	h.memory = in.Memory
+	o := converge.Next(in)
+	h.report(in)
+	if o.Do == converge.Nothing || !h.perform(in, o) {
+		h.tickIn(h.idle(in))
+		return
+	}
+}
+
+// idle is how long to sleep when there is nothing to do: never past the end of the lease.
+func (h *host) idle(in converge.Input) time.Duration {
+	d := 40 * time.Millisecond
+	if in.Shard != nil && in.Shard.Assigned.Phase == topo.PhaseDraining {
+		d = time.Millisecond
+	}
+	if left := in.LeaseEnd - in.Now; left > 0 && left < d {
+		d = left + time.Millisecond
+	}
+	return d
+}
+
+func (h *host) observe() topo.Sighting {
+	s := h.srv
+	var g topo.Sighting
+	health := topo.HealthUp
+	switch {
+	case !s.alive:
+		health = topo.HealthExited
+	case s.stopped:
+		health = topo.HealthStopped
+	}
+	if health != h.health {
+		h.health, h.healthFrom = health, h.uptime()
+	}
+	g.Health, g.HealthFor = health, topo.Duration(h.uptime()-h.healthFrom)
+	g.Node = h.id
+	switch health {
+	case topo.HealthUp:
+		g.Role = topo.RoleReplica
+		if s.primary {
+			g.Role = topo.RolePrimary
+		}
+		g.Frozen = !s.primary && s.following == nil
+		g.Whole, g.RunID, g.Backlog, g.Kept = s.whole, s.run, s.backlog, s.kept
+		g.Pos = topo.Position{ReplID: s.replid, Offset: s.offset(), ReplID2: s.replid2, Offset2: s.offset2}
+		if s.following != nil {
+			g.Following = s.following.name
+		}
+		g.LinkUp = s.linkUp()
+		if s.head != nil {
+			g.Keys = 1
+		}
+	case topo.HealthStopped:
+		g.RunID = h.memory.RunID
+	}
+	g.Fenced = g.Frozen || health == topo.HealthExited
+	return g
+}
+
+func (h *host) report(in converge.Input) {
+	g := in.Seen
+	g.AgentStart, g.Promised, g.InSync = h.agentStart, h.promised, h.memory.InSync
+	if in.Shard != nil {
+		g.Epoch, g.Phase = in.Shard.Assigned.Epoch, in.Shard.Assigned.Phase
+	}
+	if h.refusedAt == g.Epoch {
+		g.Refused = h.refused
+	}
+	old := h.lastSent
+	same := old.Epoch == g.Epoch && old.Phase == g.Phase && old.Health == g.Health && old.Role == g.Role && old.Frozen == g.Frozen &&
+		old.RunID == g.RunID && old.Promised == g.Promised && old.InSync == g.InSync && old.Refused == g.Refused && old.LinkUp == g.LinkUp &&
+		(old.Pos == g.Pos || g.Phase == topo.PhaseServing)
+	if same && h.w.now-h.lastBeat < h.w.spec.Timing.Beat.D() {
+		return
+	}
+	h.seq++
+	g.Seq = h.seq
+	h.lastBeat, h.lastSent = h.w.now, g
+	h.w.store.send(h, g)
+}
+
+// perform carries out an order; false: not now.
+func (h *host) perform(in converge.Input, o converge.Order) bool {
+	s, w := h.srv, h.w
+	run := s.run
+	took := w.between(50*time.Microsecond, time.Millisecond) + h.slowAgent
+	later := func(do func()) {
+		h.busy = true
+		gen := h.generation
+		w.after(took, func() {
+			if h.generation == gen {
+				h.whenAwake(func() {
+					h.busy = false
+					do()
+					h.tickIn(100 * time.Microsecond)
+				})
+			}
+		})
+	}
+	order := func(do func()) { // reaches the server even if the agent dies meanwhile, and late if it is stopped
+		w.after(took/2, func() { s.exec(run, do) })
+		later(func() {})
+	}
+	switch o.Do {
+	case converge.Promise:
+		later(func() { h.promised = max(h.promised, o.Epoch) })
+	case converge.Fence:
+		w.log("%s fences: %s (%s)", h.id, o.Rule, o.Why)
+		if s.stopped {
+			took = 50 * time.Millisecond
+			later(func() {
+				if s.alive && s.run == run && s.stopped {
+					s.die(false)
+				}
+			})
+			return true
+		}
+		order(s.freeze)
+	case converge.Freeze:
+		order(s.freeze)
+	case converge.Follow:
+		h.memory.FollowedAt = in.Now
+		p := w.host(topo.NodeID(o.Addr)).srv
+		order(func() { s.follow(p) })
+	case converge.Promote:
+		order(func() {
+			if why := s.promote(o.Expect); why != "" {
+				h.refused, h.refusedAt = why, o.Epoch
+				return
+			}
+			w.log("%s is promoted: %s from %d", h.id, s.replid, s.offset())
+		})
+	case converge.CheckSync:
+		h.checkSync(o, later)
+	case converge.Drain:
+		return h.drain(in, took, order)
+	case converge.Restart:
+		if w.now < h.restartAt {
+			return false
+		}
+		took += w.between(5*time.Millisecond, 300*time.Millisecond)
+		later(func() {
+			if !s.alive {
+				s.boot()
+			}
+		})
+	}
+	return true
+}
+
+func (h *host) checkSync(o converge.Order, later func(func())) {
+	p := h.w.host(topo.NodeID(o.Addr)).srv
+	if !p.alive || p.stopped || h.w.isCut(h.srv, p) || h.w.isCut(p, h.srv) {
+		later(func() {})
+		return
+	}
+	role, pos := topo.RoleReplica, topo.Position{ReplID: p.replid, Offset: p.offset()}
+	if p.primary {
+		role = topo.RolePrimary
+	}
+	last, _ := h.view.doc.Assigned.Latest()
+	later(func() { h.memory = converge.Synced(h.memory, o.Epoch, role, pos, last) })
+}
+
+// drain waits for the proxies' connections to go, within a grace, and then fences.
+func (h *host) drain(in converge.Input, took time.Duration, order func(func())) bool {
+	if h.drainFrom == 0 || in.Now-h.drainFrom > 2*time.Second {
+		h.drainFrom = in.Now
+	}
+	busy := false
+	for _, c := range h.srv.conns {
+		busy = busy || c.open
+	}
+	if busy && in.Now-h.drainFrom < 50*time.Millisecond {
+		h.tickIn(time.Millisecond)
+		return true
+	}
+	if planted("switchover-fenced-by-pause") {
+		return true
+	}
+	order(h.srv.freeze)
+	return true
+}
+
+// pings move the primary's offset when nobody writes.
+func (h *host) pings() {
+	h.w.after(time.Second, func() {
+		if s := h.srv; s.alive && !s.stopped && s.primary && len(s.replicas) > 0 {
+			s.write(0)
+		}
+		h.pings()
+	})
+}

@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package sim is a deterministic world for the shipped decisions (failover, converge): one seed, one goroutine, virtual
+// time. Servers replicate with offsets and histories as real ones do (SAFETY.md), hosts have clocks that drift and stop,
+// networks cut, delay, lose and reorder, stores go away, controllers move, operators interfere; checkers watch.
+// It is test-only and must stay reproducible: no map iteration decides anything, nothing reads the real clock.
+package sim
+
+import (
+	"container/heap"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"redoubt/internal/invariant"
+	"redoubt/internal/topo"
+)
+
+// Options choose one world.
+type Options struct {
+	Seed  uint64
+	Trace bool // keep the timeline
+}
+
+// Result is what became of it.
+type Result struct {
+	Seed      uint64
+	Shape     string
+	Violation string // empty: every checker was content
+	Timeline  []string
+	Rules     map[string]int // decisions that swapped, by rule
+	Acked     int
+	Events    int
+}
+
+const (
+	duration  = 30 * time.Second // of virtual time
+	healAt    = 20 * time.Second // no fault after that
+	settledAt = 26 * time.Second // from here on writes must succeed
+)
+
+type event struct {
+	at  time.Duration
+	seq uint64
+	do  func()
+}
+
+type queue []event
+
+func (q queue) Len() int { return len(q) }
+func (q queue) Less(i, j int) bool {
+	return q[i].at < q[j].at || q[i].at == q[j].at && q[i].seq < q[j].seq
+}
+func (q queue) Swap(i, j int) { q[i], q[j] = q[j], q[i] }
+func (q *queue) Push(x any)   { *q = append(*q, x.(event)) }
+func (q *queue) Pop() any {
+	old := *q
+	x := old[len(old)-1]
+	*q = old[:len(old)-1]
+	return x
+}
+
+// persistence is what a server finds on its disk when it starts again.
+type persistence string
+
+const (
+	persistNone persistence = "none"
+	persistRDB  persistence = "rdb"
+	persistAOF  persistence = "aof"
+)
+
+type world struct {
+	rng     *rand.Rand
+	now     time.Duration
+	seq     uint64
+	events  queue
+	n       int
+	spec    topo.Spec
+	persist persistence
+	hosts   []*host
+	store   *store
+	cut     [][]bool // cut[i][j]: messages from host i to host j are lost
+	loss    float64
+	slow    float64 // share of messages that are delayed much
+	readAge bool    // the store knows when each member last read (coord.ReadAges)
+
+	acked     []*entry
+	nextWrite uint64
+	nextRun   int
+	ghost     *server // a replica that nobody registered
+	lastAck   time.Duration
+	quietAcks int
+	rules     map[string]int
+	quiet     map[string]int // swaps by rule after settledAt
+	overlap   time.Duration
+	epochSeen topo.Epoch
+	violation string
+	trace     bool
+	timeline  []string
+	handled   int
+}
+
+func newWorld(o Options) *world {
+	w := &world{rng: rand.New(rand.NewPCG(o.Seed, 0x5eed)), trace: o.Trace, rules: map[string]int{}, quiet: map[string]int{}}
+	w.n = []int{2, 3, 3, 3, 3, 5}[w.rng.IntN(6)]
+	w.persist = []persistence{persistNone, persistRDB, persistAOF}[w.rng.IntN(3)]
+	w.readAge = w.rng.IntN(2) == 0
+	w.loss = []float64{0, 0, 0.02, 0.1}[w.rng.IntN(4)]
+	w.slow = []float64{0, 0.02, 0.1}[w.rng.IntN(3)]
+	w.spec = topo.Spec{Deployment: "sim", Durability: topo.Quorum, AckReplicas: w.n / 2, Timing: topo.LANTiming()}
+	if w.rng.IntN(4) == 0 {
+		w.spec.Durability, w.spec.AckReplicas = topo.Async, 0
+	}
+	for i := range w.n {
+		id := topo.NodeID(fmt.Sprintf("n%d", i+1))
+		w.spec.Nodes = append(w.spec.Nodes, topo.Node{ID: id, Addr: string(id)})
+	}
+	w.cut = make([][]bool, w.n)
+	for i := range w.cut {
+		w.cut[i] = make([]bool, w.n)
+	}
+	w.store = newStore(w)
+	for i := range w.n {
+		w.hosts = append(w.hosts, newHost(w, i))
+	}
+	return w
+}
+
+// Run plays one world to its end, or to the first violation.
+func Run(o Options) Result {
+	w := newWorld(o)
+	for _, h := range w.hosts {
+		h.start()
+	}
+	w.store.start()
+	w.planFaults()
+	w.planGhost()
+	w.after(0, w.checkTick)
+	for len(w.events) > 0 && w.violation == "" {
+		e := heap.Pop(&w.events).(event)
+		if e.at > duration {
+			break
+		}
+		w.now = e.at
+		w.handled++
+		e.do()
+	}
+	if w.violation == "" {
+		w.checkEnd()
+	}
+	return Result{
+		Seed: o.Seed, Violation: w.violation, Timeline: w.timeline, Rules: w.rules, Acked: len(w.acked), Events: w.handled,
+		Shape: fmt.Sprintf("n=%d %s k=%d %s readage=%v loss=%.2f slow=%.2f", w.n, w.spec.Durability, w.spec.AckReplicas, w.persist, w.readAge, w.loss, w.slow),
+	}
+}
+
+func (w *world) after(d time.Duration, do func()) {
+	w.seq++
+	heap.Push(&w.events, event{w.now + max(d, 0), w.seq, do})
+}
+
+// log keeps the timeline. It costs a third of a world's time, so it is kept only where somebody will read it; a seed that
+// fails is played again with it.
+func (w *world) log(format string, args ...any) {
+	if !w.trace {
+		return
+	}
+	w.timeline = append(w.timeline, fmt.Sprintf("%9.3fs ", w.now.Seconds())+fmt.Sprintf(format, args...))
+}
+
+func (w *world) fail(format string, args ...any) {
+	if w.violation == "" {
+		w.violation = fmt.Sprintf(format, args...)
+		w.log("VIOLATION %s", w.violation)
+	}
+}
+
+// delay draws how long a message travels.
+func (w *world) delay() time.Duration {
+	d := time.Duration(100+w.rng.IntN(900)) * time.Microsecond
+	if w.rng.Float64() < w.slow {
+		d += time.Duration(w.rng.IntN(150)) * time.Millisecond
+	}
+	return d
+}
+
+func (w *world) between(lo, hi time.Duration) time.Duration {
+	return lo + time.Duration(w.rng.Int64N(int64(hi-lo)+1))
+}
+
+// lossy reports whether an unacknowledged message (beat, push) is lost.
+func (w *world) lossy() bool { return w.rng.Float64() < w.loss }
+
+func (w *world) host(id topo.NodeID) *host {
+	for _, h := range w.hosts {
+		if h.id == id {
+			return h
+		}
+	}
+	return nil
+}
+
+func planted(name string) bool { return invariant.Planted(name) }
