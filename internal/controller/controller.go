@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"time"
 
 	"redoubt/internal/clock"
@@ -64,9 +65,9 @@ func New(o Options) (*Controller, error) {
 
 // Run campaigns and decides, again and again, until ctx ends.
 func (c *Controller) Run(ctx context.Context) error {
-	recorded := make(chan struct{})
-	go func() { defer close(recorded); c.timeline.run(ctx) }()
-	defer func() { <-recorded }()
+	var recorded sync.WaitGroup
+	recorded.Go(func() { c.timeline.run(ctx) })
+	defer recorded.Wait()
 	for ctx.Err() == nil {
 		lease, err := c.o.Store.Campaign(ctx)
 		if err != nil {

@@ -77,6 +77,9 @@ func bootstrapReady(f *facts) (bool, string) {
 	if !f.unborn() {
 		return false, "the shard has a history"
 	}
+	if len(f.present) == 0 {
+		return false, "no node is there"
+	}
 	s := f.first()
 	return true, f.say("all %d nodes are there and %s goes first (%d keys)", len(f.spec.Nodes), s.Node, s.Keys)
 }

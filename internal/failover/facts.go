@@ -85,7 +85,7 @@ func (f *facts) deriveFence() {
 // promiseNeeded is the epoch that a node must have promised for its frozen state to count. In a switchover only the
 // fence counts, and no freeze was ordered.
 func (f *facts) promiseNeeded() topo.Epoch {
-	if f.a.Phase == topo.PhaseFencing {
+	if f.a.Phase == topo.PhaseFencing && !invariant.Planted("stale-beat-counted") {
 		return f.a.Epoch
 	}
 	return 0
@@ -97,7 +97,7 @@ func (f *facts) deriveWitnesses() {
 	}
 	for _, n := range f.spec.Nodes {
 		s, ok := f.fresh(n.ID)
-		frozen := ok && s.Frozen && s.Health == topo.HealthUp && s.Promised >= f.a.Epoch
+		frozen := ok && s.Frozen && s.Health == topo.HealthUp && s.Promised >= f.promiseNeeded()
 		if invariant.Planted("no-freeze-before-measuring") {
 			frozen = ok && s.Role == topo.RoleReplica && s.Health == topo.HealthUp
 		}
@@ -135,11 +135,12 @@ func (f *facts) place(p topo.Position) (topo.Placed, bool) {
 			}
 		}
 	}
-	at, ok := topo.Place(f.a.History, p)
-	if !ok && invariant.Planted("unknown-history-ranked-last") {
-		return topo.Placed{}, true
+	if invariant.Planted("unknown-history-ranked-last") {
+		p.ReplID2 = ""
+		at, _ := topo.Place(f.a.History, p)
+		return at, true
 	}
-	return at, ok
+	return topo.Place(f.a.History, p)
 }
 
 // better orders witnesses: history, offset, then what the operator asked for, priority and id.

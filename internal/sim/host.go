@@ -169,10 +169,11 @@ func (h *host) read(got func(uint64, topo.Shard), done func()) {
 // offer takes a version of the document into the view; it never goes back.
 func (h *host) offer(rev uint64, doc topo.Shard, readStart time.Duration, read bool) {
 	v := &h.view
-	if v.known && (rev < v.rev || rev == v.rev && (!read || readStart <= v.readStart && v.confirmed)) {
+	stale := planted("order-delayed-past-epoch") && !read && rev < v.rev // an order from the past is obeyed
+	if v.known && !stale && (rev < v.rev || rev == v.rev && (!read || readStart <= v.readStart && v.confirmed)) {
 		return
 	}
-	isNew := !v.known || rev > v.rev
+	isNew := !v.known || rev > v.rev || stale
 	keep := isNew && !read && v.known && doc.Assigned.SameTenure(v.doc.Assigned)
 	if !keep {
 		v.readStart = readStart
@@ -334,6 +335,9 @@ func (h *host) perform(in converge.Input, o converge.Order) bool {
 	order := func(do func()) { // reaches the server even if the agent dies meanwhile, and late if it is stopped
 		w.after(took/2, func() { s.exec(run, do) })
 		later(func() {})
+	}
+	if (o.Do == converge.Follow || o.Do == converge.Promote) && in.Shard.Assigned.Epoch < h.promised {
+		w.fail("%s obeys an order of epoch %d after it promised epoch %d (SAFETY A6)", h.id, in.Shard.Assigned.Epoch, h.promised)
 	}
 	switch o.Do {
 	case converge.Promise:

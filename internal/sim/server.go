@@ -211,6 +211,9 @@ func (s *server) promote(e topo.Elected) string {
 			return fmt.Sprintf("is %s %s %d, elected was %s %s %d", s.run, s.replid, s.offset(), e.RunID, e.ReplID, e.Offset)
 		}
 	}
+	if s.run != e.RunID || s.replid != e.ReplID || s.offset() != e.Offset {
+		s.w.fail("%s is promoted as %s at %s %d, but %s at %s %d was elected (SAFETY A6)", s.name, s.run, s.replid, s.offset(), e.RunID, e.ReplID, e.Offset)
+	}
 	s.freeze()
 	s.closeLinks()
 	s.primary = true

@@ -1,0 +1,97 @@
+# Redoubt. `make` prints this help; README's two commands are `make up` and `make test`.
+SHELL := /bin/bash
+GO ?= go
+BIN := bin/redoubt
+TOOLS := $(GO) tool -modfile=tools/go.mod
+SEEDS ?= 2000
+SEED ?= 0
+DIR ?= .redoubt
+PORT ?= 6379
+E2E := $(GO) test ./test/e2e -count=1 -v -timeout 40m
+
+.PHONY: help
+help: ## print this help
+	@awk 'BEGIN{FS=":.*## "} /^[a-z][a-zA-Z0-9_-]*:.*## /{printf "  make %-18s %s\n",$$1,$$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## build bin/redoubt
+	@mkdir -p bin && CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN) ./cmd/redoubt
+
+.PHONY: deps
+deps: ## install what is needed to run: a redis-server, if there is none
+	@scripts/deps.sh server
+
+.PHONY: up
+up: deps build ## start a three-node deployment on this machine (DIR=.redoubt PORT=6379)
+	@$(BIN) up --dir $(DIR) --base-port $(PORT)
+
+.PHONY: down
+down: build ## stop the deployment that `make up` started
+	@$(BIN) down --dir $(DIR)
+
+.PHONY: check
+check: deps ## the quick gate: format, vet, staticcheck, layers, unit tests, scenarios, 300 simulation seeds
+	@scripts/check.sh
+
+.PHONY: test
+test: ## everything: check, real servers, real failovers with unmodified clients
+	@scripts/deps.sh clients
+	@$(MAKE) --no-print-directory build
+	@$(GO) vet ./...
+	@$(GO) test -count=1 -p 2 -timeout 20m ./...
+
+.PHONY: sim
+sim: ## simulation: SEEDS=100000, or SEED=213 to replay one with its timeline
+	@$(GO) test ./internal/sim -count=1 -timeout 0 -run TestSeeds -v -args -seeds $(SEEDS) -seed $(SEED) $(if $(FROM),-from $(FROM))
+
+.PHONY: sim-planted
+sim-planted: ## every planted bug must be found by the simulator (BUG=name for one)
+	@$(GO) test ./internal/sim -count=1 -timeout 0 -tags planted -run TestPlanted -v -args $(if $(BUG),-bug $(BUG))
+
+.PHONY: fuzz
+fuzz: ## fuzz the RESP parser for FUZZTIME=60s each
+	@for f in $$($(GO) test ./internal/resp -list 'Fuzz.*' | grep ^Fuzz); do $(GO) test ./internal/resp -run xxx -fuzz "^$$f$$" -fuzztime $(or $(FUZZTIME),60s) || exit 1; done
+
+.PHONY: test-clients-deps
+test-clients-deps:
+	@scripts/deps.sh clients
+
+.PHONY: bench-kill
+bench-kill: build test-clients-deps ## 20 × kill -9 of the primary's server under four unmodified clients
+	@$(E2E) -run TestKillPrimary -args -rounds $(or $(ROUNDS),20)
+
+.PHONY: bench-hang
+bench-hang: build test-clients-deps ## 10 × SIGSTOP of the primary's server
+	@$(E2E) -run TestHangPrimary -args -rounds $(or $(ROUNDS),10)
+
+.PHONY: bench-host
+bench-host: build test-clients-deps ## 10 × kill -9 of agent and server together
+	@$(E2E) -run TestKillHost -args -rounds $(or $(ROUNDS),10)
+
+.PHONY: bench-partition
+bench-partition: build ## 10 × isolation of the host of primary and controller, in network namespaces (root)
+	@$(E2E) -run TestPartition -args -rounds $(or $(ROUNDS),10)
+
+.PHONY: bench-switchover
+bench-switchover: build test-clients-deps ## 20 × planned switchover under load
+	@$(E2E) -run TestSwitchover -args -rounds $(or $(ROUNDS),20)
+
+.PHONY: show-first-ack
+show-first-ack: build ## kill the first primary right after its first acknowledged write, 50 fresh deployments
+	@$(E2E) -run TestFirstAck -args -rounds $(or $(ROUNDS),50)
+
+.PHONY: show-restarts
+show-restarts: build ## everything killed at once, wiped primaries, forgetful replicas, a long script
+	@$(E2E) -run 'TestColdStart|TestWipedPrimary|TestForgetfulReplica|TestLongScript'
+
+.PHONY: show-sentinel
+show-sentinel: build test-clients-deps ## Sentinel-aware go-redis, ioredis and redis-py follow a failover, in both address modes
+	@$(E2E) -run TestSentinelClients
+
+.PHONY: show-stress
+show-stress: build ## MINUTES=10 of CPU stress with stalls of 500 ms: no failover
+	@$(E2E) -run TestStress -args -minutes $(or $(MINUTES),10)
+
+.PHONY: clean
+clean: ## remove what was built
+	@rm -rf bin

@@ -1,0 +1,307 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package api is the HTTP face of one member: status, operators' orders, history, metrics, events and the dashboard.
+//
+// It is not a control plane: it reads what was agreed and reported, and an order is nothing but a compare-and-swap of
+// an intent into the shard's document, which the controller then obeys or refuses. Its invariant: whatever it says about
+// primaries comes from the document, never from looking at servers. Goroutines: the HTTP server's, all ended by Run.
+package api
+
+import (
+	"context"
+	"embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"redoubt/internal/clock"
+	"redoubt/internal/coord"
+	"redoubt/internal/topo"
+	"redoubt/internal/view"
+)
+
+//go:embed web/index.html
+var web embed.FS
+
+// The bounds of the face. Beyond them a client waits (connections) or is refused (streams, bodies).
+const (
+	connectionsMax = 256
+	streamsMax     = 64
+	bodyMax        = 64 << 10
+	bodyWait       = 10 * time.Second
+	waitMax        = 60 * time.Second
+)
+
+// Options are what the face needs. All fields but Metrics and Log are required.
+type Options struct {
+	Listen  string
+	Version string
+	Member  string // this member's id
+	Shard   string // id of the shard
+	Store   coord.Store
+	View    *view.View
+	Clock   clock.Clock
+	Log     *slog.Logger
+	Metrics func(io.Writer) // further lines for /metrics; nil: none
+}
+
+// Server is the face. Addr and Handler are safe for concurrent use.
+type Server struct {
+	o       Options
+	orders  *Orders
+	gather  *gatherer
+	ln      net.Listener
+	http    *http.Server
+	streams chan struct{}
+	began   time.Time
+	stop    context.CancelFunc // ends streams and long polls
+}
+
+// New listens on o.Listen and returns the face; nothing is answered before Run.
+func New(o Options) (*Server, error) {
+	if o.Store == nil || o.View == nil || o.Clock == nil || o.Shard == "" || o.Member == "" {
+		return nil, errors.New("api: Store, View, Clock, Shard and Member are required")
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	ln, err := net.Listen("tcp", o.Listen)
+	if err != nil {
+		return nil, fmt.Errorf("listen for the API on %s: %w", o.Listen, err)
+	}
+	base, stop := context.WithCancel(context.Background())
+	s := &Server{
+		o: o, orders: NewOrders(o.Store, o.Shard), gather: newGatherer(o), ln: limit(ln, connectionsMax),
+		streams: make(chan struct{}, streamsMax), began: o.Clock.Now(), stop: stop,
+	}
+	s.http = &http.Server{
+		Handler: s.Handler(), ReadHeaderTimeout: 5 * time.Second, IdleTimeout: 2 * time.Minute,
+		MaxHeaderBytes: 32 << 10, BaseContext: func(net.Listener) context.Context { return base },
+		ErrorLog: slog.NewLogLogger(o.Log.Handler(), slog.LevelDebug),
+	}
+	return s, nil
+}
+
+// Addr returns where the face listens.
+func (s *Server) Addr() string { return s.ln.Addr().String() }
+
+// Run serves until ctx ends and returns when every request has ended.
+func (s *Server) Run(ctx context.Context) error {
+	served := make(chan error, 1)
+	go func() { served <- s.http.Serve(s.ln) }()
+	var err error
+	select {
+	case err = <-served:
+		s.stop()
+		return fmt.Errorf("serve the API: %w", err)
+	case <-ctx.Done():
+	}
+	s.stop()
+	grace, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if s.http.Shutdown(grace) != nil {
+		s.http.Close()
+	}
+	<-served
+	return ctx.Err()
+}
+
+// Handler returns the routes, for tests and for embedding.
+func (s *Server) Handler() http.Handler {
+	m := http.NewServeMux()
+	m.HandleFunc("GET /{$}", s.page)
+	m.HandleFunc("GET /healthz", s.healthz)
+	m.HandleFunc("GET /metrics", s.metrics)
+	m.HandleFunc("GET /v1/status", s.status)
+	m.HandleFunc("GET /v1/explain", s.explain)
+	m.HandleFunc("GET /v1/history", s.history)
+	m.HandleFunc("GET /v1/state", s.state)
+	m.HandleFunc("GET /v1/events", s.events)
+	m.HandleFunc("POST /v1/intents", s.postIntent)
+	m.HandleFunc("GET /v1/intents/{id}", s.getIntent)
+	m.HandleFunc("POST /v1/pause", s.pause)
+	m.HandleFunc("POST /v1/resume", s.resume)
+	// A web page that somebody visits must not be able to give orders here.
+	return http.NewCrossOriginProtection().Handler(m)
+}
+
+func (s *Server) page(w http.ResponseWriter, _ *http.Request) {
+	body, err := web.ReadFile("web/index.html")
+	if err != nil {
+		panic("api: the dashboard is not embedded: " + err.Error())
+	}
+	h := w.Header()
+	h.Set("Content-Type", "text/html; charset=utf-8")
+	h.Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; frame-ancestors 'none'")
+	h.Set("X-Content-Type-Options", "nosniff")
+	_, _ = w.Write(body)
+}
+
+// healthz answers 200 when this member knows what was agreed, 503 otherwise. It says nothing about the shard.
+func (s *Server) healthz(w http.ResponseWriter, _ *http.Request) {
+	snap := s.o.View.Load()
+	if snap == nil {
+		http.Error(w, "no agreed state yet", http.StatusServiceUnavailable)
+		return
+	}
+	if !snap.Fresh(s.o.Clock.Uptime()) {
+		http.Error(w, "the agreed state could not be confirmed lately: the store has no majority that this member can reach", http.StatusServiceUnavailable)
+		return
+	}
+	fmt.Fprintln(w, "ok")
+}
+
+func (s *Server) status(w http.ResponseWriter, r *http.Request) {
+	st, err := s.gather.status(r.Context())
+	reply(w, st, err)
+}
+
+func (s *Server) explain(w http.ResponseWriter, r *http.Request) {
+	rep, err := s.gather.report(r.Context())
+	reply(w, rep, err)
+}
+
+func (s *Server) history(w http.ResponseWriter, r *http.Request) {
+	tl, err := s.gather.timeline(r.Context())
+	reply(w, tl, err)
+}
+
+func (s *Server) state(w http.ResponseWriter, r *http.Request) {
+	st, err := s.gather.state(r.Context())
+	reply(w, st, err)
+}
+
+func (s *Server) postIntent(w http.ResponseWriter, r *http.Request) {
+	var req IntentRequest
+	if err := decode(w, r, &req); err != nil {
+		reply(w, nil, err)
+		return
+	}
+	if req.By == "" {
+		req.By = "api " + r.RemoteAddr
+	}
+	in, err := s.orders.Submit(r.Context(), req)
+	if err == nil {
+		s.o.Log.Info("intent accepted", "shard", s.o.Shard, "intent", in.ID, "kind", in.Kind, "to", in.To, "by", in.By)
+	}
+	reply(w, in, err)
+}
+
+func (s *Server) getIntent(w http.ResponseWriter, r *http.Request) {
+	wait := time.Duration(0)
+	if q := r.URL.Query().Get("wait"); q != "" {
+		d, err := time.ParseDuration(q)
+		if err != nil || d < 0 {
+			reply(w, nil, &Error{Status: http.StatusBadRequest, Code: "bad-request", Message: fmt.Sprintf("wait=%q: use a duration with its unit, at most %s", q, waitMax)})
+			return
+		}
+		wait = min(d, waitMax)
+	}
+	st, err := s.awaitIntent(r.Context(), r.PathValue("id"), wait)
+	reply(w, st, err)
+}
+
+// awaitIntent is the long poll: the view's pushes wake it, the document decides.
+func (s *Server) awaitIntent(ctx context.Context, id string, wait time.Duration) (IntentStatus, error) {
+	deadline := time.NewTimer(wait)
+	defer deadline.Stop()
+	for {
+		next := s.o.View.Next()
+		st, err := s.orders.Lookup(ctx, id)
+		if err != nil || st.State != StatePending {
+			return st, err
+		}
+		rev := st.rev
+		for moved := false; !moved; {
+			select {
+			case <-ctx.Done():
+				return st, ctx.Err()
+			case <-deadline.C:
+				return st, nil
+			case <-next:
+				next = s.o.View.Next()
+				snap := s.o.View.Load()
+				moved = snap != nil && snap.Rev > rev
+			}
+		}
+	}
+}
+
+func (s *Server) pause(w http.ResponseWriter, r *http.Request) {
+	p := topo.Pause{}
+	if err := decode(w, r, &p); err != nil {
+		reply(w, nil, err)
+		return
+	}
+	if p.By == "" {
+		p.By = "api " + r.RemoteAddr
+	}
+	err := s.orders.Pause(r.Context(), &p)
+	reply(w, p, err)
+}
+
+func (s *Server) resume(w http.ResponseWriter, r *http.Request) {
+	err := s.orders.Pause(r.Context(), nil)
+	reply(w, struct{}{}, err)
+}
+
+// decode reads a JSON body strictly; an empty one leaves v as it is.
+func decode(w http.ResponseWriter, r *http.Request, v any) error {
+	rc := http.NewResponseController(w) // a server-wide ReadTimeout would also end streams and long polls
+	if err := rc.SetReadDeadline(time.Now().Add(bodyWait)); err != nil {
+		return fmt.Errorf("bound the time for the request's body: %w", err)
+	}
+	defer func() { _ = rc.SetReadDeadline(time.Time{}) }()
+	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, bodyMax))
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil && !errors.Is(err, io.EOF) {
+		return &Error{Status: http.StatusBadRequest, Code: "bad-request", Message: "the body is not understood: " + err.Error()}
+	}
+	return nil
+}
+
+// reply writes v, or err in the one form that clients know.
+func reply(w http.ResponseWriter, v any, err error) {
+	h := w.Header()
+	h.Set("Content-Type", "application/json")
+	h.Set("Cache-Control", "no-store")
+	if err != nil {
+		e := asError(err)
+		w.WriteHeader(e.Status)
+		_ = json.NewEncoder(w).Encode(map[string]*Error{"error": e})
+		return
+	}
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	_ = enc.Encode(v)
+}
+
+// Error is what a request that was not carried out is answered with.
+type Error struct {
+	Status  int    `json:"-"`
+	Code    string `json:"code"`    // fixed words, for scripts
+	Message string `json:"message"` // for people: what happened and what to do
+}
+
+// Error returns the message.
+func (e *Error) Error() string { return e.Message }
+
+func asError(err error) *Error {
+	var e *Error
+	switch {
+	case errors.As(err, &e):
+		return e
+	case errors.Is(err, coord.ErrUnsure):
+		return &Error{http.StatusGatewayTimeout, "unsure", "it is unknown whether that was recorded: look at the status before trying again"}
+	case errors.Is(err, coord.ErrUnavailable), errors.Is(err, coord.ErrClosed), errors.Is(err, context.DeadlineExceeded):
+		return &Error{http.StatusServiceUnavailable, "unavailable", "the store has no majority that this member can reach: start more members, or ask another one"}
+	case errors.Is(err, coord.ErrNotFound):
+		return &Error{http.StatusNotFound, "not-found", "nothing is recorded under that name yet"}
+	}
+	return &Error{http.StatusInternalServerError, "internal", err.Error()}
+}

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"redoubt/internal/coord"
+	"redoubt/internal/failover"
+	"redoubt/internal/topo"
+)
+
+// readTimeout bounds each question to the store: a status must come also when the store does not.
+const readTimeout = 700 * time.Millisecond
+
+// statusAge is how old a shared answer may be; many dashboards cost no more than one.
+const statusAge = 100 * time.Millisecond
+
+// gatherer reads the inputs of a status. One caller reads, the others wait for its answer: turn holds the right to.
+type gatherer struct {
+	o    Options
+	turn chan struct{}
+	last Status // guarded by turn
+	rev  coord.Rev
+	at   time.Duration
+}
+
+func newGatherer(o Options) *gatherer {
+	return &gatherer{o: o, turn: make(chan struct{}, 1)}
+}
+
+func (g *gatherer) status(ctx context.Context) (Status, error) {
+	select {
+	case g.turn <- struct{}{}:
+	case <-ctx.Done():
+		return Status{}, ctx.Err()
+	}
+	defer func() { <-g.turn }()
+	var rev coord.Rev
+	if snap := g.o.View.Load(); snap != nil {
+		rev = snap.Rev
+	}
+	if g.at > 0 && g.rev == rev && g.o.Clock.Uptime()-g.at < statusAge {
+		return g.last, nil
+	}
+	f := g.facts(ctx)
+	if ctx.Err() != nil {
+		return Status{}, ctx.Err()
+	}
+	g.last, g.rev, g.at = f.status(), rev, g.o.Clock.Uptime()
+	return g.last, nil
+}
+
+// facts asks the store, and falls back on what this member knew last.
+func (g *gatherer) facts(ctx context.Context) facts {
+	f := facts{
+		now: g.o.Clock.Now(), member: g.o.Member, version: g.o.Version, controller: g.o.Store.Controller(),
+		seen: map[topo.NodeID]sighted{},
+	}
+	s, err := g.document(ctx)
+	switch {
+	case err == nil:
+		f.shard, f.known = s, true
+	case errors.Is(err, coord.ErrNotFound):
+	default:
+		f.stale = true
+		if snap := g.o.View.Load(); snap != nil {
+			f.shard, f.known = snap.Shard, true
+		}
+	}
+	beats, err := g.beats(ctx)
+	if err != nil {
+		f.beatsErr = err
+	}
+	for name, b := range beats {
+		f.take(name, b)
+	}
+	slices.SortFunc(f.reports, func(x, y topo.MemberReport) int { return strings.Compare(x.ID, y.ID) })
+	if ms, ok := g.o.Store.(coord.Members); ok && !f.stale {
+		ctx, cancel := context.WithTimeout(ctx, readTimeout)
+		defer cancel()
+		f.members, _ = ms.Members(ctx) // extra: the members that report are listed anyway
+	}
+	return f
+}
+
+func (f *facts) take(name string, b coord.Beat) {
+	if id, ok := strings.CutPrefix(name, topo.BeatNode); ok {
+		var s topo.Sighting
+		if json.Unmarshal(b.Body, &s) == nil {
+			f.seen[topo.NodeID(id)] = sighted{s, b.Age}
+		}
+	}
+	if strings.HasPrefix(name, topo.BeatMember) {
+		var r topo.MemberReport
+		if json.Unmarshal(b.Body, &r) == nil {
+			f.reports = append(f.reports, r)
+		}
+	}
+}
+
+func (g *gatherer) document(ctx context.Context) (topo.Shard, error) {
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
+	doc, err := g.o.Store.Get(ctx, topo.KeyShard+g.o.Shard)
+	if err != nil {
+		return topo.Shard{}, fmt.Errorf("read the shard document: %w", err)
+	}
+	return topo.DecodeShard(doc.Value)
+}
+
+func (g *gatherer) beats(ctx context.Context) (map[string]coord.Beat, error) {
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
+	beats, err := g.o.Store.All(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("read the reports: %w", err)
+	}
+	return beats, nil
+}
+
+// report returns what the controller last thought.
+func (g *gatherer) report(ctx context.Context) (topo.ControllerReport, error) {
+	var r topo.ControllerReport
+	beats, err := g.beats(ctx)
+	if err != nil {
+		return r, err
+	}
+	b, ok := beats[topo.BeatController+g.o.Shard]
+	if !ok {
+		return r, &Error{503, "no-report", "the controller has not reported: there is none, or it was elected a moment ago; try again"}
+	}
+	if err := json.Unmarshal(b.Body, &r); err != nil {
+		return r, fmt.Errorf("decode the controller's report: %w", err)
+	}
+	return r, nil
+}
+
+// timeline returns the recorded events; a shard without any has an empty one.
+func (g *gatherer) timeline(ctx context.Context) (topo.Timeline, error) {
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
+	tl := topo.Timeline{Format: topo.Format, Events: []topo.TimelineEvent{}}
+	doc, err := g.o.Store.Get(ctx, topo.KeyTimeline+g.o.Shard)
+	if errors.Is(err, coord.ErrNotFound) {
+		return tl, nil
+	}
+	if err != nil {
+		return tl, fmt.Errorf("read the timeline: %w", err)
+	}
+	if err := json.Unmarshal(doc.Value, &tl); err != nil {
+		return tl, fmt.Errorf("decode the timeline: %w", err)
+	}
+	if tl.Events == nil {
+		tl.Events = []topo.TimelineEvent{}
+	}
+	return tl, nil
+}
+
+// state returns the controller's inputs in the form of its test cases. How long the controller has led is its own
+// knowledge; an hour stands for "long enough".
+func (g *gatherer) state(ctx context.Context) (failover.State, error) {
+	st := failover.State{
+		WallMS: g.o.Clock.Now().UnixMilli(), LedFor: topo.Duration(time.Hour), PhaseFor: topo.Duration(time.Hour),
+		Sightings: map[topo.NodeID]failover.Seen{},
+	}
+	shard, err := g.document(ctx)
+	if err != nil {
+		return st, err
+	}
+	beats, err := g.beats(ctx)
+	if err != nil {
+		return st, err
+	}
+	st.Shard, st.Term = shard, shard.Assigned.Term
+	f := facts{seen: map[topo.NodeID]sighted{}}
+	for name, b := range beats {
+		f.take(name, b)
+	}
+	for id, s := range f.seen {
+		st.Sightings[id] = failover.Seen{Sighting: s.Sighting, Age: topo.Duration(s.age)}
+	}
+	return st, nil
+}

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package app
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"reflect"
+	"time"
+
+	"redoubt/internal/coord"
+	"redoubt/internal/topo"
+)
+
+const (
+	seedEvery   = 200 * time.Millisecond
+	reportEvery = time.Second
+	reportTTL   = 5 * time.Second
+	movedEvery  = 100 * time.Millisecond
+	votersEvery = 5 * time.Second
+)
+
+// seed creates the shard's document if nobody has yet. It ends when the document exists; until then the store may not
+// even have a majority, because the other members are still starting.
+func (m *member) seed(ctx context.Context, key string) error {
+	s := topo.Shard{Format: topo.Format, ID: m.deploy.ShardID(), Spec: m.deploy.Spec(), Assigned: topo.Assigned{Phase: topo.PhaseNew}}
+	tick := time.NewTicker(seedEvery)
+	defer tick.Stop()
+	for {
+		done, err := m.plant(ctx, key, s)
+		if done || err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+// plant tries once and reports whether the document exists.
+func (m *member) plant(ctx context.Context, key string, s topo.Shard) (done bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	doc, err := m.store.Get(ctx, key)
+	if errors.Is(err, coord.ErrNotFound) {
+		if _, err = m.store.Swap(ctx, key, s.Encode(), 0); err == nil {
+			m.log.Info("created the shard", "shard", s.ID, "nodes", len(s.Spec.Nodes), "durability", s.Spec.Durability)
+		}
+		return err == nil, nil // a conflict or an unknown outcome: look again
+	}
+	if err != nil {
+		return false, nil // no majority yet
+	}
+	agreed, err := topo.DecodeShard(doc.Value)
+	if err != nil {
+		return false, fmt.Errorf("the agreed document of this shard cannot be used: %w", err)
+	}
+	if !reflect.DeepEqual(agreed.Spec, s.Spec) {
+		m.log.Warn("the configuration file differs from what was agreed when the shard was created; what was agreed holds",
+			"file", fmt.Sprintf("%+v", s.Spec), "agreed", fmt.Sprintf("%+v", agreed.Spec))
+	}
+	return true, nil
+}
+
+// report tells the controller, and through it everybody, where this member's faces are: once a second, and at once when
+// the controller moved, because a new one knows nothing.
+func (m *member) report(ctx context.Context) error {
+	body, err := json.Marshal(m.faces)
+	if err != nil {
+		return fmt.Errorf("encode the member's report: %w", err)
+	}
+	tick := time.NewTicker(movedEvery)
+	defer tick.Stop()
+	told, due := "", 0
+	for n := 0; ; n++ {
+		if to := m.store.Controller(); n >= due || to != told {
+			m.send(ctx, body)
+			told, due = to, n+int(reportEvery/movedEvery)
+		}
+		if n%int(votersEvery/movedEvery) == 0 {
+			m.countVoters(ctx)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+func (m *member) send(ctx context.Context, body []byte) {
+	ctx, cancel := context.WithTimeout(ctx, reportEvery)
+	defer cancel()
+	if err := m.store.Send(ctx, topo.BeatMember+m.faces.ID, body, reportTTL); err != nil {
+		m.log.Debug("send the member's report", "err", err)
+	}
+}
+
+func (m *member) countVoters(ctx context.Context) {
+	ms, ok := m.store.(coord.Members)
+	if !ok {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, reportEvery)
+	defer cancel()
+	if all, err := ms.Members(ctx); err == nil && len(all) > 0 {
+		m.voters.Store(int64(len(all)))
+	}
+}
+
+// metrics adds the proxy's numbers to the API's.
+func (m *member) metrics(w io.Writer) {
+	if m.proxy == nil {
+		return
+	}
+	s := m.proxy.Stats()
+	for _, x := range []struct {
+		name, kind, help string
+		value            float64
+	}{
+		{"redoubt_proxy_clients", "gauge", "Client connections.", float64(s.Clients)},
+		{"redoubt_proxy_pinned", "gauge", "Client connections with an upstream of their own.", float64(s.Pinned)},
+		{"redoubt_proxy_in_flight", "gauge", "Commands sent and not answered.", float64(s.InFlight)},
+		{"redoubt_proxy_parked", "gauge", "Commands held without a primary.", float64(s.Parked)},
+		{"redoubt_proxy_parked_bytes", "gauge", "Their bytes.", float64(s.ParkedBytes)},
+		{"redoubt_proxy_commands_total", "counter", "Commands taken from clients.", float64(s.Commands)},
+		{"redoubt_proxy_parked_total", "counter", "Commands that were held.", float64(s.WasParked)},
+		{"redoubt_proxy_resent_total", "counter", "Commands sent again, which was safe.", float64(s.Resent)},
+		{"redoubt_proxy_unknown_total", "counter", "Commands answered with an unknown outcome.", float64(s.Unknown)},
+		{"redoubt_proxy_refused_total", "counter", "Commands refused because a parking limit was reached.", float64(s.Refused)},
+	} {
+		fmt.Fprintf(w, "# HELP %s %s\n# TYPE %s %s\n%s %g\n", x.name, x.help, x.name, x.kind, x.name, x.value)
+	}
+}

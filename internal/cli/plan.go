@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"redoubt/internal/topo"
+)
+
+// planFile records, in the directory of a deployment, what `redoubt up` made there.
+const planFile = "up.json"
+
+// replicasMax bounds a deployment of `redoubt up`: seven members have their ports in steps of ten.
+const replicasMax = 6
+
+// plan is a deployment on one machine.
+type plan struct {
+	Format     int             `json:"format"` // 1
+	BasePort   int             `json:"base_port"`
+	Replicas   int             `json:"replicas"`
+	Durability topo.Durability `json:"durability"`
+	Members    []planMember    `json:"members"`
+}
+
+// planMember is one member and, unless Node is empty, its data node.
+type planMember struct {
+	ID       string `json:"id"`
+	Dir      string `json:"dir"` // relative to the deployment's directory
+	Node     string `json:"node,omitempty"`
+	Server   string `json:"server,omitempty"`
+	Proxy    string `json:"proxy"`
+	Readonly string `json:"readonly"`
+	Sentinel string `json:"sentinel"`
+	API      string `json:"api"`
+	Store    string `json:"store"`
+}
+
+// newPlan lays out the ports: proxies from base, read-only ones from base + 10, Sentinel faces from base + 20000 (or
+// base + 20 where that does not fit), APIs from base + 30, stores from base + 40, servers from base + 100.
+func newPlan(base, replicas int, d topo.Durability) (plan, error) {
+	if replicas < 0 || replicas > replicasMax {
+		return plan{}, fail(ExitUsage, "--replicas %d: use 0 to %d", replicas, replicasMax)
+	}
+	if base < 1024 || base > 65535-120 {
+		return plan{}, fail(ExitUsage, "--base-port %d: use 1024 to %d", base, 65535-120)
+	}
+	nodes := replicas + 1
+	if d == "" {
+		d = topo.Async
+		if nodes >= 3 {
+			d = topo.Quorum
+		}
+	}
+	if d != topo.Async && d != topo.Quorum {
+		return plan{}, fail(ExitUsage, "--durability %s: use quorum or async", d)
+	}
+	if d == topo.Quorum && nodes < 2 {
+		return plan{}, fail(ExitUsage, "--durability quorum needs at least one replica")
+	}
+	members := max(3, nodes|1) // an odd number: an even one survives no more failures
+	sentinels := base + 20_000
+	if base > 40_000 {
+		sentinels = base + 20
+	}
+	p := plan{Format: 1, BasePort: base, Replicas: replicas, Durability: d}
+	at := func(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
+	for i := range members {
+		m := planMember{
+			ID: fmt.Sprintf("n%d", i+1), Dir: fmt.Sprintf("member-%d", i+1),
+			Proxy: at(base + i), Readonly: at(base + 10 + i), Sentinel: at(sentinels + i), API: at(base + 30 + i), Store: at(base + 40 + i),
+		}
+		if i < nodes {
+			m.Node, m.Server = m.ID, at(base+100+i)
+		} else {
+			m.ID = fmt.Sprintf("arbiter%d", i+1-nodes)
+		}
+		p.Members = append(p.Members, m)
+	}
+	return p, nil
+}
+
+func readPlan(dir string) (plan, error) {
+	path := filepath.Join(dir, planFile)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return plan{}, fmt.Errorf("read the deployment: %w", err)
+	}
+	var p plan
+	if err := json.Unmarshal(b, &p); err != nil {
+		return plan{}, fmt.Errorf("read the deployment: %s: %w", path, err)
+	}
+	if p.Format != 1 || len(p.Members) == 0 {
+		return plan{}, fmt.Errorf("read the deployment: %s was written by another version of Redoubt", path)
+	}
+	return p, nil
+}
+
+// write makes the directories and files of the deployment.
+func (p plan) write(dir string) error {
+	for _, m := range p.Members {
+		at := filepath.Join(dir, m.Dir)
+		if err := os.MkdirAll(at, 0o700); err != nil {
+			return fmt.Errorf("make the member's directory: %w", err)
+		}
+		if err := os.WriteFile(filepath.Join(at, "redoubt.yaml"), []byte(p.file(m)), 0o600); err != nil {
+			return fmt.Errorf("write the member's configuration: %w", err)
+		}
+	}
+	b, err := json.MarshalIndent(p, "", "  ")
+	if err != nil {
+		return fmt.Errorf("write the deployment: %w", err)
+	}
+	path := filepath.Join(dir, planFile)
+	if err := os.WriteFile(path+".new", append(b, '\n'), 0o600); err != nil {
+		return fmt.Errorf("write the deployment: %w", err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		return fmt.Errorf("write the deployment: %w", err)
+	}
+	return nil
+}
+
+// file is one member's configuration, as one would write it by hand.
+func (p plan) file(m planMember) string {
+	var b strings.Builder
+	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+	line("# Written by `redoubt up`; `redoubt config sample` explains every setting.")
+	line("member:\n  id: %s\n  dir: data\n  host: 127.0.0.1\nstore:\n  members:", m.ID)
+	for _, o := range p.Members {
+		line("    - {id: %s, addr: %q}", o.ID, o.Store)
+	}
+	line("deployments:\n  - name: mymaster\n    durability: %s\n    nodes:", p.Durability)
+	for _, o := range p.Members {
+		if o.Node != "" {
+			line("      - {id: %s, host: %s, addr: %q}", o.Node, o.ID, o.Server)
+		}
+	}
+	if m.Node != "" {
+		line("    node: {id: %s}", m.Node)
+	}
+	line("proxy:\n  listen: %q\n  readonly-listen: %q\nsentinel:\n  listen: %q\napi:\n  listen: %q", m.Proxy, m.Readonly, m.Sentinel, m.API)
+	return b.String()
+}
+
+// ports lists who listens where, for the check before the first start.
+func (m planMember) ports() [][2]string {
+	ps := [][2]string{{"proxy", m.Proxy}, {"read-only proxy", m.Readonly}, {"Sentinel", m.Sentinel}, {"API", m.API}, {"store", m.Store}}
+	if m.Server != "" {
+		ps = append(ps, [2]string{"server", m.Server})
+	}
+	return ps
+}

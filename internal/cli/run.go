@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"redoubt/internal/app"
+	"redoubt/internal/config"
+	"redoubt/internal/redisd"
+)
+
+func (e *env) run() *cobra.Command {
+	var file string
+	c := &cobra.Command{
+		Use: "run", Short: "Run one member",
+		Long: "Run one member: the data node beside it, and its share of the store, the proxies and the other faces.\n\n" +
+			"SIGTERM hands the primary over to another node, then stops. SIGINT stops without handing over. A second signal of\neither kind cuts the waiting short.",
+		RunE: func(c *cobra.Command, _ []string) error {
+			cfg, err := config.Load(file)
+			if err != nil {
+				return err
+			}
+			self, err := os.Executable()
+			if err != nil {
+				return fmt.Errorf("find this program: %w", err)
+			}
+			return e.runMember(app.Options{
+				Config: cfg, File: file, Version: versionOf(), Log: logger(cfg.Log, e), GuardCommand: []string{self, "guard"},
+			})
+		},
+	}
+	c.Flags().StringVarP(&file, "config", "c", "redoubt.yaml", "the member's configuration file")
+	return c
+}
+
+// runMember turns signals into the two ways of stopping. It does not use the command's context, which ends at the first
+// interrupt, before anything was handed over.
+func (e *env) runMember(o app.Options) error {
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	defer signal.Stop(signals)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	stop := make(chan app.StopMode, 2)
+	o.Stop = stop
+	done := make(chan struct{})
+	defer close(done)
+	go func() {
+		for n := 0; ; n++ {
+			select {
+			case <-done:
+				return
+			case s := <-signals:
+				switch {
+				case n >= 1:
+					cancel()
+				case s == syscall.SIGTERM:
+					stop <- app.StopHandover
+				default:
+					stop <- app.StopNow
+				}
+			}
+		}
+	}()
+	err := app.Run(ctx, o)
+	if errors.Is(err, context.Canceled) {
+		return nil // cut short, as asked for
+	}
+	return err
+}
+
+func logger(l config.Log, e *env) *slog.Logger {
+	var level slog.Level
+	_ = level.UnmarshalText([]byte(l.Level)) // validated by config
+	o := &slog.HandlerOptions{Level: level}
+	if l.Format == "json" {
+		return slog.New(slog.NewJSONHandler(e.err, o))
+	}
+	return slog.New(slog.NewTextHandler(e.err, o))
+}
+
+func (e *env) guard() *cobra.Command {
+	return &cobra.Command{
+		Use: "guard", Short: "Fence a primary whose agent died (started by `redoubt run`)", Hidden: true, DisableFlagParsing: true,
+		RunE: func(c *cobra.Command, args []string) error {
+			// It must outlive what ends its agent: an interrupt at the terminal is not for it.
+			signal.Ignore(os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+			return redisd.RunGuard(context.WithoutCancel(c.Context()), args)
+		},
+	}
+}
+
+func (e *env) config() *cobra.Command {
+	c := &cobra.Command{Use: "config", Short: "Check a configuration file, or print an annotated one", RunE: needsVerb}
+	var file string
+	check := &cobra.Command{
+		Use: "check", Short: "Report everything that is wrong with a configuration file", Args: usageArgs(cobra.NoArgs),
+		RunE: func(*cobra.Command, []string) error { return e.check(file) },
+	}
+	check.Flags().StringVarP(&file, "config", "c", "redoubt.yaml", "the member's configuration file")
+	check.Flags().BoolVar(&e.json, "json", false, "answer in JSON")
+	c.AddCommand(check, &cobra.Command{
+		Use: "sample", Short: "Print an annotated configuration file", Args: usageArgs(cobra.NoArgs),
+		RunE: func(*cobra.Command, []string) error {
+			_, err := e.out.Write(config.Sample)
+			return err
+		},
+	})
+	return c
+}
+
+func (e *env) check(file string) error {
+	cfg, err := config.Load(file)
+	var problems config.Problems
+	if err != nil && !errors.As(err, &problems) {
+		return fail(ExitConfig, "%w", err)
+	}
+	if e.json {
+		if problems == nil {
+			problems = config.Problems{}
+		}
+		if err := printJSON(e.out, map[string]any{"ok": len(problems) == 0, "problems": problems}); err != nil {
+			return err
+		}
+		if len(problems) > 0 {
+			return fail(ExitConfig, "%d problems in %s", len(problems), file)
+		}
+		return nil
+	}
+	if len(problems) > 0 {
+		return fail(ExitConfig, "%d problems in %s:\n%w", len(problems), file, problems)
+	}
+	fmt.Fprintf(e.out, "%s is sound: member %s, deployment %s, %d nodes, durability %s\n", file, cfg.Member.ID, cfg.Deployments[0].Name, len(cfg.Deployments[0].Nodes), cfg.Deployments[0].Durability)
+	return nil
+}
+
+func (e *env) version() *cobra.Command {
+	c := &cobra.Command{
+		Use: "version", Short: "Print the version",
+		RunE: func(*cobra.Command, []string) error {
+			if e.json {
+				return printJSON(e.out, map[string]string{"version": versionOf()})
+			}
+			fmt.Fprintln(e.out, "redoubt", versionOf())
+			return nil
+		},
+	}
+	c.Flags().BoolVar(&e.json, "json", false, "answer in JSON")
+	return c
+}
+
+// versionOf is the module's version, or the commit that was built.
+func versionOf() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	v := info.Main.Version
+	if v != "" && v != "(devel)" {
+		return strings.TrimPrefix(v, "v")
+	}
+	v = "devel"
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" {
+			v += "-" + s.Value[:min(len(s.Value), 12)]
+		}
+	}
+	return v
+}

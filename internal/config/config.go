@@ -1,0 +1,281 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package config reads one member's file: what runs on this machine and which roster it belongs to.
+//
+// It is not the place for what the cluster has agreed: the file seeds a shard's document when that is first created,
+// and is compared with it afterwards. Its invariant: Load returns either a configuration that Validate accepts, or all
+// of its problems, each with its line. No goroutines.
+package config
+
+import (
+	_ "embed"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sort"
+
+	"redoubt/internal/topo"
+)
+
+// Sample is an annotated file that names every setting. It decodes and validates.
+//
+//go:embed redoubt.sample.yaml
+var Sample []byte
+
+// Config is one member's file.
+type Config struct {
+	Member      Member       `yaml:"member"`
+	Store       Store        `yaml:"store"`
+	Deployments []Deployment `yaml:"deployments"`
+	Proxy       Proxy        `yaml:"proxy"`
+	Sentinel    Sentinel     `yaml:"sentinel"`
+	API         API          `yaml:"api"`
+	Log         Log          `yaml:"log"`
+}
+
+// Member is this process.
+type Member struct {
+	ID   string `yaml:"id"`   // stable identity among the members
+	Dir  string `yaml:"dir"`  // what this member keeps; relative to the file
+	Host string `yaml:"host"` // the name or address at which others reach this machine
+}
+
+// Store is where the agreed state lives.
+type Store struct {
+	Kind    string        `yaml:"kind"`    // "raft"
+	Listen  string        `yaml:"listen"`  // default: this member's own address in Members
+	Members []StoreMember `yaml:"members"` // the first members, the same list on each of them
+	Join    string        `yaml:"join"`    // or: any present member's address
+}
+
+// StoreMember is one of the store's first members.
+type StoreMember struct {
+	ID   string `yaml:"id"`
+	Addr string `yaml:"addr"`
+}
+
+// Deployment is what a client sees as one Redis.
+type Deployment struct {
+	Name        string          `yaml:"name"`
+	Mode        string          `yaml:"mode"` // "single"
+	Durability  topo.Durability `yaml:"durability"`
+	AckReplicas int             `yaml:"ack-replicas"`
+	Password    string          `yaml:"password"`
+	Timing      Timing          `yaml:"timing"`
+	Nodes       []Node          `yaml:"nodes"` // the roster, the same on all members
+	Node        *LocalNode      `yaml:"node"`  // which of them is on this member; nil: none (an arbiter)
+}
+
+// Node is one data node of the roster.
+type Node struct {
+	ID       string `yaml:"id"`
+	Host     string `yaml:"host"`
+	Addr     string `yaml:"addr"`
+	Priority int    `yaml:"priority"`
+}
+
+// LocalNode is the data node beside this member.
+type LocalNode struct {
+	ID          string            `yaml:"id"`
+	Kind        string            `yaml:"kind"`        // "managed" or "attached"
+	Dir         string            `yaml:"dir"`         // managed only: of its data; relative to member.dir
+	Binary      string            `yaml:"binary"`      // managed only
+	Persistence string            `yaml:"persistence"` // managed only: "aof", "rdb" or "none"
+	Directives  map[string]string `yaml:"directives"`  // managed only: further lines for the server
+	Username    string            `yaml:"username"`    // attached only: ACL user of the agent
+	PIDFile     string            `yaml:"pid-file"`    // attached only: where its supervisor writes the server's pid
+}
+
+// Timing is a profile and what differs from it.
+type Timing struct {
+	Profile  string         `yaml:"profile"` // "lan" or "wan"
+	Beat     *topo.Duration `yaml:"beat"`
+	Lease    *topo.Duration `yaml:"lease"`
+	Margin   *topo.Duration `yaml:"margin"`
+	Silence  *topo.Duration `yaml:"silence"`
+	Hang     *topo.Duration `yaml:"hang"`
+	Loading  *topo.Duration `yaml:"loading"`
+	Busy     *topo.Duration `yaml:"busy"`
+	Gather   *topo.Duration `yaml:"gather"`
+	Promote  *topo.Duration `yaml:"promote"`
+	Park     *topo.Duration `yaml:"park"`
+	Recovery *topo.Duration `yaml:"recovery"`
+	Burst    *int           `yaml:"burst"`
+}
+
+// Proxy is the data plane of this member.
+type Proxy struct {
+	Listen         string `yaml:"listen"`          // read-write; empty: no proxy here
+	ReadonlyListen string `yaml:"readonly-listen"` // replicas; empty: none
+	Clients        int    `yaml:"clients"`         // most client connections
+	ParkCommands   int    `yaml:"park-commands"`   // most commands held while there is no primary
+	ParkBytes      Bytes  `yaml:"park-bytes"`
+	ReadonlyLag    Bytes  `yaml:"readonly-lag"` // a replica further behind serves no reads
+	Reads          string `yaml:"reads"`        // "local" or "linearizable"
+}
+
+// Sentinel is the face that speaks Sentinel's protocol.
+type Sentinel struct {
+	Listen    string `yaml:"listen"`    // empty: none
+	Addresses string `yaml:"addresses"` // "proxy" or "direct"
+	Password  string `yaml:"password"`
+}
+
+// API is the HTTP face.
+type API struct {
+	Listen string `yaml:"listen"`
+}
+
+// Log is what this process writes to its standard error.
+type Log struct {
+	Level  string `yaml:"level"`  // debug, info, warn, error
+	Format string `yaml:"format"` // text, json
+}
+
+// Default returns what holds where a file says nothing.
+func Default() Config {
+	return Config{
+		Member: Member{Dir: "data", Host: "127.0.0.1"},
+		Store:  Store{Kind: "raft"},
+		Proxy: Proxy{
+			Clients: 10_000, ParkCommands: 100_000, ParkBytes: 256 << 20,
+			ReadonlyLag: 1 << 20, Reads: "local",
+		},
+		Sentinel: Sentinel{Addresses: "proxy"},
+		API:      API{Listen: "127.0.0.1:7379"},
+		Log:      Log{Level: "info", Format: "text"},
+	}
+}
+
+// Load reads, decodes, completes and validates a file. Its error is Problems when the file could be read.
+func Load(path string) (Config, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return Config{}, fmt.Errorf("read the configuration: %w", err)
+	}
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return Config{}, fmt.Errorf("locate the configuration: %w", err)
+	}
+	return Parse(data, path, filepath.Dir(abs))
+}
+
+// Parse is Load for bytes: name is used in messages, and base is the directory that relative paths start from.
+func Parse(data []byte, name, base string) (Config, error) {
+	c := Default()
+	d := decoder{lines: map[string]int{}}
+	d.file(data, &c)
+	c.complete(base)
+	if !d.fatal {
+		decoded := d.problems
+		for _, f := range c.Validate() {
+			if !covered(decoded, f.Path) {
+				d.problem(d.line(f.Path), f.Path, "%s", f.Text)
+			}
+		}
+	}
+	if len(d.problems) == 0 {
+		return c, nil
+	}
+	for i := range d.problems {
+		d.problems[i].File = name
+	}
+	sort.SliceStable(d.problems, func(i, j int) bool { return d.problems[i].Line < d.problems[j].Line })
+	return c, Problems(d.problems)
+}
+
+// complete fills in what follows from other settings. Relative directories start at base.
+func (c *Config) complete(base string) {
+	if !filepath.IsAbs(c.Member.Dir) {
+		c.Member.Dir = filepath.Join(base, c.Member.Dir)
+	}
+	if c.Store.Listen == "" {
+		for _, m := range c.Store.Members {
+			if m.ID == c.Member.ID {
+				c.Store.Listen = m.Addr
+			}
+		}
+	}
+	for i := range c.Deployments {
+		if n := c.Deployments[i].Node; n != nil && n.ID == "" {
+			n.ID = c.Member.ID
+		}
+		c.Deployments[i].complete(c.Member.Dir)
+	}
+}
+
+func (d *Deployment) complete(dir string) {
+	if d.Mode == "" {
+		d.Mode = "single"
+	}
+	if d.Durability == "" {
+		d.Durability = topo.Async
+		if len(d.Nodes) >= 3 {
+			d.Durability = topo.Quorum
+		}
+	}
+	if d.AckReplicas == 0 && d.Durability == topo.Quorum {
+		d.AckReplicas = len(d.Nodes) / 2
+	}
+	if d.Timing.Profile == "" {
+		d.Timing.Profile = "lan"
+	}
+	n := d.Node
+	if n == nil {
+		return
+	}
+	if n.Kind == "" {
+		n.Kind = "managed"
+	}
+	if n.Kind != "managed" {
+		return
+	}
+	if n.Dir == "" {
+		n.Dir = "redis"
+	}
+	if !filepath.IsAbs(n.Dir) {
+		n.Dir = filepath.Join(dir, n.Dir)
+	}
+	if n.Persistence == "" {
+		n.Persistence = "aof"
+	}
+}
+
+// ShardID names a deployment's only shard.
+func (d Deployment) ShardID() string { return d.Name + "-0" }
+
+// Spec is what the deployment asks of its shard.
+func (d Deployment) Spec() topo.Spec {
+	s := topo.Spec{
+		Deployment: d.Name, Durability: d.Durability, AckReplicas: d.AckReplicas, Timing: d.Timing.resolve(),
+	}
+	for _, n := range d.Nodes {
+		s.Nodes = append(s.Nodes, topo.Node{ID: topo.NodeID(n.ID), Host: n.Host, Addr: n.Addr, Priority: n.Priority})
+	}
+	sort.Slice(s.Nodes, func(i, j int) bool { return s.Nodes[i].ID < s.Nodes[j].ID })
+	return s
+}
+
+// resolve applies the overrides to the profile.
+func (t Timing) resolve() topo.Timing {
+	r := topo.LANTiming()
+	if t.Profile == "wan" {
+		r = topo.WANTiming()
+	}
+	for _, f := range []struct {
+		to   *topo.Duration
+		from *topo.Duration
+	}{
+		{&r.Beat, t.Beat}, {&r.Lease, t.Lease}, {&r.Margin, t.Margin}, {&r.Silence, t.Silence}, {&r.Hang, t.Hang},
+		{&r.Loading, t.Loading}, {&r.Busy, t.Busy}, {&r.Gather, t.Gather}, {&r.Promote, t.Promote}, {&r.Park, t.Park},
+		{&r.Recovery, t.Recovery},
+	} {
+		if f.from != nil {
+			*f.to = *f.from
+		}
+	}
+	if t.Burst != nil {
+		r.Burst = *t.Burst
+	}
+	return r
+}

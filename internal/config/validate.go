@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"fmt"
+	"net"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"redoubt/internal/redisd"
+	"redoubt/internal/topo"
+)
+
+// Finding is one thing that is wrong with a decoded configuration.
+type Finding struct {
+	Path string
+	Text string
+}
+
+type findings []Finding
+
+func (f *findings) add(path, format string, args ...any) {
+	*f = append(*f, Finding{Path: path, Text: fmt.Sprintf(format, args...)})
+}
+
+func (f *findings) oneOf(path, value string, allowed ...string) {
+	if !slices.Contains(allowed, value) {
+		f.add(path, "%q: use %s", value, strings.Join(allowed, " or "))
+	}
+}
+
+// idPattern is what ids and names may look like: they become parts of file names and of documents' keys.
+const idPattern = `^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$`
+
+func (f *findings) id(path, value string) {
+	if value == "" {
+		f.add(path, "is missing: give it a short, stable name")
+		return
+	}
+	if !regexp.MustCompile(idPattern).MatchString(value) {
+		f.add(path, "%q: use up to 63 letters, digits, dots, dashes and underscores, starting with a letter or digit", value)
+	}
+}
+
+// address checks host:port. An empty host is right only for something to listen on.
+func (f *findings) address(path, value string, listen bool) {
+	host, port, err := net.SplitHostPort(value)
+	if err != nil {
+		f.add(path, "%q is not host:port: write for example 10.0.0.1:6379", value)
+		return
+	}
+	if n, err := strconv.Atoi(port); err != nil || n < 1 || n > 65535 {
+		f.add(path, "%q: the port must be a number from 1 to 65535", value)
+	}
+	if host == "" && !listen {
+		f.add(path, "%q needs a host that the other members can reach", value)
+	}
+	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() && !listen {
+		f.add(path, "%q: nobody can connect to %s; write the address at which the others reach this machine", value, host)
+	}
+}
+
+// Validate returns everything that is wrong; nil when the configuration is sound.
+func (c Config) Validate() []Finding {
+	var f findings
+	f.id("member.id", c.Member.ID)
+	if c.Member.Host == "" {
+		f.add("member.host", "is empty: write the name or address at which the other members reach this machine")
+	}
+	c.validateStore(&f)
+	c.validateDeployments(&f)
+	c.validateFaces(&f)
+	c.validatePorts(&f)
+	return f
+}
+
+func (c Config) validateStore(f *findings) {
+	s := c.Store
+	f.oneOf("store.kind", s.Kind, "raft")
+	switch {
+	case len(s.Members) == 0 && s.Join == "":
+		f.add("store", "needs either members (the first members, the same list on each) or join (the address of any present member)")
+	case len(s.Members) > 0 && s.Join != "":
+		f.add("store.join", "members and join exclude each other: keep members on the first members, join on those that come later")
+	}
+	if s.Join != "" {
+		f.address("store.join", s.Join, false)
+	}
+	if n := len(s.Members); n > 0 && n%2 == 0 {
+		f.add("store.members", "%d members survive no more failures than %d: use 1, 3 or 5", n, n-1)
+	}
+	if len(s.Members) > 7 {
+		f.add("store.members", "%d members: every write waits for a majority of them; use 1, 3 or 5", len(s.Members))
+	}
+	seen := map[string]string{}
+	self := false
+	for i, m := range s.Members {
+		path := fmt.Sprintf("store.members[%d]", i)
+		f.id(path+".id", m.ID)
+		f.address(path+".addr", m.Addr, false)
+		f.unique(seen, path+".id", "id "+m.ID)
+		f.unique(seen, path+".addr", "address "+m.Addr)
+		self = self || m.ID == c.Member.ID
+	}
+	if len(s.Members) > 0 && !self && c.Member.ID != "" {
+		f.add("store.members", "this member, %q, is not in the list: add it, or use join", c.Member.ID)
+	}
+	switch {
+	case s.Listen != "":
+		f.address("store.listen", s.Listen, true)
+	case s.Join != "":
+		f.add("store.listen", "is missing: a member that joins needs its own store address")
+	}
+}
+
+// unique notes what was used where, and reports the second use.
+func (f *findings) unique(seen map[string]string, path, what string) {
+	if first, dup := seen[what]; dup {
+		f.add(path, "%s is already used by %s", what, first)
+		return
+	}
+	seen[what] = path
+}
+
+func (c Config) validateDeployments(f *findings) {
+	if len(c.Deployments) != 1 {
+		f.add("deployments", "%d deployments: this version runs exactly one", len(c.Deployments))
+	}
+	for i, d := range c.Deployments {
+		d.validate(f, fmt.Sprintf("deployments[%d]", i))
+		// The controller asks the store when "the member of that name" read last, to know when that node's lease ends.
+		if d.Node != nil && d.Node.ID != c.Member.ID && c.Member.ID != "" {
+			f.add(fmt.Sprintf("deployments[%d].node.id", i), "%q: the data node on a member has the member's id, %q, in nodes as well", d.Node.ID, c.Member.ID)
+		}
+	}
+}
+
+func (d Deployment) validate(f *findings, path string) {
+	f.id(path+".name", d.Name)
+	switch d.Mode {
+	case "single":
+	case "ring", "cluster":
+		f.add(path+".mode", "%q is not in this version: use single", d.Mode)
+	default:
+		f.oneOf(path+".mode", d.Mode, "single")
+	}
+	d.validateNodes(f, path)
+	f.oneOf(path+".durability", string(d.Durability), string(topo.Quorum), string(topo.Async))
+	if n := len(d.Nodes); d.Durability == topo.Quorum && n > 0 {
+		switch {
+		case n == 1:
+			f.add(path+".durability", "quorum needs at least two data nodes: use async, or add nodes")
+		case d.AckReplicas < 1 || d.AckReplicas >= n:
+			f.add(path+".ack-replicas", "%d of %d nodes: use 1 to %d (default %d)", d.AckReplicas, n, n-1, n/2)
+		}
+	}
+	if d.Durability == topo.Async && d.AckReplicas != 0 {
+		f.add(path+".ack-replicas", "has no meaning with durability async: remove it, or use durability quorum")
+	}
+	if strings.ContainsAny(d.Password, "\x00\r\n") {
+		f.add(path+".password", "must be one line")
+	}
+	f.oneOf(path+".timing.profile", d.Timing.Profile, "lan", "wan")
+	for _, err := range d.Timing.resolve().Validate() {
+		key, _, _ := strings.Cut(err.Error(), " ")
+		f.add(path+"."+key, "%s", strings.TrimPrefix(err.Error(), key+" "))
+	}
+}
+
+func (d Deployment) validateNodes(f *findings, path string) {
+	if len(d.Nodes) == 0 {
+		f.add(path+".nodes", "is empty: name every data node of the shard, the same list on all members")
+	}
+	seen := map[string]string{}
+	for i, n := range d.Nodes {
+		at := fmt.Sprintf("%s.nodes[%d]", path, i)
+		f.id(at+".id", n.ID)
+		f.address(at+".addr", n.Addr, false)
+		f.unique(seen, at+".id", "id "+n.ID)
+		f.unique(seen, at+".addr", "address "+n.Addr)
+		if n.Priority < 0 {
+			f.add(at+".priority", "%d: use 0 or more; smaller is preferred among equals", n.Priority)
+		}
+	}
+	if d.Node == nil {
+		return
+	}
+	l, at := *d.Node, path+".node"
+	f.id(at+".id", l.ID)
+	if l.ID != "" && len(d.Nodes) > 0 && !slices.ContainsFunc(d.Nodes, func(n Node) bool { return n.ID == l.ID }) {
+		f.add(at+".id", "%q is not in nodes: add it to the roster on every member", l.ID)
+	}
+	f.oneOf(at+".kind", l.Kind, "managed", "attached")
+	if l.Kind == "attached" {
+		for _, s := range []struct {
+			name string
+			set  bool
+		}{{"binary", l.Binary != ""}, {"persistence", l.Persistence != ""}, {"directives", len(l.Directives) > 0}, {"dir", l.Dir != ""}} {
+			if s.set {
+				f.add(at+"."+s.name, "has no meaning for an attached server, which somebody else starts: remove it")
+			}
+		}
+		return
+	}
+	if l.Kind == "managed" {
+		f.oneOf(at+".persistence", l.Persistence, "aof", "rdb", "none")
+	}
+	l.validateManaged(f, at, d)
+}
+
+// validateManaged leaves the judgement about directives to the driver that uses them.
+func (l LocalNode) validateManaged(f *findings, at string, d Deployment) {
+	if l.Username != "" || l.PIDFile != "" {
+		f.add(at, "username and pid-file belong to an attached server: remove them, or use kind: attached")
+	}
+	o := redisd.Options{Addr: "127.0.0.1:1", Dir: "/", Directives: l.Directives}
+	for _, err := range o.Validate() {
+		text := strings.TrimPrefix(err.Error(), "directive ")
+		name, why, ok := strings.Cut(text, ": ")
+		if !ok {
+			f.add(at+".directives", "%s", text)
+			continue
+		}
+		name, _, _ = strings.Cut(name, " ")
+		f.add(at+".directives."+name, "%s", why)
+	}
+	for name := range l.Directives {
+		switch strings.ToLower(name) {
+		case "min-replicas-to-write", "min-slaves-to-write", "min-replicas-max-lag", "min-slaves-max-lag":
+			f.add(at+".directives."+name, "follows from durability: remove it")
+		}
+	}
+}
+
+func (c Config) validateFaces(f *findings) {
+	for _, a := range []struct {
+		path, addr string
+		needed     bool
+	}{
+		{"proxy.listen", c.Proxy.Listen, false}, {"proxy.readonly-listen", c.Proxy.ReadonlyListen, false},
+		{"sentinel.listen", c.Sentinel.Listen, false}, {"api.listen", c.API.Listen, true},
+	} {
+		if a.addr != "" || a.needed {
+			f.address(a.path, a.addr, true)
+		}
+	}
+	if c.Proxy.ReadonlyListen != "" && c.Proxy.Listen == "" {
+		f.add("proxy.readonly-listen", "needs proxy.listen too")
+	}
+	for _, n := range []struct {
+		path  string
+		value int64
+	}{{"proxy.clients", int64(c.Proxy.Clients)}, {"proxy.park-commands", int64(c.Proxy.ParkCommands)}, {"proxy.park-bytes", int64(c.Proxy.ParkBytes)}, {"proxy.readonly-lag", int64(c.Proxy.ReadonlyLag)}} {
+		if n.value <= 0 {
+			f.add(n.path, "must be more than 0")
+		}
+	}
+	f.oneOf("proxy.reads", c.Proxy.Reads, "local", "linearizable")
+	f.oneOf("sentinel.addresses", c.Sentinel.Addresses, "proxy", "direct")
+	if c.Sentinel.Listen != "" && c.Sentinel.Addresses == "proxy" && c.Proxy.Listen == "" {
+		f.add("sentinel.addresses", "proxy needs a proxy on this member: set proxy.listen, or use direct")
+	}
+	f.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
+	f.oneOf("log.format", c.Log.Format, "text", "json")
+}
+
+// validatePorts refuses two listeners of this member on one port.
+func (c Config) validatePorts(f *findings) {
+	seen := map[string]string{}
+	use := func(path, addr string) {
+		if _, port, err := net.SplitHostPort(addr); err == nil {
+			f.unique(seen, path, "port "+port)
+		}
+	}
+	use("store.listen", c.Store.Listen)
+	use("proxy.listen", c.Proxy.Listen)
+	use("proxy.readonly-listen", c.Proxy.ReadonlyListen)
+	use("sentinel.listen", c.Sentinel.Listen)
+	use("api.listen", c.API.Listen)
+	for i, d := range c.Deployments {
+		for j, n := range d.Nodes {
+			if d.Node != nil && n.ID == d.Node.ID {
+				use(fmt.Sprintf("deployments[%d].nodes[%d].addr", i, j), n.Addr)
+			}
+		}
+	}
+}

@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package failover
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/datadriven"
+
+	"redoubt/internal/topo"
+)
+
+// TestScenarios plays the stories in testdata. Each file is one shard whose State is changed by commands:
+//
+//	shard n=3 [k=1] [durability=quorum|async]    a new shard with nodes n1…, nothing assigned
+//	assigned epoch=5 phase=serving primary=n1 run=r1 [enrolled=(n1=r1,n2=r2)] [intent=switchover:n2] [paused] [elected=n2:r2:A:10:1]
+//	history 1:A:0:0:n1 …                          epoch:replid:start:parent:node
+//	clock [term=1] [led=10s] [phase=10ms] [read-age=(n1=900ms)] [wall=1000]
+//	see n1 [age=5ms] [epoch=] [phase=] [health=up] [for=0s] [role=replica] [run=r1] [at=A:100] [from=B:90] [frozen] [fenced] [link] [sync=5] [kept] [keys=3] …
+//	unsee n1                                      nothing is heard from it
+//	decide                                        what Decide says; with "apply" its result becomes what is assigned
+//	explain                                       the whole list with what settled each rule
+func TestScenarios(t *testing.T) {
+	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
+		if filepath.Ext(path) == ".json" {
+			t.Skip("a saved state, not a story")
+		}
+		w := &story{}
+		datadriven.RunTest(t, path, w.run)
+	})
+}
+
+// TestSavedStatesDecideAsRecorded: a State saved from production is a test case.
+func TestSavedStatesDecideAsRecorded(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		var saved struct {
+			State State  `json:"state"`
+			Rule  string `json:"rule"`
+		}
+		b, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := json.Unmarshal(b, &saved); err != nil {
+			t.Fatal(err)
+		}
+		if got := Decide(saved.State).Rule; got != saved.Rule {
+			t.Errorf("%s: rule %s, recorded was %s", f, got, saved.Rule)
+		}
+	}
+}
+
+type story struct{ s State }
+
+func (w *story) run(t *testing.T, d *datadriven.TestData) string {
+	a := args{t: t, d: d}
+	switch d.Cmd {
+	case "shard":
+		w.shard(a)
+	case "assigned":
+		w.assigned(a)
+	case "history":
+		w.s.Shard.Assigned.History = nil
+		for _, arg := range d.CmdArgs {
+			f := strings.Split(arg.Key, ":")
+			w.s.Shard.Assigned.History = append(w.s.Shard.Assigned.History, topo.HistoryEntry{
+				Epoch: topo.Epoch(num(t, f[0])), ReplID: f[1], Start: num(t, f[2]), Parent: topo.Epoch(num(t, f[3])), Node: topo.NodeID(f[4]),
+			})
+		}
+	case "clock":
+		w.clock(a)
+	case "see":
+		w.see(a)
+	case "unsee":
+		for _, arg := range d.CmdArgs {
+			delete(w.s.Sightings, topo.NodeID(arg.Key))
+		}
+	case "decide":
+		return w.decide(a.has("apply"))
+	case "explain":
+		var b strings.Builder
+		for _, tr := range Explain(w.s) {
+			mark := " "
+			if tr.Matched {
+				mark = "*"
+			}
+			if !tr.Reached {
+				mark += "(not reached)"
+			}
+			fmt.Fprintf(&b, "%s %s: %s\n", mark, tr.Rule, tr.Why)
+		}
+		return b.String()
+	default:
+		t.Fatalf("unknown command %q", d.Cmd)
+	}
+	return ""
+}
+
+func (w *story) shard(a args) {
+	n := int(a.num("n", 3))
+	spec := topo.Spec{Deployment: "story", Durability: topo.Durability(a.str("durability", "quorum")), Timing: topo.LANTiming()}
+	if spec.Durability == topo.Quorum {
+		spec.AckReplicas = int(a.num("k", int64(n/2)))
+	}
+	for i := range n {
+		id := topo.NodeID(fmt.Sprintf("n%d", i+1))
+		spec.Nodes = append(spec.Nodes, topo.Node{ID: id, Addr: string(id) + ":6379"})
+	}
+	w.s = State{Term: 1, LedFor: topo.Duration(10 * time.Second), Sightings: map[topo.NodeID]Seen{}, ReadAge: map[topo.NodeID]topo.Duration{}}
+	w.s.Shard = topo.Shard{Format: topo.Format, ID: "story/0", Spec: spec, Assigned: topo.Assigned{Term: 1, Phase: topo.PhaseNew}}
+}
+
+func (w *story) assigned(a args) {
+	as := &w.s.Shard.Assigned
+	as.Epoch = topo.Epoch(a.num("epoch", int64(as.Epoch)))
+	as.Phase = topo.Phase(a.str("phase", string(as.Phase)))
+	as.Primary = topo.NodeID(a.str("primary", string(as.Primary)))
+	as.RunID = a.str("run", as.RunID)
+	if as.Enrolled == nil || a.has("enrolled") {
+		as.Enrolled = map[topo.NodeID]string{}
+	}
+	for _, v := range a.list("enrolled") {
+		id, run, _ := strings.Cut(v, "=")
+		as.Enrolled[topo.NodeID(id)] = run
+	}
+	if v := a.str("intent", ""); v != "" {
+		f := strings.Split(v+"::", ":")
+		as.Intent = &topo.Intent{ID: "i1", Kind: topo.IntentKind(f[0]), To: topo.NodeID(f[1]), By: "ops", Budget: topo.Duration(2 * time.Second), AcceptDataLoss: f[2] == "lossy"}
+	}
+	as.Paused = nil
+	if a.has("paused") {
+		as.Paused = &topo.Pause{By: "ops"}
+	}
+	if v := a.str("elected", ""); v != "" {
+		f := strings.Split(v, ":")
+		as.Elected = &topo.Elected{Node: topo.NodeID(f[0]), RunID: f[1]}
+		if len(f) > 4 {
+			as.Elected.ReplID, as.Elected.Offset, as.Elected.Parent = f[2], num(a.t, f[3]), topo.Epoch(num(a.t, f[4]))
+		}
+	}
+	for _, v := range a.list("recent") {
+		as.Recent = append(as.Recent, num(a.t, v))
+	}
+}
+
+func (w *story) clock(a args) {
+	w.s.Term = uint64(a.num("term", int64(w.s.Term)))
+	w.s.LedFor = a.dur("led", w.s.LedFor)
+	w.s.PhaseFor = a.dur("phase", w.s.PhaseFor)
+	w.s.WallMS = a.num("wall", w.s.WallMS)
+	for _, v := range a.list("read-age") {
+		id, age, _ := strings.Cut(v, "=")
+		d, err := time.ParseDuration(age)
+		if err != nil {
+			a.t.Fatal(err)
+		}
+		w.s.ReadAge[topo.NodeID(id)] = topo.Duration(d)
+	}
+}
+
+func (w *story) see(a args) {
+	as := w.s.Shard.Assigned
+	id := topo.NodeID(a.d.CmdArgs[0].Key)
+	s := Seen{Age: a.dur("age", topo.Duration(5*time.Millisecond))}
+	s.Node = id
+	s.Epoch = topo.Epoch(a.num("epoch", int64(as.Epoch)))
+	s.Phase = topo.Phase(a.str("phase", string(as.Phase)))
+	s.Health = topo.Health(a.str("health", "up"))
+	s.HealthFor = a.dur("for", 0)
+	s.Role = topo.Role(a.str("role", "replica"))
+	s.RunID = a.str("run", "r"+strings.TrimPrefix(string(id), "n"))
+	s.Whole = !a.has("partial")
+	s.Backlog = !a.has("no-backlog")
+	s.Frozen, s.Fenced, s.LinkUp, s.Kept = a.has("frozen"), a.has("fenced") || a.has("frozen"), a.has("link"), a.has("kept")
+	s.Promised = topo.Epoch(a.num("promised", int64(s.Epoch)))
+	s.InSync = topo.Epoch(a.num("sync", 0))
+	s.Keys = a.num("keys", 0)
+	s.Refused = a.str("refused", "")
+	s.Settings = a.list("settings")
+	if f := strings.Split(a.str("at", ""), ":"); len(f) == 2 {
+		s.Pos.ReplID, s.Pos.Offset, s.Pos.Offset2 = f[0], num(a.t, f[1]), -1
+	}
+	if f := strings.Split(a.str("from", ""), ":"); len(f) == 2 {
+		s.Pos.ReplID2, s.Pos.Offset2 = f[0], num(a.t, f[1])
+	}
+	w.s.Sightings[id] = s
+}
+
+func (w *story) decide(apply bool) string {
+	d := Decide(w.s)
+	out := fmt.Sprintf("%s: %s\n", d.Rule, d.Why)
+	if d.Recheck > 0 {
+		out += fmt.Sprintf("recheck in %s\n", d.Recheck)
+	}
+	if d.Next == nil {
+		return out
+	}
+	n := d.Next
+	out += fmt.Sprintf("=> epoch %d %s %s run=%s", n.Epoch, n.Phase, n.Primary, n.RunID)
+	if e := n.Elected; e != nil {
+		out += fmt.Sprintf(" elected=%s:%s:%s:%d:%d", e.Node, e.RunID, e.ReplID, e.Offset, e.Parent)
+		if e.Lossy != "" {
+			out += fmt.Sprintf(" lossy=%q", e.Lossy)
+		}
+	}
+	if o := n.Outcome; o != nil {
+		out += fmt.Sprintf(" outcome=%v:%q", o.OK, o.Why)
+	}
+	out += "\n"
+	if len(n.History) != len(w.s.Shard.Assigned.History) {
+		out += fmt.Sprintf("   history += %+v\n", n.History[len(n.History)-1])
+	}
+	if fmt.Sprint(n.Enrolled) != fmt.Sprint(w.s.Shard.Assigned.Enrolled) {
+		out += fmt.Sprintf("   enrolled %v\n", n.Enrolled)
+	}
+	if apply {
+		w.s.Shard.Assigned = *n
+	}
+	return out
+}
+
+// args reads a command's arguments.
+type args struct {
+	t *testing.T
+	d *datadriven.TestData
+}
+
+func (a args) list(key string) []string {
+	for _, arg := range a.d.CmdArgs {
+		if arg.Key == key {
+			return arg.Vals
+		}
+	}
+	return nil
+}
+
+func (a args) has(key string) bool {
+	for _, arg := range a.d.CmdArgs {
+		if arg.Key == key {
+			return true
+		}
+	}
+	return false
+}
+
+func (a args) str(key, def string) string {
+	if v := a.list(key); len(v) > 0 {
+		return strings.Join(v, ",")
+	}
+	return def
+}
+
+func (a args) num(key string, def int64) int64 {
+	if v := a.str(key, ""); v != "" {
+		return num(a.t, v)
+	}
+	return def
+}
+
+func (a args) dur(key string, def topo.Duration) topo.Duration {
+	if v := a.str(key, ""); v != "" {
+		d, err := time.ParseDuration(v)
+		if err != nil {
+			a.t.Fatal(err)
+		}
+		return topo.Duration(d)
+	}
+	return def
+}
+
+func num(t *testing.T, s string) int64 {
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}

@@ -1,0 +1,480 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+import (
+	"context"
+	"errors"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// poolKey names connections that are interchangeable.
+type poolKey struct {
+	proto    int
+	db       int
+	readonly bool // of the read-only port
+	own      bool // for one session at a time
+	user     string
+	password string
+}
+
+// pool holds the shared lanes of one key.
+type pool struct {
+	lanes []*lane
+	reads *lane // quorum mode: reads that need not wait behind a WAIT
+}
+
+// lane is a queue of commands towards one connection. It outlives connections: what was not answered when a connection
+// ends is sent again, kept, or answered, by recover. A lane of a pool is shared; an own lane belongs to one session.
+type lane struct {
+	p    *Proxy
+	key  poolKey
+	slot int // within its pool: spreads replicas
+	// readsOnly marks the lane of a pool on which nothing waits behind a WAIT; constant.
+	readsOnly bool
+	wake      chan struct{}
+	over      chan struct{} // closed by shut
+
+	mu       sync.Mutex // guards what follows
+	own      *session   // own lanes: whose; nil: spare
+	pend     *batch
+	queue    []*batch // sealed, not sent (own lanes)
+	sent     []*batch // sent; the connection's reader takes them from the front
+	unacked  []*batch // answered, but not acknowledged by enough replicas
+	redo     []entry  // to be sent again, in the order of each session; bytes in x.data
+	redoAt   time.Time
+	prefix   *batch       // restores an own connection's state, before anything else
+	blocking atomic.Int32 // blocking commands on their way
+	commit   int          // batches that wait for an acknowledgement
+	waiting  int          // WAITs on their way
+	up       bool
+	room     *sync.Cond // pend was taken
+	held     int64      // commands counted as parked, and their bytes
+	heldMem  int64
+	link     *link
+	dialing  context.CancelFunc // gives up the attempt to connect to dialTo
+	dialTo   target
+	closed   bool
+	st       state
+
+	// owned by run:
+	backoff time.Duration
+	retryAt time.Time
+	last    target // that connect tried
+	swept   time.Time
+}
+
+const (
+	backoffMin    = 5 * time.Millisecond
+	backoffMax    = 200 * time.Millisecond
+	commitsMax    = 2 // batches of a lane whose WAIT is open; the next ones grow meanwhile
+	sweepInterval = 50 * time.Millisecond
+	waitSlice     = "1000" // ms of one WAIT
+)
+
+var (
+	errParkFull = errors.New("too much is parked")
+	errClosed   = errors.New("lane is closed")
+	errBroken   = errors.New("a part of the transaction was given up")
+)
+
+func (p *Proxy) newLane(key poolKey, slot int) *lane {
+	l := &lane{p: p, key: key, slot: slot, wake: make(chan struct{}, 1), over: make(chan struct{}), pend: p.newBatch(), st: state{db: -1}}
+	l.room = sync.NewCond(&l.mu)
+	return l
+}
+
+// startLane makes a lane known and runs it; the caller holds p.mu.
+func (p *Proxy) startLane(l *lane) {
+	p.lanes[l] = struct{}{}
+	if p.ctx.Err() != nil {
+		l.shut()
+	}
+	p.spawn(l.run)
+}
+
+func (l *lane) nudge() {
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (l *lane) owned() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.own != nil
+}
+
+// shut ends the lane. Its queue is dropped: only lanes without living sessions are shut.
+func (l *lane) shut() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return
+	}
+	l.closed = true
+	close(l.over)
+	l.room.Broadcast()
+	l.cut()
+}
+
+// cut closes the connection, or the one that is being made; the caller holds l.mu.
+func (l *lane) cut() {
+	if l.link != nil {
+		_ = l.link.conn.Close()
+	}
+	if l.dialing != nil {
+		l.dialing()
+	}
+}
+
+func (l *lane) cutIfStale(o *order) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.link != nil && l.link.to.t != nil && l.link.to.t != o.t {
+		_ = l.link.conn.Close()
+	}
+	if l.dialing != nil && l.dialTo.t != nil && l.dialTo.t != o.t {
+		l.dialing()
+	}
+}
+
+// push queues a session's commands: chunk holds their bytes one behind the other. errParkFull: nothing was queued,
+// because there is no primary and the parking limits are reached.
+func (l *lane) push(s *session, chunk []byte, items []item) error {
+	l.mu.Lock()
+	for l.up && len(l.pend.buf) > batchBytesMax && !l.closed {
+		l.room.Wait()
+	}
+	if l.closed {
+		l.mu.Unlock()
+		return errClosed
+	}
+	if t := l.st.txn; t != nil && t.broken && (items[0].op == opQueued || items[0].op.ends()) {
+		l.mu.Unlock()
+		return errBroken
+	}
+	var at uint32
+	if !l.up {
+		if !l.p.budget.room(int64(len(items)), int64(len(chunk))) {
+			l.mu.Unlock()
+			return errParkFull
+		}
+		at = l.p.stamp()
+		l.hold(int64(len(items)), int64(len(chunk)))
+		l.p.stats.parked.Add(uint64(len(items)))
+	}
+	s.inflight.Add(int64(len(items)))
+	if s.redo.Load() > 0 || len(l.redo) > 0 && l.key.own {
+		l.pushRedo(s, chunk, items, at)
+	} else {
+		l.pushPend(s, chunk, items, at)
+	}
+	l.mu.Unlock()
+	l.nudge()
+	return nil
+}
+
+func (l *lane) pushPend(s *session, chunk []byte, items []item, at uint32) {
+	for _, it := range items {
+		if it.flags&fence != 0 && l.pend.wants {
+			l.queue = append(l.queue, l.pend)
+			l.pend = l.p.newBatch()
+		}
+		b, command := l.pend, chunk[:it.n]
+		chunk = chunk[it.n:]
+		if l.key.own {
+			command = l.st.pushed(&it, command)
+		}
+		s.seq++
+		b.ents = append(b.ents, entry{s: s, x: it.x, off: uint32(len(b.buf)), n: uint32(len(command)), seq: s.seq, at: at, flags: it.flags, op: it.op})
+		b.buf = append(b.buf, command...)
+		b.wants = b.wants || it.flags&commits != 0
+	}
+}
+
+// pushRedo queues behind commands of the same session that have to be sent again first.
+func (l *lane) pushRedo(s *session, chunk []byte, items []item, at uint32) {
+	if at == 0 {
+		at = l.p.stamp()
+		l.hold(int64(len(items)), int64(len(chunk)))
+	}
+	for _, it := range items {
+		command := chunk[:it.n]
+		chunk = chunk[it.n:]
+		if l.key.own {
+			command = l.st.pushed(&it, command)
+		}
+		s.seq++
+		s.redo.Add(1)
+		e := entry{s: s, x: it.x, n: uint32(len(command)), seq: s.seq, at: at, flags: it.flags, op: it.op}
+		e.need().data = slices.Clone(command)
+		l.redo = append(l.redo, e)
+	}
+}
+
+// hold keeps the account of what is parked; the caller holds l.mu.
+func (l *lane) hold(commands, bytes int64) {
+	l.held += commands
+	l.heldMem += bytes
+	l.p.budget.add(commands, bytes)
+}
+
+// recount puts the account right after commands have left the queues; the caller holds l.mu.
+func (l *lane) recount() {
+	commands, bytes := int64(0), int64(0)
+	add := func(ents []entry) {
+		for i := range ents {
+			if ents[i].at != 0 {
+				commands++
+				bytes += int64(ents[i].n)
+			}
+		}
+	}
+	add(l.redo)
+	add(l.pend.ents)
+	for _, b := range l.queue {
+		add(b.ents)
+	}
+	l.hold(commands-l.held, bytes-l.heldMem)
+}
+
+// run is the lane's goroutine: it connects, sends, recovers and gives up what was parked too long.
+func (l *lane) run() {
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	defer l.finish()
+	for {
+		again := l.step(l.p.order.Load())
+		if again > 0 {
+			timer.Reset(again)
+		} else {
+			timer.Stop()
+		}
+		select {
+		case <-l.over:
+			return
+		case <-l.wake:
+		case <-timer.C:
+		}
+	}
+}
+
+func (l *lane) finish() {
+	l.mu.Lock()
+	k := l.link
+	l.mu.Unlock()
+	if k != nil {
+		_ = k.conn.Close()
+		<-k.done
+		l.recover(k)
+	}
+	l.p.mu.Lock()
+	delete(l.p.lanes, l)
+	l.p.mu.Unlock()
+	l.mu.Lock()
+	l.hold(-l.held, -l.heldMem)
+	l.mu.Unlock()
+}
+
+// step brings the lane one step on and returns when to look again; 0: when woken.
+func (l *lane) step(o *order) time.Duration {
+	k := l.current()
+	if k != nil && l.dropLink(k, o) {
+		k = nil
+	}
+	to, wanted := l.destination(o)
+	if k == nil && wanted {
+		if wait := time.Until(l.retryAt); wait > 0 && l.retryFor(to) {
+			l.sweep(o)
+			return min(wait, sweepInterval)
+		}
+		k = l.connect(to, o)
+	}
+	if k != nil {
+		l.flush(k, o)
+		if k.demoted.Load() || k.ended() {
+			return time.Millisecond
+		}
+	}
+	return l.sweep(o)
+}
+
+func (l *lane) current() *link {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.link
+}
+
+// dropLink ends a connection that is dead, of another tenure, no longer a primary's, or drained.
+func (l *lane) dropLink(k *link, o *order) bool {
+	stale := k.to.t != nil && k.to.t != o.t
+	if !stale && !k.ended() {
+		l.mu.Lock()
+		idle := len(l.sent) == 0 && k.idle.Load() && len(l.unacked) == 0
+		l.mu.Unlock()
+		drained := o.draining && k.to.t != nil && idle && !l.key.own && l.p.inflight.Load() == 0
+		if l.key.readonly && !l.p.stillFit(k.to) {
+			k.demote() // its replies may be stale: what is on its way is read again elsewhere
+		}
+		old := k.demoted.Load() && (idle || time.Since(k.demotedAt()) > 100*time.Millisecond)
+		if !drained && !old {
+			return false
+		}
+		if old {
+			l.delay()
+		}
+	} else if !stale {
+		l.retryAt = time.Now().Add(backoffMin)
+	}
+	_ = k.conn.Close()
+	<-k.done
+	l.recover(k)
+	if stale {
+		l.backoff, l.retryAt = 0, time.Time{}
+	}
+	return true
+}
+
+// delay paces attempts to connect.
+func (l *lane) delay() {
+	l.backoff = min(max(2*l.backoff, backoffMin), backoffMax)
+	l.retryAt = time.Now().Add(l.backoff)
+}
+
+// retryFor reports whether the pacing still applies: a new destination is tried at once.
+func (l *lane) retryFor(to target) bool { return l.last == to }
+
+// flush sends what has accumulated, for as long as that is allowed.
+func (l *lane) flush(k *link, o *order) {
+	for !k.demoted.Load() && !k.ended() {
+		runtime.Gosched() // sessions that are ready to run add their commands to this batch
+		if k.to.t != nil {
+			l.p.inflight.Add(1)
+			if !l.p.maySend(o) {
+				l.setDown()
+				l.finishWaits(k, o)
+				l.p.landed()
+				return
+			}
+		}
+		b := l.take(k, o)
+		if b == nil {
+			if k.to.t != nil {
+				l.p.landed()
+			}
+			return
+		}
+		if !l.write(k, b) {
+			return
+		}
+	}
+}
+
+// finishWaits asks again for acknowledgements that a switchover waits for.
+func (l *lane) finishWaits(k *link, o *order) {
+	l.mu.Lock()
+	if !o.draining || len(l.unacked) == 0 || l.waiting > 0 || o.acks == 0 {
+		l.mu.Unlock()
+		return
+	}
+	b := l.p.newBatch()
+	b.bare, b.primary, b.acks, b.epoch = true, true, o.acks, k.epoch()
+	l.seal(k, b)
+	l.mu.Unlock()
+	l.p.inflight.Add(1)
+	l.write(k, b)
+}
+
+// write sends a batch and reports whether the connection is still of use.
+func (l *lane) write(k *link, b *batch) bool {
+	n, err := k.conn.Write(b.buf)
+	if err == nil {
+		l.p.release(b)
+		return true
+	}
+	l.mu.Lock()
+	b.wrote = n
+	l.mu.Unlock()
+	_ = k.conn.Close()
+	<-k.done // the reader has let go of the batch: recover finds it unanswered
+	return false
+}
+
+// take moves the next batch to those that are sent; nil: there is none, or it must wait.
+func (l *lane) take(k *link, o *order) *batch {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.up = true
+	acks := o.acks
+	if k.to.t == nil {
+		acks = 0
+	}
+	var b *batch
+	switch {
+	case l.prefix != nil:
+		b, l.prefix = l.prefix, nil
+	case len(l.unacked) > 0 && l.waiting == 0 && l.commit > 0 && acks > 0:
+		b = l.p.newBatch()
+		b.bare = true
+	case l.commit >= commitsMax, l.key.own && l.commit > 0:
+		return nil
+	case len(l.redo) > 0 && (time.Now().After(l.redoAt)):
+		b = l.takeRedo()
+	case len(l.redo) > 0 && l.key.own:
+		return nil
+	case len(l.queue) > 0:
+		b, l.queue = l.queue[0], l.queue[1:]
+	case len(l.pend.ents) > 0:
+		b = l.dropGone(l.pend)
+		l.pend = l.p.newBatch()
+		l.room.Broadcast()
+	default:
+		return nil
+	}
+	if l.held > 0 {
+		l.recount()
+	}
+	b.primary, b.acks, b.epoch = k.to.t != nil, 0, k.epoch()
+	if b.bare || acks > 0 && (b.wants || l.commit > 0) {
+		b.acks = acks
+	}
+	l.seal(k, b)
+	return b
+}
+
+// seal ends a batch with what it waits for and puts it among those that are sent; the caller holds l.mu.
+func (l *lane) seal(k *link, b *batch) {
+	if b.acks > 0 {
+		if !b.bare {
+			b.buf = append(b.buf, marker...)
+			l.commit++
+		}
+		b.buf = appendWait(b.buf, b.acks)
+		l.waiting++
+	}
+	b.wrote = len(b.buf)
+	b.refs.Store(2)
+	if l.key.own {
+		l.st.sending(b)
+		for i := range b.ents {
+			if b.ents[i].flags&blocks != 0 {
+				l.blocking.Add(1)
+			}
+		}
+	}
+	l.sent = append(l.sent, b)
+	k.idle.Store(false)
+}
+
+// marker always moves the primary's offset, so that the WAIT behind it covers everything before it (SAFETY A4): PUBLISH
+// to a channel of our own, which clients never see.
+const (
+	ackChannel = "__redoubt:ack"
+	marker     = "*3\r\n$7\r\nPUBLISH\r\n$13\r\n" + ackChannel + "\r\n$1\r\n1\r\n"
+)

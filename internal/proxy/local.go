@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+import (
+	"bytes"
+	"crypto/subtle"
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+
+	"redoubt/internal/resp"
+	"redoubt/internal/route"
+)
+
+// local answers what the proxy knows itself.
+func (s *session) local(v route.Verdict, args [][]byte, raw []byte, f flags) bool {
+	if v.Row.Name == "CLIENT" {
+		return s.client(args, raw, f)
+	}
+	if !s.flushRun() || !s.await(0) {
+		return false
+	}
+	var reply []byte
+	switch v.Row.Name {
+	case "HELLO":
+		reply = s.hello(args)
+	case "AUTH":
+		reply = s.auth(args)
+	case "SELECT":
+		return s.selectDB(args, raw, f)
+	case "QUIT":
+		s.deliver([]byte("+OK\r\n"), 0)
+		s.out.flush()
+		s.linger()
+		return false
+	case "RESET":
+		s.reset()
+		reply = []byte("+RESET\r\n")
+	case "INFO":
+		reply = s.infoRedoubt()
+	default: // CLUSTER, READONLY, READWRITE, ASKING
+		reply = []byte("-ERR This instance has cluster support disabled\r\n")
+	}
+	if f&muted == 0 {
+		s.deliver(reply, 0)
+		s.dirty = true
+	}
+	return true
+}
+
+func (s *session) reset() {
+	if s.lane != nil && s.lane.key.own {
+		s.lane.shut() // its server side ends with the connection
+	}
+	s.lane, s.multi, s.poison, s.quiet, s.skip, s.db, s.proto = nil, false, false, false, false, 0, 2
+	s.protoA.Store(2)
+	s.dbA.Store(0)
+	s.user, s.pass = "", ""
+	s.authed = s.p.o.Password == ""
+	s.infoMu.Lock()
+	s.name = ""
+	s.infoMu.Unlock()
+}
+
+// hello answers HELLO [2|3 [AUTH user password] [SETNAME name]] (Redis 6.0+). The connection is never closed.
+func (s *session) hello(args [][]byte) []byte {
+	proto := s.proto
+	i := 1
+	if len(args) > 1 {
+		n, err := strconv.Atoi(string(args[1]))
+		if err != nil {
+			return resp.AppendError(nil, "ERR Protocol version is not an integer or out of range")
+		}
+		if n != 2 && n != 3 {
+			return resp.AppendError(nil, "NOPROTO unsupported protocol version")
+		}
+		proto, i = n, 2
+	}
+	name, named := "", false
+	for ; i < len(args); i++ {
+		switch {
+		case route.Is(args[i], "AUTH") && i+2 < len(args):
+			if text := s.login(string(args[i+1]), args[i+2]); text != "" {
+				return resp.AppendError(nil, text)
+			}
+			i += 2
+		case route.Is(args[i], "SETNAME") && i+1 < len(args):
+			name, named = string(args[i+1]), true
+			if !printable(name) {
+				return resp.AppendError(nil, "ERR Client names cannot contain spaces, newlines or special characters.")
+			}
+			i++
+		default:
+			return resp.AppendError(nil, "ERR Syntax error in HELLO option '"+string(args[i])+"'")
+		}
+	}
+	if !s.authed {
+		return resp.AppendError(nil, "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO <proto> AUTH <user> <pass> option can be used to authenticate the client and select the RESP protocol version at the same time")
+	}
+	if named {
+		s.infoMu.Lock()
+		s.name = name
+		s.infoMu.Unlock()
+	}
+	s.speak(proto)
+	return s.helloReply()
+}
+
+// speak changes the session's protocol. Its own lane speaks the earlier one, so it goes, with what it knew.
+func (s *session) speak(proto int) {
+	if proto == s.proto {
+		return
+	}
+	if s.lane != nil && s.lane.key.own {
+		s.lane.shut()
+	}
+	s.lane, s.proto = nil, proto
+	s.protoA.Store(int32(proto))
+}
+
+func (s *session) helloReply() []byte {
+	server := s.p.server.Load()
+	role := "master"
+	if s.ro {
+		role = "replica"
+	}
+	b := resp.AppendMap(nil, s.proto, 7)
+	text := func(k, v string) { b = resp.AppendBulk(resp.AppendBulk(b, k), v) }
+	text("server", server.name)
+	text("version", server.version)
+	b = resp.AppendInt(resp.AppendBulk(b, "proto"), int64(s.proto))
+	b = resp.AppendInt(resp.AppendBulk(b, "id"), int64(s.id))
+	text("mode", "standalone")
+	text("role", role)
+	return resp.AppendArray(resp.AppendBulk(b, "modules"), 0)
+}
+
+func (s *session) auth(args [][]byte) []byte {
+	var text string
+	switch len(args) {
+	case 2:
+		if s.p.o.Password == "" {
+			return resp.AppendError(nil, "ERR AUTH <password> called without any password configured for the default user. Are you sure your configuration is correct?")
+		}
+		text = s.login("default", args[1])
+	case 3:
+		text = s.login(string(args[1]), args[2])
+	case 1:
+		return resp.AppendError(nil, "ERR wrong number of arguments for 'auth' command")
+	default:
+		return resp.AppendError(nil, "ERR syntax error")
+	}
+	if text != "" {
+		return resp.AppendError(nil, text)
+	}
+	return []byte("+OK\r\n")
+}
+
+// login checks credentials against the deployment's and returns the error's text. Without a password every one is
+// accepted for the default user, as the server's nopass does.
+func (s *session) login(user string, password []byte) string {
+	mine := user == "default" || user == s.p.o.Username
+	if !mine || s.p.o.Password != "" && subtle.ConstantTimeCompare(password, []byte(s.p.o.Password)) != 1 {
+		return "WRONGPASS invalid username-password pair or user is disabled."
+	}
+	s.authed = true
+	return ""
+}
+
+// selectDB answers SELECT. A database is a property of connections: the session changes lanes, unless its own lane holds
+// state that has to stay.
+func (s *session) selectDB(args [][]byte, raw []byte, f flags) bool {
+	if len(args) != 2 {
+		return s.refuse("ERR wrong number of arguments for 'select' command", f)
+	}
+	n, err := strconv.ParseInt(string(args[1]), 10, 64)
+	if err != nil || n > math.MaxInt32 || n < math.MinInt32 {
+		return s.refuse("ERR value is not an integer or out of range", f)
+	}
+	databases := s.p.server.Load().databases
+	if databases == 0 {
+		databases = 16 // the default; no server has answered yet
+	}
+	if n < 0 || n >= int64(databases) {
+		return s.refuse("ERR DB index is out of range", f)
+	}
+	if s.lane != nil && s.lane.key.own && !s.lane.isClean() {
+		s.lane.mu.Lock()
+		s.lane.st.db = int(n)
+		s.lane.mu.Unlock()
+		s.db = int(n)
+		s.dbA.Store(int32(n))
+		return s.sendOwn(raw, item{flags: f | resendable})
+	}
+	s.dropOwn()
+	s.db = int(n)
+	s.dbA.Store(int32(n))
+	if f&muted != 0 {
+		return true
+	}
+	return s.say([]byte("+OK\r\n"))
+}
+
+// infoRedoubt answers INFO redoubt.
+func (s *session) infoRedoubt() []byte {
+	st, o := s.p.Stats(), s.p.order.Load()
+	state := o.why
+	if s.p.maySend(o) {
+		state = "serving"
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "# Redoubt\r\nproxy_id:%s\r\nepoch:%d\r\nsending:%t\r\n", s.p.o.ID, st.Epoch, st.Sending)
+	if o.t != nil {
+		fmt.Fprintf(&b, "primary:%s\r\nprimary_run_id:%s\r\n", o.t.node, o.t.runID)
+	}
+	fmt.Fprintf(&b, "state:%s\r\nack_replicas:%d\r\nclients:%d\r\npinned:%d\r\nparked:%d\r\nparked_bytes:%d\r\nin_flight:%d\r\n",
+		state, o.acks, st.Clients, st.Pinned, st.Parked, st.ParkedBytes, st.InFlight)
+	fmt.Fprintf(&b, "commands:%d\r\noutcome_unknown:%d\r\nresent:%d\r\nwas_parked:%d\r\nrefused:%d\r\n",
+		st.Commands, st.Unknown, st.Resent, st.WasParked, st.Refused)
+	return resp.AppendBulk(nil, b.String())
+}
+
+func printable(name string) bool {
+	return bytes.IndexFunc([]byte(name), func(r rune) bool { return r < '!' || r > '~' }) < 0
+}

@@ -1,0 +1,350 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package proxy is the data path of one shard: it gives clients one address that never dies. It obeys the shard's
+// document as the view shows it and decides nothing about the shard. Its invariants: a command is sent only under a
+// fresh lease to the very server process that was promoted; replies reach a client in the order of its commands; a
+// command that may have run is never sent again unless it changes nothing; in quorum mode no effect is acknowledged
+// before [marker][WAIT k] said so. Goroutines: the steering loop, the accept loops, the sightings loop, the table
+// loop, one per client, one per lane and one per upstream connection; Run waits for all of them.
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"redoubt/internal/clock"
+	"redoubt/internal/coord"
+	"redoubt/internal/event"
+	"redoubt/internal/route"
+	"redoubt/internal/topo"
+	"redoubt/internal/view"
+)
+
+// Consistency is what a read promises in a shard with quorum durability.
+type Consistency string
+
+// The consistencies of reads. In an asynchronous shard both mean ReadLocal.
+const (
+	// ReadLocal answers from the primary under its lease: it may show a write that is not on k replicas yet.
+	ReadLocal Consistency = "local"
+	// ReadLinearizable withholds reads as well until [marker][WAIT k] (SAFETY B4): no clock is trusted.
+	ReadLinearizable Consistency = "linearizable"
+)
+
+// Options are what a Proxy needs. Fields without a default are required.
+type Options struct {
+	View            *view.View
+	Clock           clock.Clock
+	ID              string      // of this proxy; part of the names of its upstream connections
+	Listen          string      // host:port of the read-write port
+	ListenReadonly  string      // host:port of the read-only port; empty: none
+	Beats           coord.Beats // for the replicas' lag; nil: the read-only port always uses the primary
+	Username        string      // upstream user; empty: default
+	Password        string      // of the deployment: upstream, and what clients must present; empty: none
+	ReadConsistency Consistency // default ReadLocal
+	Limits          Limits
+	Log             *slog.Logger // default: slog.Default
+	Events          event.Sink   // may be nil
+}
+
+// Limits bound what clients can use up. Zero fields take the value of DefaultLimits.
+type Limits struct {
+	Clients        int   // connections; more are refused with the server's error
+	ParkedCommands int   // commands held without a primary, in total; more are refused with TRYAGAIN
+	ParkedBytes    int   // their bytes, in total
+	Pipeline       int   // unanswered commands of one client; beyond it, it is not read from
+	Query          int   // bytes of one client's unparsed input; beyond it, it is disconnected
+	Bulk           int   // bytes of one argument
+	Output         int   // bytes not yet taken by one client; beyond it, it is disconnected
+	Upstreams      int   // shared connections for each RESP version and database in use
+	Spare          int   // own connections kept for the next transaction or blocking command
+	LagMax         int64 // bytes that a replica may be behind and still answer reads
+}
+
+// DefaultLimits returns the limits of the shipped configuration.
+func DefaultLimits() Limits {
+	return Limits{
+		Clients: 10_000, ParkedCommands: 100_000, ParkedBytes: 256 << 20, Pipeline: 16_384, Query: 1 << 30, Bulk: 512 << 20,
+		Output: 256 << 20, Upstreams: 2, Spare: 64, LagMax: 1 << 20,
+	}
+}
+
+func (l *Limits) fill() {
+	d := DefaultLimits()
+	for _, f := range []struct{ have, def *int }{
+		{&l.Clients, &d.Clients}, {&l.ParkedCommands, &d.ParkedCommands}, {&l.ParkedBytes, &d.ParkedBytes}, {&l.Pipeline, &d.Pipeline},
+		{&l.Query, &d.Query}, {&l.Bulk, &d.Bulk}, {&l.Output, &d.Output}, {&l.Upstreams, &d.Upstreams}, {&l.Spare, &d.Spare},
+	} {
+		if *f.have == 0 {
+			*f.have = *f.def
+		}
+	}
+	if l.LagMax == 0 {
+		l.LagMax = d.LagMax
+	}
+}
+
+// Validate returns everything that is wrong with the options; nil when they can be used.
+func (o Options) Validate() []error {
+	var errs []error
+	need := func(ok bool, text string) {
+		if !ok {
+			errs = append(errs, errors.New(text))
+		}
+	}
+	need(o.View != nil, "proxy: a view is needed")
+	need(o.Clock != nil, "proxy: a clock is needed")
+	need(o.ID != "", "proxy: an id is needed")
+	need(o.Listen != "", "proxy: an address to listen at is needed")
+	need(o.ReadConsistency == "" || o.ReadConsistency == ReadLocal || o.ReadConsistency == ReadLinearizable,
+		"proxy: read consistency is local or linearizable")
+	for _, v := range []int{o.Limits.Clients, o.Limits.ParkedCommands, o.Limits.ParkedBytes, o.Limits.Pipeline, o.Limits.Query,
+		o.Limits.Bulk, o.Limits.Output, o.Limits.Upstreams, o.Limits.Spare} {
+		need(v >= 0, "proxy: limits must not be negative")
+	}
+	return errs
+}
+
+// Proxy serves the clients of one shard.
+type Proxy struct {
+	o     Options
+	log   *slog.Logger
+	rw    net.Listener
+	ro    net.Listener
+	start time.Time
+	ctx   context.Context // of Run; set before any goroutine starts
+	stop  context.CancelFunc
+	wg    sync.WaitGroup
+
+	order    atomic.Pointer[order]
+	lapsed   atomic.Bool  // a lane found its lease expired and waits to be woken
+	inflight atomic.Int64 // batches on their way on connections to the primary
+	table    atomic.Pointer[route.Table]
+	server   atomic.Pointer[serverInfo]
+	fit      atomic.Pointer[[]target] // replicas that may answer reads, best first
+	budget   parking
+	stats    counters
+	batches  sync.Pool
+
+	mu       sync.Mutex // guards what follows
+	lanes    map[*lane]struct{}
+	pools    map[poolKey]*pool
+	spare    map[poolKey][]*lane
+	sessions map[uint64]*session
+	lastID   uint64
+	turn     int // spreads sessions over the lanes of a pool
+}
+
+type counters struct {
+	commands, unknown, resent, parked, refused atomic.Uint64
+}
+
+// Stats is what a proxy is doing; counters grow from its start.
+type Stats struct {
+	Clients     int
+	Pinned      int // clients with an upstream connection of their own
+	Parked      int // commands held now
+	ParkedBytes int
+	InFlight    int // batches sent and not answered
+	Epoch       topo.Epoch
+	Sending     bool
+	Commands    uint64
+	Unknown     uint64 // answered with OUTCOMEUNKNOWN
+	Resent      uint64 // sent again after a failure, because that was safe
+	WasParked   uint64
+	Refused     uint64 // refused with TRYAGAIN because a parking limit was reached
+}
+
+// New checks the options and opens the listeners. Clients are served once Run is called.
+func New(o Options) (*Proxy, error) {
+	if errs := o.Validate(); errs != nil {
+		return nil, errors.Join(errs...)
+	}
+	o.Limits.fill()
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	p := &Proxy{
+		o: o, log: o.Log, start: time.Now(),
+		lanes: map[*lane]struct{}{}, pools: map[poolKey]*pool{}, spare: map[poolKey][]*lane{}, sessions: map[uint64]*session{},
+	}
+	p.batches.New = func() any { return new(batch) }
+	p.budget.commandsMax, p.budget.bytesMax = int64(o.Limits.ParkedCommands), int64(o.Limits.ParkedBytes)
+	p.order.Store(&order{why: "the shard's document has not been read yet"})
+	p.table.Store(route.Builtin())
+	p.fit.Store(&[]target{})
+	p.server.Store(&serverInfo{name: "redis", version: "7.0.0", databases: 0})
+	var err error
+	if p.rw, err = net.Listen("tcp", o.Listen); err != nil {
+		return nil, fmt.Errorf("open the read-write port: %w", err)
+	}
+	if o.ListenReadonly != "" {
+		if p.ro, err = net.Listen("tcp", o.ListenReadonly); err != nil {
+			_ = p.rw.Close()
+			return nil, fmt.Errorf("open the read-only port: %w", err)
+		}
+	}
+	return p, nil
+}
+
+// Addr returns the address of the read-write port.
+func (p *Proxy) Addr() net.Addr { return p.rw.Addr() }
+
+// ReadonlyAddr returns the address of the read-only port; nil when there is none.
+func (p *Proxy) ReadonlyAddr() net.Addr {
+	if p.ro == nil {
+		return nil
+	}
+	return p.ro.Addr()
+}
+
+// Stats returns what the proxy is doing. Safe for concurrent use.
+func (p *Proxy) Stats() Stats {
+	o := p.order.Load()
+	s := Stats{
+		Parked: int(p.budget.commands.Load()), ParkedBytes: int(p.budget.bytes.Load()), InFlight: int(p.inflight.Load()), Sending: o.sending,
+		Commands: p.stats.commands.Load(), Unknown: p.stats.unknown.Load(), Resent: p.stats.resent.Load(),
+		WasParked: p.stats.parked.Load(), Refused: p.stats.refused.Load(),
+	}
+	if o.t != nil {
+		s.Epoch = o.t.epoch
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s.Clients = len(p.sessions)
+	for l := range p.lanes {
+		if l.key.own && l.owned() {
+			s.Pinned++
+		}
+	}
+	return s
+}
+
+// Run serves clients until ctx ends, then closes all connections and waits for every goroutine. It returns ctx's error,
+// or the error of a listener that failed. A Proxy runs once.
+func (p *Proxy) Run(ctx context.Context) error {
+	p.ctx, p.stop = context.WithCancel(ctx)
+	defer p.stop()
+	failed := make(chan error, 2)
+	p.spawn(p.steer)
+	p.spawn(p.learn)
+	if p.o.Beats != nil && p.ro != nil {
+		p.spawn(p.sight)
+	}
+	p.spawn(func() { p.accept(p.rw, false, failed) })
+	if p.ro != nil {
+		p.spawn(func() { p.accept(p.ro, true, failed) })
+	}
+	var err error
+	select {
+	case <-p.ctx.Done():
+	case err = <-failed:
+	}
+	p.stop()
+	_ = p.rw.Close()
+	if p.ro != nil {
+		_ = p.ro.Close()
+	}
+	p.mu.Lock()
+	for _, s := range p.sessions {
+		_ = s.conn.Close()
+	}
+	for l := range p.lanes {
+		l.shut()
+	}
+	p.mu.Unlock()
+	p.wg.Wait()
+	if err == nil {
+		err = ctx.Err()
+	}
+	return err
+}
+
+func (p *Proxy) spawn(f func()) {
+	p.wg.Add(1)
+	go func() {
+		defer p.wg.Done()
+		f()
+	}()
+}
+
+// accept takes clients until the listener is closed. Errors of a moment (no file descriptor) are waited out.
+func (p *Proxy) accept(l net.Listener, readonly bool, failed chan<- error) {
+	for {
+		conn, err := l.Accept()
+		switch {
+		case p.ctx.Err() != nil:
+			if err == nil {
+				_ = conn.Close()
+			}
+			return
+		case errors.Is(err, net.ErrClosed):
+			failed <- fmt.Errorf("accept clients: %w", err)
+			return
+		case err != nil:
+			p.log.Warn("accept a client", "err", err)
+			if !p.pause(50 * time.Millisecond) {
+				return
+			}
+		default:
+			p.admit(conn, readonly)
+		}
+	}
+}
+
+// pause waits for d and reports whether the proxy is still to run.
+func (p *Proxy) pause(d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-p.ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+func (p *Proxy) admit(conn net.Conn, readonly bool) {
+	p.mu.Lock()
+	full := len(p.sessions) >= p.o.Limits.Clients
+	if p.ctx.Err() != nil || full {
+		p.mu.Unlock()
+		if full {
+			_ = conn.SetWriteDeadline(time.Now().Add(10 * time.Millisecond)) // a fresh socket takes 40 bytes at once
+			_, _ = conn.Write([]byte("-ERR max number of clients reached\r\n"))
+		}
+		_ = conn.Close()
+		return
+	}
+	p.lastID++
+	s := newSession(p, conn, p.lastID, readonly)
+	p.sessions[s.id] = s
+	p.mu.Unlock()
+	p.spawn(s.serve)
+}
+
+func (p *Proxy) now() time.Duration { return p.o.Clock.Uptime() }
+
+// stamp is milliseconds since the start of the proxy: for how long something has been parked.
+func (p *Proxy) stamp() uint32 { return uint32(time.Since(p.start)/time.Millisecond) + 1 }
+
+// parking counts what is held without a primary.
+type parking struct {
+	commandsMax, bytesMax int64
+	commands, bytes       atomic.Int64
+}
+
+func (b *parking) add(commands, bytes int64) {
+	b.commands.Add(commands)
+	b.bytes.Add(bytes)
+}
+
+func (b *parking) room(commands, bytes int64) bool {
+	return b.commands.Load()+commands <= b.commandsMax && b.bytes.Load()+bytes <= b.bytesMax
+}

@@ -1,0 +1,348 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+import (
+	"bytes"
+	"slices"
+	"time"
+
+	"redoubt/internal/resp"
+	"redoubt/internal/route"
+)
+
+// run collects neighbouring replies to one session, so that they are handed over at once: from and to are places in
+// the read buffer.
+type run struct {
+	s        *session
+	from, to int
+	count    int64
+}
+
+func (k *link) endRun() {
+	if s := k.run.s; s != nil {
+		s.deliver(k.buf[k.run.from:k.run.to], k.run.count)
+		k.run = run{}
+	}
+}
+
+// next returns the batch whose reply comes next; nil: there is none.
+func (k *link) next() *batch {
+	for {
+		if k.cur != nil {
+			return k.cur
+		}
+		k.l.mu.Lock()
+		if len(k.l.sent) == 0 {
+			k.idle.Store(true)
+			k.l.mu.Unlock()
+			return nil
+		}
+		k.cur = k.l.sent[0]
+		k.l.sent = k.l.sent[1:]
+		k.l.mu.Unlock()
+		k.skipCanned()
+	}
+}
+
+// reply handles one frame that answers a command.
+func (k *link) reply(f []byte) error {
+	b := k.next()
+	if b == nil {
+		return errSpoke
+	}
+	if b.head == len(b.ents) {
+		return k.acknowledge(b, f)
+	}
+	e := &b.ents[b.head]
+	if e.op == opSubscribe || e.op == opUnsubscribe {
+		if !k.confirmed(b, e, f) {
+			return nil
+		}
+	} else {
+		k.answer(b, e, f)
+	}
+	b.head++
+	k.skipCanned()
+	return nil
+}
+
+// skipCanned hands out replies that were decided without the server, and finishes the batch when it is complete.
+func (k *link) skipCanned() {
+	b := k.cur
+	for b.head < len(b.ents) {
+		e := &b.ents[b.head]
+		if e.n > 0 {
+			return
+		}
+		if e.flags&moved == 0 && e.x != nil {
+			k.emit(b, e, e.x.canned, 1)
+		}
+		b.head++
+	}
+	if b.acks == 0 {
+		k.cur = nil
+		k.finish(b)
+	}
+}
+
+// finish lets a batch go whose replies are delivered.
+func (k *link) finish(b *batch) {
+	if b.primary {
+		k.endRun()
+		k.l.p.landed()
+	}
+	k.l.p.release(b)
+	k.l.mu.Lock()
+	if len(k.l.sent) == 0 {
+		k.idle.Store(true)
+	}
+	wake := k.l.p.order.Load().draining || k.demoted.Load() || k.to.t == nil
+	k.l.mu.Unlock()
+	if wake {
+		k.l.nudge()
+	}
+}
+
+// answer decides what becomes of one command whose reply arrived.
+func (k *link) answer(b *batch, e *entry, f []byte) {
+	fate := route.Deliver
+	if e.flags&blocks != 0 {
+		k.l.blocking.Add(-1)
+	}
+	if f[0] == '-' {
+		fate = route.ClassifyReply(f)
+		switch {
+		case fate == route.NotExecuted && e.flags&blocks != 0 && k.unblocked.Swap(false):
+			fate = route.Deliver // the wish of a client
+		case fate == route.NotYet && e.op == opQueued:
+			fate = route.Deliver // the server has failed the transaction with it
+		case e.op == opExec && k.demoted.Load() && bytes.HasPrefix(f, []byte("-EXECABORT ")):
+			fate = route.NotExecuted
+		}
+	}
+	if e.op != opNone {
+		f = k.transition(e, f, fate)
+	}
+	if e.s == nil {
+		return // restored state
+	}
+	if k.to.t == nil {
+		fate = k.replicaFate(e, fate)
+	}
+	if fate == route.Deliver && e.s.redo.Load() == 0 && !(k.demoted.Load() && e.flags&resendable != 0) {
+		k.emit(b, e, f, 1)
+		return
+	}
+	k.divert(b, e, f, fate)
+}
+
+// replicaFate: on a replica, only its own troubles are a reason to ask another one.
+func (k *link) replicaFate(e *entry, fate route.Fate) route.Fate {
+	if fate == route.NotExecuted && e.flags&resendable == 0 {
+		return route.Deliver
+	}
+	return fate
+}
+
+// divert treats commands that did not run, and the replies that follow one of the same session: those that may run
+// again do so in order, behind it. A later write that did run pins the order: what is in front of it cannot follow any
+// more, and gets the server's refusal.
+func (k *link) divert(b *batch, e *entry, f []byte, fate route.Fate) {
+	if fate == route.NotExecuted {
+		k.demote()
+	}
+	l := k.l
+	l.mu.Lock()
+	if fate != route.Deliver || e.flags&resendable != 0 {
+		l.moveToRedo(b, e, f)
+		if fate == route.NotYet {
+			l.redoAt = time.Now().Add(20 * time.Millisecond)
+		}
+		l.mu.Unlock()
+		l.nudge()
+		return
+	}
+	x := e.need()
+	l.redo = slices.DeleteFunc(l.redo, func(r entry) bool {
+		if r.s != e.s || r.seq > e.seq {
+			return false
+		}
+		refusal := r.x.canned
+		if refusal == nil {
+			refusal = notSent("the primary refused it for a moment")
+		}
+		x.piece = append(x.piece, refusal...)
+		x.more++
+		e.s.redo.Add(-1)
+		return true
+	})
+	l.mu.Unlock()
+	k.emit(b, e, f, 1)
+}
+
+// moveToRedo puts a command on the list of those that are sent again; the caller holds l.mu. The refusal is kept, in
+// case the command cannot be sent again after all.
+func (l *lane) moveToRedo(b *batch, e *entry, refusal []byte) {
+	r := *e
+	x := extra{}
+	if e.x != nil {
+		x = *e.x
+	}
+	x.data = slices.Clone(b.bytes(e))
+	x.canned = nil
+	if len(refusal) > 0 && refusal[0] == '-' && route.ClassifyReply(refusal) == route.NotYet {
+		x.canned = slices.Clone(refusal)
+	}
+	r.x, r.off = &x, 0
+	if r.at == 0 {
+		r.at = l.p.stamp()
+	}
+	r.s.redo.Add(1)
+	l.hold(1, int64(len(x.data)))
+	l.p.stats.resent.Add(1)
+	l.redo = append(l.redo, r)
+	e.flags |= moved
+	if r.op.ends() && x.txn != nil {
+		x.txn.sent = false
+	}
+	slices.SortStableFunc(l.redo, bySeq)
+}
+
+func bySeq(a, b entry) int { return int(int32(a.seq - b.seq)) }
+
+// emit gives a reply to its session, or withholds it until the batch is acknowledged.
+func (k *link) emit(b *batch, e *entry, f []byte, count int64) {
+	if e.flags&writes != 0 {
+		e.s.wrote.Store(uint64(b.epoch))
+	}
+	if b.acks > 0 {
+		for len(b.ends) < b.head {
+			b.ends = append(b.ends, len(b.held))
+		}
+		if e.x != nil && e.x.more > 0 {
+			b.held = append(b.held, e.x.piece...)
+		}
+		if e.flags&muted == 0 {
+			b.held = append(b.held, f...)
+		}
+		if count > 0 {
+			b.ends = append(b.ends, len(b.held))
+		}
+		return
+	}
+	if e.x != nil && e.x.more > 0 {
+		k.direct(e.s, e.x.piece, e.x.more)
+	}
+	if e.flags&muted != 0 {
+		k.direct(e.s, nil, count)
+		return
+	}
+	from := k.r - len(f)
+	if len(f) == 0 || from < 0 || &k.buf[from] != &f[0] {
+		k.direct(e.s, f, count) // not the frame that was just read
+		return
+	}
+	if k.run.s != e.s || k.run.to != from {
+		k.endRun()
+		k.run = run{s: e.s, from: from}
+		k.moisten(e.s)
+	}
+	k.run.to = k.r
+	k.run.count += count
+}
+
+// direct hands bytes over that are not part of a run.
+func (k *link) direct(s *session, f []byte, count int64) {
+	k.endRun()
+	s.deliver(f, count)
+	k.moisten(s)
+}
+
+func (k *link) moisten(s *session) {
+	if n := len(k.wet); n == 0 || k.wet[n-1] != s {
+		k.wet = append(k.wet, s)
+	}
+}
+
+// acknowledge handles the replies behind those of the commands: the marker's, then WAIT's.
+func (k *link) acknowledge(b *batch, f []byte) error {
+	if b.tail == 0 && !b.bare {
+		b.tail = 1
+		if f[0] != ':' {
+			k.l.p.log.Error("the marker of a quorum batch was refused; acknowledgements cannot be trusted", "node", k.to.node, "reply", string(resp.Text(f)))
+			return errNotIt
+		}
+		return nil
+	}
+	n, ok := resp.Int(f)
+	if !ok {
+		return errNotIt // not a primary any more: the outcome is unknown
+	}
+	k.cur = nil
+	l, bare := k.l, b.bare
+	l.mu.Lock()
+	l.waiting--
+	if !bare {
+		b.at = l.p.stamp()
+		l.unacked = append(l.unacked, b)
+	}
+	var done []*batch
+	if int(n) >= b.acks {
+		done, l.unacked = l.unacked, nil
+		l.commit = 0
+		for _, s := range l.sent {
+			if s.acks > 0 && !s.bare {
+				l.commit++
+			}
+		}
+	} else {
+		for _, u := range l.unacked {
+			u.got = int(n)
+		}
+	}
+	if len(l.sent) == 0 {
+		k.idle.Store(true)
+	}
+	l.mu.Unlock()
+	for _, u := range done {
+		k.hand(u)
+		l.p.landed()
+		l.p.release(u)
+	}
+	if bare {
+		l.p.landed()
+		l.p.release(b)
+	}
+	l.nudge()
+	return nil
+}
+
+// hand delivers the replies of an acknowledged batch.
+func (k *link) hand(b *batch) {
+	for i := range b.ents {
+		e := &b.ents[i]
+		if e.s != nil && e.flags&moved == 0 {
+			k.direct(e.s, b.reply(i), e.answers())
+		}
+	}
+}
+
+// reply returns the withheld reply of entry i.
+func (b *batch) reply(i int) []byte {
+	if i >= len(b.ends) {
+		return nil
+	}
+	if i == 0 {
+		return b.held[:b.ends[0]]
+	}
+	return b.held[b.ends[i-1]:b.ends[i]]
+}
+
+// answers returns how many commands the reply to e answers.
+func (e *entry) answers() int64 {
+	if e.x == nil {
+		return 1
+	}
+	return 1 + e.x.more
+}

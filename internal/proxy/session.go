@@ -1,0 +1,343 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+import (
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"redoubt/internal/resp"
+	"redoubt/internal/route"
+)
+
+// session is one client. Its goroutine (serve) owns the fields without another note. Commands in flight are all on one
+// lane, so that replies come in order; whatever needs another lane waits until nothing is in flight.
+type session struct {
+	p    *Proxy
+	id   uint64
+	conn net.Conn
+	ro   bool
+	born time.Time
+	out  output
+
+	buf    []byte
+	r, w   int
+	parser resp.Parser
+	from   int // of the run: commands at buf[from:to] that go to the lane at once
+	to     int
+	items  []item
+	heavy  bool // the run holds a write
+
+	proto  int
+	protoA atomic.Int32 // proto and db for other goroutines
+	dbA    atomic.Int32
+	db     int
+	authed bool
+	user   string // not the deployment's: a user of the backend
+	pass   string
+	lane   *lane
+	multi  bool // between MULTI and EXEC
+	poison bool // a command of the transaction was refused here
+	quiet  bool // CLIENT REPLY OFF
+	skip   bool // CLIENT REPLY SKIP: the next reply is dropped
+	dirty  bool // has replies of its own making to flush
+	one    [1]item
+
+	infoMu sync.Mutex // guards what other clients may see
+	name   string
+	lib    string
+	libVer string
+
+	inflight atomic.Int64
+	limit    atomic.Int64 // serve waits until inflight is not above; -1: it does not wait
+	ready    chan struct{}
+	closed   atomic.Bool
+	redo     atomic.Int64  // its commands on the lane's redo list
+	wrote    atomic.Uint64 // epoch of the latest write that was answered
+	seq      uint32        // guarded by the lane's mutex
+}
+
+const (
+	queryBuffer     = 16 << 10
+	queryBufferKept = 256 << 10
+	runMax          = 512 // commands handed to a lane at once
+)
+
+func newSession(p *Proxy, conn net.Conn, id uint64, readonly bool) *session {
+	s := &session{p: p, id: id, conn: conn, ro: readonly, born: time.Now(), buf: make([]byte, queryBuffer), proto: 2, ready: make(chan struct{}, 1)}
+	s.limit.Store(-1)
+	s.protoA.Store(2)
+	s.authed = p.o.Password == ""
+	s.out.init(s)
+	return s
+}
+
+func (s *session) protoNow() int { return int(s.protoA.Load()) }
+
+// kill disconnects the client; safe for concurrent use.
+func (s *session) kill() {
+	s.closed.Store(true)
+	_ = s.conn.Close()
+}
+
+// deliver appends replies to count commands; flush writes them. Safe for concurrent use.
+func (s *session) deliver(b []byte, count int64) {
+	if len(b) > 0 && !s.closed.Load() && !s.out.add(b) {
+		s.p.log.Warn("client disconnected: it does not take its replies", "client", s.id, "bytes", s.p.o.Limits.Output)
+		s.kill()
+	}
+	if count > 0 {
+		if left, limit := s.inflight.Add(-count), s.limit.Load(); limit >= 0 && left <= limit {
+			select {
+			case s.ready <- struct{}{}:
+			default:
+			}
+		}
+	}
+}
+
+// await waits until at most limit commands are unanswered, and reports false when the client is gone.
+func (s *session) await(limit int64) bool {
+	if s.inflight.Load() <= limit {
+		return !s.closed.Load()
+	}
+	s.limit.Store(limit)
+	defer s.limit.Store(-1)
+	s.out.flush()
+	var watch *hangup
+	defer func() { watch.end() }()
+	patience := time.NewTimer(100 * time.Millisecond)
+	defer patience.Stop()
+	for s.inflight.Load() > limit {
+		select {
+		case <-s.ready:
+		case <-patience.C:
+			watch = s.watchHangup()
+		case <-watch.gone():
+			s.kill()
+			return false
+		case <-s.p.ctx.Done():
+			return false
+		}
+	}
+	return !s.closed.Load()
+}
+
+// serve is the session's goroutine.
+func (s *session) serve() {
+	defer s.end()
+	for {
+		again, err := s.commands()
+		if err != nil {
+			s.refuseProtocol(err)
+			return
+		}
+		if !again || !s.flushRun() {
+			return
+		}
+		if s.dirty {
+			s.dirty = false
+			s.out.flush()
+		}
+		if s.inflight.Load() >= int64(s.p.o.Limits.Pipeline) && !s.await(int64(s.p.o.Limits.Pipeline)/2) {
+			return
+		}
+		if !s.fill() {
+			return
+		}
+	}
+}
+
+func (s *session) refuseProtocol(err error) {
+	if s.flushRun() && s.await(0) {
+		s.deliver(resp.AppendError(nil, "ERR "+err.Error()), 0)
+		s.out.flush()
+		s.linger()
+	}
+}
+
+// linger lets the last reply out before the connection is closed.
+func (s *session) linger() {
+	if tcp, ok := s.conn.(*net.TCPConn); ok && s.out.pending() == 0 {
+		_ = tcp.CloseWrite()
+	}
+}
+
+// end lets go of everything that the session had.
+func (s *session) end() {
+	s.kill()
+	s.dropOwn()
+	s.p.mu.Lock()
+	delete(s.p.sessions, s.id)
+	s.p.mu.Unlock()
+}
+
+// fill reads more of the client's input.
+func (s *session) fill() bool {
+	have := s.w - s.r
+	switch {
+	case have == 0:
+		s.r, s.w = 0, 0
+		if len(s.buf) > queryBufferKept {
+			s.buf = make([]byte, queryBuffer)
+		}
+	case s.w == len(s.buf) && s.r > 0:
+		copy(s.buf, s.buf[s.r:s.w])
+		s.r, s.w = 0, have
+	}
+	if s.w == len(s.buf) {
+		if have >= s.p.o.Limits.Query {
+			s.p.log.Warn("client disconnected: its input exceeds the limit", "client", s.id, "bytes", have)
+			return false
+		}
+		grown := make([]byte, min(max(2*len(s.buf), have+s.parser.Missing(have)), s.p.o.Limits.Query+1))
+		copy(grown, s.buf[s.r:s.w])
+		s.buf, s.r, s.w = grown, 0, have
+	}
+	s.from, s.to = s.r, s.r
+	n, err := s.conn.Read(s.buf[s.w:])
+	s.w += n
+	return n > 0 || err == nil
+}
+
+// commands handles all complete commands in the buffer; again is false when the session is over.
+func (s *session) commands() (again bool, err error) {
+	s.from, s.to = s.r, s.r
+	table := s.p.table.Load()
+	limits := resp.Limits{Bulk: s.p.o.Limits.Bulk, Unauth: !s.authed}
+	count := uint64(0)
+	defer func() { s.p.stats.commands.Add(count) }()
+	for s.r < s.w {
+		n, err := s.parser.Next(s.buf[s.r:s.w], limits)
+		if err != nil {
+			return false, err
+		}
+		if n == 0 {
+			return true, nil
+		}
+		raw := s.buf[s.r : s.r+n]
+		s.r += n
+		args := s.parser.Args
+		if len(args) == 0 {
+			if !s.flushRun() {
+				return false, nil
+			}
+			s.from, s.to = s.r, s.r
+			continue
+		}
+		count++
+		if !s.authed || s.skip || s.quiet || s.multi || s.parser.Inline {
+			if !s.slow(table, args, raw) {
+				return false, nil
+			}
+			limits.Unauth = !s.authed
+			continue
+		}
+		v := table.Classify(args)
+		if v.Class > route.Write || s.ro && v.Class == route.Write || v.Row.Name == "PING" || s.user != "" {
+			if !s.special(v, args, raw, 0) {
+				return false, nil
+			}
+			continue
+		}
+		if !s.ordinary(v, len(raw)) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// ordinary adds the command that was just parsed to the run.
+func (s *session) ordinary(v route.Verdict, n int) bool {
+	if len(s.items) == 0 {
+		s.from = s.r - n
+	}
+	it := item{n: uint32(n)}
+	s.classed(&it, v)
+	s.heavy = s.heavy || it.flags&writes != 0
+	s.items = append(s.items, it)
+	s.to = s.r
+	if len(s.items) >= runMax {
+		return s.flushRun()
+	}
+	return true
+}
+
+// classed sets what a command's class says about its way.
+func (s *session) classed(it *item, v route.Verdict) {
+	if v.Class == route.Read {
+		it.flags |= resendable
+		if s.p.o.ReadConsistency == ReadLinearizable && v.Row.Flags&route.Readonly != 0 && !s.ro {
+			it.flags |= commits
+		}
+		return
+	}
+	it.flags |= commits | writes
+}
+
+// flushRun hands the run to the session's lane. It reports false when the session is over.
+func (s *session) flushRun() bool {
+	if len(s.items) == 0 {
+		return true
+	}
+	ok := s.hand(s.buf[s.from:s.to], s.items, s.heavy)
+	clear(s.items)
+	s.items, s.heavy = s.items[:0], false
+	s.from, s.to = s.r, s.r
+	return ok
+}
+
+// hand gives commands to the right lane, waiting for earlier ones where order demands it.
+func (s *session) hand(chunk []byte, items []item, heavy bool) bool {
+	return s.choose(heavy) && s.handTo(items, chunk)
+}
+
+// handTo gives commands to the present lane.
+func (s *session) handTo(items []item, chunk []byte) bool {
+	for {
+		err := s.lane.push(s, chunk, items)
+		switch {
+		case err == nil:
+			return true
+		case err == errBroken:
+			return s.broken(items[0].op)
+		case err != errParkFull || s.closed.Load():
+			return false
+		case s.inflight.Load() > 0:
+			if !s.await(0) {
+				return false
+			}
+			continue // it may fit now
+		}
+		refusal := notSent("too many commands are waiting for a primary: " + s.p.order.Load().why)
+		for range items {
+			s.p.stats.refused.Add(1)
+			s.deliver(refusal, 0)
+		}
+		s.dirty = true
+		s.poison = s.poison || s.multi
+		return true
+	}
+}
+
+// choose makes s.lane the lane for the next commands. heavy: they include a write.
+func (s *session) choose(heavy bool) bool {
+	if s.lane != nil && s.lane.key.own {
+		if s.inflight.Load() > 0 || s.multi || s.user != "" || !s.lane.isClean() {
+			return true
+		}
+		s.dropOwn()
+	}
+	if s.lane != nil && s.inflight.Load() > 0 {
+		if !heavy || !s.lane.readsOnly || s.ro {
+			return true
+		}
+		if !s.await(0) {
+			return false
+		}
+	}
+	s.lane = s.p.sharedLane(s, heavy)
+	return true
+}

@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package redisd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"redoubt/internal/redis"
+	"redoubt/internal/topo"
+)
+
+const (
+	sigKill = unix.SIGKILL
+	sigTerm = unix.SIGTERM
+
+	fenceAnswer = 100 * time.Millisecond // how long a fence order may stay unanswered before a managed primary is killed
+	killWait    = 100 * time.Millisecond // least time that is spent waiting for the exit after SIGKILL
+	reissueWait = time.Second            // a replication link that is still connecting after that is started anew
+)
+
+// fenceOrder is the one fence (SAFETY A5, B1): freeze, and cut everybody who could still write or read, in one step.
+func fenceOrder() [][]string {
+	return [][]string{
+		{"MULTI"},
+		{"REPLICAOF", deadHost, deadPort},
+		{"CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"},
+		{"CLIENT", "KILL", "TYPE", "pubsub", "SKIPME", "yes"},
+		{"EXEC"},
+		{"INFO", "replication"},
+	}
+}
+
+// fenceDone judges the replies to fenceOrder. A server that is loading refuses REPLICAOF; it counts when it is frozen.
+func fenceDone(reps []reply) error {
+	if err := reps[5].err(); err != nil {
+		return err
+	}
+	m := parseInfo(reps[5].text)
+	exec := reps[4]
+	switch {
+	case isCode(reps[1].err(), "LOADING") && m.frozen():
+		return nil
+	case exec.err() != nil:
+		if err := firstError(reps); err != nil {
+			return err
+		}
+	case firstError(exec.items) != nil:
+		return firstError(exec.items)
+	}
+	if !m.frozen() {
+		return fmt.Errorf("after the fence the server says that it is %s following %q", m.role(), m.following())
+	}
+	return nil
+}
+
+// Fence makes sure that nobody writes here now: see redis.Node. It may overtake any other verb.
+func (n *Node) Fence(ctx context.Context) error {
+	n.fences.Add(1)
+	p := n.process()
+	if p != nil && p.exited() {
+		return nil
+	}
+	asking, cancel := context.WithTimeout(ctx, fenceTime(ctx))
+	err := n.fenceByOrder(asking)
+	cancel()
+	switch {
+	case err == nil:
+		return nil
+	case p != nil && p.exited():
+		return nil
+	case n.managed == nil || p == nil:
+		return fmt.Errorf("fence %s: %w", n.addr, err)
+	case n.lastRole() == topo.RoleReplica:
+		return fmt.Errorf("fence %s: it is a replica, so it is not killed: %w", n.addr, err)
+	}
+	n.log.Warn("fence order not carried out; killing the server", "pid", p.pid, "error", err)
+	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), max(killWait, remaining(ctx)))
+	defer cancel()
+	return n.Kill(end)
+}
+
+// fenceTime leaves a part of ctx for the kill.
+func fenceTime(ctx context.Context) time.Duration {
+	return min(fenceAnswer, remaining(ctx)*2/3)
+}
+
+func remaining(ctx context.Context) time.Duration {
+	end, ok := ctx.Deadline()
+	if !ok {
+		return lookTimeout
+	}
+	return max(0, time.Until(end))
+}
+
+// fenceByOrder queues the fence behind whatever is unanswered on the admin connection and waits for it. A connection
+// that ends meanwhile (another fence cut it) is replaced once.
+func (n *Node) fenceByOrder(ctx context.Context) error {
+	var reps []reply
+	var err error
+	for range 2 {
+		var c *conn
+		if c, err = n.connection(ctx); err != nil {
+			return err
+		}
+		if n.managed != nil { // an attached server cannot be killed, so its fence is queued even before it said who it is
+			if err = n.introduced(ctx, c); err != nil {
+				if c.ended() && !errors.Is(err, errForeign) {
+					continue
+				}
+				return err
+			}
+		}
+		if reps, err = c.do(ctx, fenceOrder()...); err == nil || !c.ended() {
+			break
+		}
+	}
+	if err == nil {
+		err = fenceDone(reps)
+	}
+	if err == nil {
+		n.setRole(topo.RoleReplica)
+	}
+	return err
+}
+
+// replication reads INFO replication and, with it, the role that a fence may rely on.
+func (n *Node) replication(ctx context.Context) (info, error) {
+	reps, err := n.ask(ctx, []string{"INFO", "replication"})
+	if err != nil {
+		return nil, err
+	}
+	m := parseInfo(reps[0].text)
+	n.setRole(m.role())
+	return m, nil
+}
+
+// Freeze stops following and stays read-only: see redis.Node.
+func (n *Node) Freeze(ctx context.Context) error {
+	m, err := n.replication(ctx)
+	if err != nil {
+		return fmt.Errorf("freeze %s: %w", n.addr, err)
+	}
+	switch {
+	case m.frozen():
+		return nil
+	case m.role() == topo.RolePrimary:
+		return n.Fence(ctx)
+	}
+	if err := n.replicaOf(ctx, deadHost, deadPort); err != nil {
+		return fmt.Errorf("freeze %s: %w", n.addr, err)
+	}
+	return nil
+}
+
+// replicaOf gives one or more REPLICAOF orders in one transaction and reads the last one back.
+func (n *Node) replicaOf(ctx context.Context, hostPorts ...string) error {
+	seq := n.fences.Load()
+	c, err := n.ready(ctx)
+	if err != nil {
+		return err
+	}
+	cmds := [][]string{{"MULTI"}}
+	for i := 0; i+1 < len(hostPorts); i += 2 {
+		cmds = append(cmds, []string{"REPLICAOF", hostPorts[i], hostPorts[i+1]})
+	}
+	cmds = append(cmds, []string{"EXEC"}, []string{"INFO", "replication"})
+	call, err := c.sendIf(func() bool { return n.fences.Load() == seq }, cmds...)
+	if err != nil {
+		return err
+	}
+	reps, err := call.wait(ctx)
+	if err != nil {
+		return err
+	}
+	if err := firstError(reps); err != nil {
+		if isCode(err, "LOADING") {
+			return fmt.Errorf("%w: it is loading and cannot change what it follows; wait: %w", redis.ErrRefused, err)
+		}
+		return err
+	}
+	if err := firstError(reps[len(reps)-2].items); err != nil {
+		return err
+	}
+	m := parseInfo(reps[len(reps)-1].text)
+	host, port := hostPorts[len(hostPorts)-2], hostPorts[len(hostPorts)-1]
+	if m.role() != topo.RoleReplica || m["master_host"] != host || m["master_port"] != port {
+		return fmt.Errorf("%w: read back role %q following %s:%s", redis.ErrRefused, m.role(), m["master_host"], m["master_port"])
+	}
+	n.setRole(topo.RoleReplica)
+	return nil
+}
+
+// Follow makes the server a replica of addr. On one that follows addr already it is a no-op, unless the link is down and
+// the server only waits for its next attempt (once a second): then the link is started anew at once (SAFETY C2).
+func (n *Node) Follow(ctx context.Context, addr string) error {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil || port == deadPort || addr == n.addr {
+		return fmt.Errorf("follow %q: %w: not the address of another server", addr, redis.ErrRefused)
+	}
+	m, err := n.replication(ctx)
+	if err != nil {
+		return fmt.Errorf("follow %s: %w", addr, err)
+	}
+	if m.role() == topo.RolePrimary { // demotion always cuts the clients (SAFETY A5)
+		if err := n.Fence(ctx); err != nil {
+			return fmt.Errorf("follow %s: %w", addr, err)
+		}
+	}
+	if m.role() != topo.RoleReplica || m["master_host"] != host || m["master_port"] != port {
+		n.connecting = 0
+		if err := n.replicaOf(ctx, host, port); err != nil {
+			return fmt.Errorf("follow %s: %w", addr, err)
+		}
+		return nil
+	}
+	if m["master_link_status"] == "up" || m.syncing() {
+		n.connecting = 0
+		return nil
+	}
+	waits, err := n.linkWaits(ctx)
+	if err != nil || !waits {
+		return err
+	}
+	// The same address again would be answered with "Already connected", so it goes by the dead one.
+	if err := n.replicaOf(ctx, deadHost, deadPort, host, port); err != nil {
+		return fmt.Errorf("follow %s anew: %w", addr, err)
+	}
+	n.connecting = 0
+	return nil
+}
+
+// linkWaits tells whether a link that is down would profit from a new start: the server waits for its cron, or has been
+// connecting for long. ROLE shows it: connect, connecting, handshake, sync, connected (Redis 6.2 and later).
+func (n *Node) linkWaits(ctx context.Context) (bool, error) {
+	reps, err := n.ask(ctx, []string{"ROLE"})
+	if err != nil {
+		return false, fmt.Errorf("look at the replication link: %w", err)
+	}
+	if len(reps[0].items) < 4 {
+		return false, nil
+	}
+	now := n.clk.Uptime()
+	switch reps[0].items[3].text {
+	case "connect", "none":
+		return true, nil
+	case "connecting", "handshake":
+		if n.connecting == 0 {
+			n.connecting = now
+		}
+		return now-n.connecting >= reissueWait, nil
+	}
+	n.connecting = 0
+	return false, nil
+}
+
+// ProxyConnections counts the connections of proxies, by their name.
+func (n *Node) ProxyConnections(ctx context.Context) (int, error) {
+	reps, err := n.ask(ctx, []string{"CLIENT", "LIST", "TYPE", "normal"})
+	if err != nil {
+		return 0, fmt.Errorf("count the proxies' connections at %s: %w", n.addr, err)
+	}
+	return strings.Count(reps[0].text, " name="+redis.ProxyClientName), nil
+}
+
+// PrimaryPosition reads another server's role and position, over one cached connection.
+func (n *Node) PrimaryPosition(ctx context.Context, addr string) (topo.Role, topo.Position, error) {
+	if n.peer != nil && (n.peerA != addr || n.peer.ended() || n.peer.last() != nil) {
+		n.peer.close()
+		n.peer = nil
+	}
+	var err error
+	for range 2 { // a fence there may have cut the cached connection
+		if n.peer == nil {
+			setup := append(n.credentials(), []string{"CLIENT", "SETNAME", peerName})
+			if n.peer, err = dial(ctx, addr, setup, nil); err != nil {
+				return "", topo.Position{}, fmt.Errorf("%w: %w", redis.ErrUnanswered, err)
+			}
+			n.peerA = addr
+		}
+		var reps []reply
+		if reps, err = n.peer.do(ctx, []string{"INFO", "replication"}); err == nil {
+			err = firstError(reps)
+		}
+		if err == nil {
+			m := parseInfo(reps[0].text)
+			return m.role(), m.position(), nil
+		}
+		if !n.peer.ended() {
+			break
+		}
+		n.peer.close()
+		n.peer = nil
+	}
+	return "", topo.Position{}, fmt.Errorf("read the position of %s: %w", addr, err)
+}

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package route decides where a client's command goes and what a backend's reply means. It is not for sockets or
+// queues: plain values in, plain values out. Its invariant: a command that is not known to be read-only is treated as a
+// write, so that nothing is ever sent twice which may change data. It has no goroutines, and lookups allocate nothing.
+package route
+
+import (
+	"strings"
+
+	"redoubt/internal/resp"
+)
+
+// Flags are the properties of a command that matter on the way.
+type Flags uint8
+
+// The properties.
+const (
+	Readonly Flags = 1 << iota // never changes the data set: may be sent again, may go to a replica
+	Harmless                   // changes nothing that matters: may be sent again, but is not for replicas
+	Blocking                   // may block its connection
+	NoMulti                    // refused inside MULTI by the proxy
+)
+
+// Row is what is known of one command.
+type Row struct {
+	Name  string // upper case
+	Flags Flags
+	Class Class
+	verb  verb
+}
+
+// Resendable reports whether the command may be sent again when its reply was lost.
+func (r *Row) Resendable() bool { return r.Flags&(Readonly|Harmless) != 0 }
+
+// Table maps names to rows. It is immutable.
+type Table struct {
+	rows    map[string]*Row
+	unknown *Row
+}
+
+// nameMax bounds a command's name; longer names are unknown to every server.
+const nameMax = 64
+
+// Lookup returns the row of a command, in any mixture of cases; a row named "" (a write) for one that is not known,
+// whose refusal is left to the backend.
+func (t *Table) Lookup(name []byte) *Row {
+	var up [nameMax]byte
+	if len(name) > nameMax {
+		return t.unknown
+	}
+	for i, c := range name {
+		if c >= 'a' && c <= 'z' {
+			c -= 'a' - 'A'
+		}
+		up[i] = c
+	}
+	if r, ok := t.rows[string(up[:len(name)])]; ok {
+		return r
+	}
+	return t.unknown
+}
+
+// Len returns how many commands are known.
+func (t *Table) Len() int { return len(t.rows) }
+
+// Builtin returns the table of Redis 7.0–8 and Valkey 7.2–8, for as long as no backend was asked.
+func Builtin() *Table {
+	t := &Table{rows: make(map[string]*Row, 512), unknown: &Row{Class: Write}}
+	t.add(builtinReads, Readonly, Read)
+	t.add(builtinHarmless, Harmless, Read)
+	t.add(builtinWrites, 0, Write)
+	t.special()
+	return t
+}
+
+func (t *Table) add(names string, f Flags, c Class) {
+	for name := range strings.FieldsSeq(names) {
+		name = strings.ToUpper(name)
+		t.rows[name] = &Row{Name: name, Flags: f, Class: c}
+	}
+}
+
+// special puts the rows in place whose treatment does not follow from a server's flags.
+func (t *Table) special() {
+	for _, s := range specials() {
+		for name := range strings.FieldsSeq(s.names) {
+			name = strings.ToUpper(name)
+			row := &Row{Name: name, Flags: s.flags, Class: s.class, verb: s.verb}
+			t.rows[name] = row
+		}
+	}
+}
+
+// FromCommand builds a table from a backend's reply to COMMAND (RESP2 or RESP3, every version), so that new commands
+// and modules work untouched. ok is false when the reply is not what COMMAND answers.
+func FromCommand(reply []byte) (t *Table, ok bool) {
+	t = Builtin()
+	for _, c := range resp.Elements(reply, nil) {
+		fields := resp.Elements(c, nil)
+		if len(fields) < 3 {
+			continue
+		}
+		name := strings.ToUpper(string(resp.Text(fields[0])))
+		if name == "" {
+			continue
+		}
+		ok = true
+		row := &Row{Name: name, Class: Write}
+		for _, f := range resp.Elements(fields[2], nil) {
+			switch string(resp.Text(f)) {
+			case "readonly":
+				row.Flags |= Readonly
+				row.Class = Read
+			case "blocking":
+				row.Flags |= Blocking
+			}
+		}
+		if row.Flags&Blocking != 0 {
+			row.Class = Block
+		}
+		if old := t.rows[name]; old != nil && old.Flags&Harmless != 0 && row.Flags&Readonly == 0 {
+			continue // servers have no flag for "changes nothing that matters"
+		}
+		t.rows[name] = row
+	}
+	t.special()
+	return t, ok
+}

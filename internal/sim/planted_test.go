@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build planted
+
+package sim
+
+import (
+	"flag"
+	"testing"
+
+	"redoubt/internal/invariant"
+)
+
+var bugFlag = flag.String("bug", "", "plant only this bug")
+
+// TestPlantedBugsAreFound: a simulator that cannot find a known bug is not testing. Each bug is one rule of SAFETY.md
+// broken; within is the number of seeds in which it must show.
+func TestPlantedBugsAreFound(t *testing.T) {
+	for _, bug := range []struct {
+		name   string
+		within uint64
+	}{
+		{"vote-without-enrolment", 5000},
+		{"literal-history-before-offset", 5000},
+		{"serving-before-history", 5000},
+		{"unknown-history-ranked-last", 5000},
+		{"wait-without-marker", 5000},
+		{"wait-across-tenures", 5000},
+		{"order-delayed-past-epoch", 5000},
+		{"unconditional-promote", 5000},
+		{"stale-beat-counted", 5000},
+		{"ghost-replica-in-k", 5000},
+		{"switchover-fenced-by-pause", 5000},
+		{"cold-start-with-n-k", 5000},
+		{"no-freeze-before-measuring", 5000},
+		{"offset-before-history", 5000},
+		{"too-few-witnesses", 5000},
+		{"no-self-fence", 5000},
+		{"deposed-controller-writes", 5000},
+		{"boot-writable", 5000},
+		{"lease-clock-stops", 5000},
+		{"promotion-before-fence", 5000},
+	} {
+		if *bugFlag != "" && *bugFlag != bug.name {
+			continue
+		}
+		t.Run(bug.name, func(t *testing.T) {
+			invariant.Plant(bug.name)
+			defer invariant.Plant("")
+			bad, _, _ := play(1, bug.within, 1)
+			if len(bad) == 0 {
+				t.Fatalf("not found in %d seeds", bug.within)
+			}
+			first := bad[0]
+			t.Logf("found at seed %d: %s", first.Seed, first.Violation)
+		})
+	}
+}

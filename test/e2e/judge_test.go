@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// outage is the longest time that one client went without a successful write around an event: from its last success
+// before to its first after, the worst of all clients.
+func outage(ws []*writer, event time.Time, within time.Duration) (time.Duration, string) {
+	var worst time.Duration
+	who := ""
+	for _, w := range ws {
+		last := time.Time{}
+		for _, a := range w.all() {
+			if !a.ok || a.end.Before(event.Add(-500*time.Millisecond)) {
+				continue
+			}
+			if !last.IsZero() && last.Before(event.Add(within)) && a.end.After(event) && a.end.Sub(last) > worst {
+				worst, who = a.end.Sub(last), w.name
+			}
+			last = a.end
+		}
+	}
+	return worst, who
+}
+
+// verdict is what the lists say about the writers' claims.
+type verdict struct {
+	acked, lost, duplicated, errors int
+	messages                        map[string]int
+	lostOf                          []string
+}
+
+// judge reads each writer's list and compares it with what was acknowledged.
+func judge(t *testing.T, addr string, ws []*writer) verdict {
+	t.Helper()
+	c := redis.NewClient(&redis.Options{Addr: addr})
+	defer c.Close()
+	v := verdict{messages: map[string]int{}}
+	for _, w := range ws {
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		items, err := c.LRange(ctx, w.key, 0, -1).Result()
+		cancel()
+		if err != nil {
+			t.Fatalf("read the list of %s: %v", w.name, err)
+		}
+		times := map[int64]int{}
+		for _, s := range items {
+			n, _ := strconv.ParseInt(s, 10, 64)
+			times[n]++
+		}
+		for _, n := range times {
+			v.duplicated += n - 1
+		}
+		for _, a := range w.all() {
+			switch {
+			case !a.ok:
+				v.errors++
+				v.messages[w.name+": "+clip(a.err)]++
+			case times[a.seq] == 0:
+				v.lost++
+				v.lostOf = append(v.lostOf, fmt.Sprintf("%s %d", w.name, a.seq))
+				fallthrough
+			default:
+				v.acked++
+			}
+		}
+	}
+	return v
+}
+
+func clip(s string) string {
+	if len(s) > 90 {
+		return s[:90]
+	}
+	return s
+}
+
+// figures prints the outcome of repeated events: median and worst.
+func figures(t *testing.T, what string, outages []time.Duration, v verdict) {
+	t.Helper()
+	t.Logf("%s: %s; %d acknowledged, %d lost, %d duplicated, %d errors", what, medianWorst(outages), v.acked, v.lost, v.duplicated, v.errors)
+	for m, n := range v.messages {
+		t.Logf("  %d × %s", n, m)
+	}
+}
+
+func medianWorst(d []time.Duration) string {
+	if len(d) == 0 {
+		return "no rounds"
+	}
+	s := slices.Clone(d)
+	slices.Sort(s)
+	all := make([]string, len(d))
+	for i, x := range d {
+		all[i] = strconv.FormatFloat(float64(x.Microseconds())/1000, 'f', 1, 64)
+	}
+	return fmt.Sprintf("write outage median %.1f ms, worst %.1f ms of %d (%s)", ms(s[len(s)/2]), ms(s[len(s)-1]), len(s), strings.Join(all, " "))
+}
+
+func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+// requireNothingLost is the promise in quorum mode.
+func requireNothingLost(t *testing.T, v verdict) {
+	t.Helper()
+	if v.lost > 0 || v.duplicated > 0 {
+		t.Errorf("%d acknowledged writes lost (%v), %d duplicated", v.lost, v.lostOf[:min(5, len(v.lostOf))], v.duplicated)
+	}
+}
