@@ -47,6 +47,7 @@ type lane struct {
 	unacked  []*batch // answered, but not acknowledged by enough replicas
 	redo     []entry  // to be sent again, in the order of each session; bytes in x.data
 	redoAt   time.Time
+	redoWait time.Duration // grows while the primary refuses for want of replicas
 	prefix   *batch       // restores an own connection's state, before anything else
 	blocking atomic.Int32 // blocking commands on their way
 	commit   int          // batches that wait for an acknowledgement
@@ -74,6 +75,8 @@ const (
 	commitsMax    = 2 // batches of a lane whose WAIT is open; the next ones grow meanwhile
 	sweepInterval = 50 * time.Millisecond
 	waitSlice     = "1000" // ms of one WAIT
+	redoWaitMin   = time.Millisecond
+	redoWaitMax   = 20 * time.Millisecond
 )
 
 var (
@@ -457,6 +460,7 @@ func (l *lane) seal(k *link, b *batch) {
 		}
 		b.buf = appendWait(b.buf, b.acks)
 		l.waiting++
+		l.p.prod.opened()
 	}
 	b.wrote = len(b.buf)
 	b.refs.Store(2)

@@ -129,6 +129,7 @@ type Proxy struct {
 	server   atomic.Pointer[serverInfo]
 	fit      atomic.Pointer[[]target] // replicas that may answer reads, best first
 	budget   parking
+	prod     prod
 	stats    counters
 	batches  sync.Pool
 
@@ -174,6 +175,7 @@ func New(o Options) (*Proxy, error) {
 		o: o, log: o.Log, start: time.Now(),
 		lanes: map[*lane]struct{}{}, pools: map[poolKey]*pool{}, spare: map[poolKey][]*lane{}, sessions: map[uint64]*session{},
 	}
+	p.prod.wake = make(chan struct{}, 1)
 	p.batches.New = func() any { return new(batch) }
 	p.budget.commandsMax, p.budget.bytesMax = int64(o.Limits.ParkedCommands), int64(o.Limits.ParkedBytes)
 	p.order.Store(&order{why: "the shard's document has not been read yet"})
@@ -234,6 +236,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	failed := make(chan error, 2)
 	p.spawn(p.steer)
 	p.spawn(p.learn)
+	p.spawn(p.prodReplicas)
 	if p.o.Beats != nil && p.ro != nil {
 		p.spawn(p.sight)
 	}

@@ -157,7 +157,8 @@ func (k *link) divert(b *batch, e *entry, f []byte, fate route.Fate) {
 	if fate != route.Deliver || e.flags&resendable != 0 {
 		l.moveToRedo(b, e, f)
 		if fate == route.NotYet {
-			l.redoAt = time.Now().Add(20 * time.Millisecond)
+			l.redoWait = min(max(2*l.redoWait, redoWaitMin), redoWaitMax)
+			l.redoAt = time.Now().Add(l.redoWait)
 		}
 		l.mu.Unlock()
 		l.nudge()
@@ -283,6 +284,7 @@ func (k *link) acknowledge(b *batch, f []byte) error {
 	l, bare := k.l, b.bare
 	l.mu.Lock()
 	l.waiting--
+	l.p.prod.closed(1)
 	if !bare {
 		b.at = l.p.stamp()
 		l.unacked = append(l.unacked, b)
@@ -290,6 +292,7 @@ func (k *link) acknowledge(b *batch, f []byte) error {
 	var done []*batch
 	if int(n) >= b.acks {
 		done, l.unacked = l.unacked, nil
+		l.redoWait = 0
 		l.commit = 0
 		for _, s := range l.sent {
 			if s.acks > 0 && !s.bare {

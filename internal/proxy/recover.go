@@ -42,6 +42,7 @@ func (l *lane) recover(k *link) {
 	l.mu.Lock()
 	l.link = nil
 	l.blocking.Store(0)
+	l.p.prod.closed(l.waiting)
 	l.prefix, l.waiting, l.commit = nil, 0, 0
 	lost := l.unacked
 	if k.cur != nil {
@@ -64,7 +65,7 @@ func (l *lane) recover(k *link) {
 	if l.key.own {
 		l.st.rewrite(l.redo)
 	}
-	l.redoAt = time.Time{}
+	l.redoAt, l.redoWait = time.Time{}, 0
 	l.down()
 	out := l.settleRedo()
 	l.mu.Unlock()

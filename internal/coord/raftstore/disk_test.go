@@ -18,7 +18,7 @@ import (
 
 func entries(from, to uint64) []*raft.Log {
 	var out []*raft.Log
-	for i := from; i <= to; i++ {
+	for i := max(1, from); i <= to; i++ {
 		out = append(out, &raft.Log{Index: i, Term: i / 3, Type: raft.LogCommand, Data: bytes.Repeat([]byte{byte(i)}, int(i)), AppendedAt: time.Unix(0, int64(i))})
 	}
 	return out
@@ -181,7 +181,7 @@ func TestVotesSurviveATornWrite(t *testing.T) {
 		name := filepath.Join(dir, "votes.rdb")
 		good, _ := os.ReadFile(name)
 		at := int((v.number + 1) % 2 * voteSlot) // the next write is torn
-		if err := os.WriteFile(name, flipped(good, at+20), 0o600); err != nil {
+		if err := os.WriteFile(name, flipped(good, at+5), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		v, err = openVotes(dir)
@@ -195,7 +195,7 @@ func TestVotesSurviveATornWrite(t *testing.T) {
 			t.Fatalf("absent value: %v", err)
 		}
 		_ = v.Close()
-		if err := os.WriteFile(name, flipped(flipped(good, 20), voteSlot+20), 0o600); err != nil {
+		if err := os.WriteFile(name, flipped(flipped(good, 5), voteSlot+5), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := openVotes(dir); err == nil {

@@ -79,8 +79,10 @@ func (n *network) hold(on bool) {
 		n.held = make(chan struct{})
 		return
 	}
-	close(n.held)
-	n.held = nil
+	if n.held != nil {
+		close(n.held)
+		n.held = nil
+	}
 }
 
 // wait blocks while the network is held. What was held is delivered after the release, late.
@@ -158,6 +160,9 @@ func (p *party) open(i int) {
 }
 
 func (p *party) close() {
+	for _, n := range p.nets {
+		n.hold(false)
+	}
 	for i, s := range p.stores {
 		if s != nil {
 			if err := s.Close(); err != nil {
