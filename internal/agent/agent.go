@@ -91,10 +91,16 @@ func (a *Agent) Run(ctx context.Context) error {
 	sent := make(chan struct{})
 	go func() { defer close(sent); a.send(ctx) }()
 	defer func() { <-sent }()
+	defer a.promise.close()
 	for ctx.Err() == nil {
 		changed := a.o.View.Next()
 		in := a.look(ctx)
 		order := converge.Next(in)
+		if order.Do == converge.Promise && a.carryOut(ctx, in, order) == 0 {
+			// A promise changes nothing at the server: what was just seen of it is still good.
+			in.Promised = a.promise.epoch
+			order = converge.Next(in)
+		}
 		a.report(in)
 		pause := a.idle(in)
 		if order.Do != converge.Nothing {
@@ -130,7 +136,7 @@ func (a *Agent) idle(in converge.Input) time.Duration {
 	case as.Phase == topo.PhaseDraining && as.Elected != nil && as.Elected.Node == a.o.ID:
 		d = drainPoll // the controller waits for this node's offset
 	case as.Phase == topo.PhasePromoting && as.Primary == a.o.ID:
-		d = 5 * time.Millisecond
+		d = drainPoll
 	case as.Phase == topo.PhaseServing && in.Memory.InSync != as.Epoch && in.Seen.Role == topo.RoleReplica:
 		d = min(d, 20*time.Millisecond)
 	}
@@ -191,6 +197,7 @@ func (a *Agent) carryOut(ctx context.Context, in converge.Input, o converge.Orde
 	}
 	err := a.perform(ctx, in, o)
 	if err == nil {
+		a.o.Log.Debug("order carried out", "node", a.o.ID, "order", o.Do, "rule", o.Rule, "took", a.o.Clock.Uptime()-in.Now)
 		a.failures = 0
 		return 0
 	}

@@ -53,7 +53,7 @@ var modules = map[string][]string{
 	"github.com/hashicorp/go-hclog":       {"internal/coord/raftstore"}, // raft's logger
 	"github.com/hashicorp/go-metrics":     {"internal/coord/raftstore"},
 	"go.etcd.io/bbolt":                    {"internal/coord/raftstore"},
-	"golang.org/x/sys":                    {"internal/clock", "internal/redisd", "internal/coord/raftstore", "internal/cli", "internal/app", "internal/proxy"},
+	"golang.org/x/sys":                    {"internal/clock", "internal/redisd", "internal/coord/raftstore", "internal/cli", "internal/app", "internal/proxy", "internal/agent"},
 	"github.com/goccy/go-yaml":            {"internal/config", "internal/cli"},
 	"github.com/spf13/cobra":              {"internal/cli"},
 	"golang.org/x/term":                   {"internal/cli"},

@@ -83,7 +83,12 @@ func (e *env) runMember(o app.Options) error {
 func logger(l config.Log, e *env) *slog.Logger {
 	var level slog.Level
 	_ = level.UnmarshalText([]byte(l.Level)) // validated by config
-	o := &slog.HandlerOptions{Level: level}
+	o := &slog.HandlerOptions{Level: level, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.TimeKey && a.Value.Kind() == slog.KindTime {
+			a.Value = slog.StringValue(a.Value.Time().UTC().Format("2006-01-02T15:04:05.000000Z")) // a failover is a matter of milliseconds
+		}
+		return a
+	}}
 	if l.Format == "json" {
 		return slog.New(slog.NewJSONHandler(e.err, o))
 	}

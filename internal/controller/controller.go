@@ -48,6 +48,7 @@ const (
 	lookSoonest = 200 * time.Microsecond
 	swapTimeout = 500 * time.Millisecond
 	reportEvery = 500 * time.Millisecond
+	reportAfter = 30 * time.Millisecond
 	reportTTL   = 5 * time.Second
 	campaignGap = 50 * time.Millisecond
 )
@@ -92,8 +93,9 @@ type tenure struct {
 	doc     topo.Shard
 	rev     coord.Rev
 	knownAt time.Duration // uptime at which the present epoch and phase were first known here
-	rule    string
-	saidAt  time.Duration
+	rule    string        // that matched last
+	ruleAt  time.Duration // uptime since when
+	saidAt  time.Duration // uptime of its latest explanation
 }
 
 func (c *Controller) lead(ctx context.Context, lease coord.Lease) {
@@ -251,10 +253,14 @@ func (t *tenure) swap(ctx context.Context, d failover.Decision) bool {
 // say publishes what the controller thinks, for redoubt explain: when the rule changes, and now and then.
 func (t *tenure) say(ctx context.Context, s failover.State, d failover.Decision) {
 	now := t.o.Clock.Uptime()
-	if d.Rule == t.rule && now-t.saidAt < reportEvery || d.Next != nil {
+	if d.Rule != t.rule {
+		t.rule, t.ruleAt, t.saidAt = d.Rule, now, 0
+	}
+	// Words cost time that a failover does not have: only a rule that lasts is explained.
+	if d.Next != nil || now-t.ruleAt < reportAfter || t.saidAt > 0 && now-t.saidAt < reportEvery {
 		return
 	}
-	t.rule, t.saidAt = d.Rule, now
+	t.saidAt = now
 	b, err := json.Marshal(topo.ControllerReport{Member: t.o.Member, Rule: d.Rule, Why: d.Why, Traces: failover.Explain(s)})
 	if err != nil {
 		t.o.Log.Error("encode the controller's report", "err", err)

@@ -125,6 +125,7 @@ func rules() []rule {
 		{"unanswered", notAnswering, nil},
 		{"freeze", mustFreeze, just(Freeze)},
 		{"elected-unread", electedButUnread, nil},
+		{"elected-behind", electedButBehind, nil},
 		{"promote", electedHere, promote},
 		{"drain", drainHere, just(Drain)},
 		{"serve", servesHere, nil},
@@ -260,6 +261,15 @@ func electedButUnread(in *Input) (bool, string) {
 	return in.electedHere() && !in.leaseGood(), "elected, but the order is not confirmed by a read yet"
 }
 
+// electedButBehind: in a switchover the rest of the stream may still be on its way from the demoted primary.
+func electedButBehind(in *Input) (bool, string) {
+	if !in.electedHere() || in.Seen.Frozen || in.Seen.RunID != in.a().RunID {
+		return false, "not elected, or nothing more can arrive"
+	}
+	e := in.a().Elected
+	return in.Seen.Pos.ReplID == e.ReplID && in.Seen.Pos.Offset < e.Offset && in.Seen.Following != "", in.say("elected at offset %d, now at %d", e.Offset, in.Seen.Pos.Offset)
+}
+
 func electedHere(in *Input) (bool, string) {
 	return in.electedHere(), in.say("elected at epoch %d", in.a().Epoch)
 }
@@ -290,9 +300,10 @@ func (in *Input) followsWhom() bool {
 	return in.a().Phase == topo.PhaseServing
 }
 
-// followUnread: a pushed document may be old news for an agent that has just started; following needs a read.
+// followUnread: a pushed document may be old news for an agent that has just started; following needs a read. An order of
+// the very epoch that this node has promised is not old news.
 func followUnread(in *Input) (bool, string) {
-	unread := !in.Read && !invariant.Planted("order-delayed-past-epoch")
+	unread := !in.Read && in.Promised != in.a().Epoch && !invariant.Planted("order-delayed-past-epoch")
 	return in.followsWhom() && unread && in.Seen.Following != in.primaryAddr(), "the order is not confirmed by a read yet"
 }
 

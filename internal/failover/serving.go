@@ -146,8 +146,8 @@ func draining(f *facts) (bool, string) {
 	return true, f.say("waiting for %s to fence itself and for %s to reach its final offset", f.a.Primary, f.a.Elected.Node)
 }
 
-// drained: the old primary takes no write, so its offset is final, and the candidate has reached exactly that
-// (SAFETY C1). Everything acknowledged is then on the candidate.
+// drained: the old primary takes no write, so its offset is final (SAFETY C1). The candidate is elected at exactly that
+// offset: it drains the rest of the stream from the demoted server and may not be promoted before it is there.
 func drained(f *facts) (bool, string) {
 	if f.a.Phase != topo.PhaseDraining {
 		return false, "phase is " + string(f.a.Phase)
@@ -163,14 +163,15 @@ func drained(f *facts) (bool, string) {
 		return false, f.say("%s has not confirmed its fence", f.a.Primary)
 	case c.RunID != f.a.Elected.RunID || c.Health != topo.HealthUp || !c.Whole:
 		return false, f.say("%s is not ready", c.Node)
-	case c.Pos.ReplID != p.Pos.ReplID || c.Pos.Offset != p.Pos.Offset:
-		return false, f.say("%s is at %d, the final offset is %d", c.Node, c.Pos.Offset, p.Pos.Offset)
+	case c.Pos.ReplID != p.Pos.ReplID || c.Pos.Offset > p.Pos.Offset && !invariant.Planted("switchover-fenced-by-pause"):
+		return false, f.say("%s is at %s %d, the final position is %s %d", c.Node, short(c.Pos.ReplID), c.Pos.Offset, short(p.Pos.ReplID), p.Pos.Offset)
 	}
-	return true, f.say("%s is fenced and %s has its final offset %d", p.Node, c.Node, p.Pos.Offset)
+	return true, f.say("%s is fenced at its final offset %d; %s takes over there", p.Node, p.Pos.Offset, c.Node)
 }
 
 func electDrained(f *facts, _ string) *topo.Assigned {
 	c := f.Sightings[f.a.Elected.Node]
+	c.Pos.Offset = f.primary.Pos.Offset
 	last, _ := f.a.Latest()
 	return f.elect(c, last.Epoch, "")
 }

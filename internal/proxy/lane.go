@@ -47,7 +47,7 @@ type lane struct {
 	unacked  []*batch // answered, but not acknowledged by enough replicas
 	redo     []entry  // to be sent again, in the order of each session; bytes in x.data
 	redoAt   time.Time
-	redoWait time.Duration // grows while the primary refuses for want of replicas
+	refusals int          // in a row, for want of replicas
 	prefix   *batch       // restores an own connection's state, before anything else
 	blocking atomic.Int32 // blocking commands on their way
 	commit   int          // batches that wait for an acknowledgement
@@ -74,9 +74,10 @@ const (
 	backoffMax    = 200 * time.Millisecond
 	commitsMax    = 2 // batches of a lane whose WAIT is open; the next ones grow meanwhile
 	sweepInterval = 50 * time.Millisecond
-	waitSlice     = "1000" // ms of one WAIT
-	redoWaitMin   = time.Millisecond
+	waitSlice     = "1000"                 // ms of one WAIT
+	redoWaitMin   = 400 * time.Microsecond // replicas attach to a new primary within a few of these
 	redoWaitMax   = 20 * time.Millisecond
+	redoSteps     = 30 // refusals before the wait grows
 )
 
 var (

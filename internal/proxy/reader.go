@@ -137,6 +137,11 @@ func (k *link) answer(b *batch, e *entry, f []byte) {
 	k.divert(b, e, f, fate)
 }
 
+// redoPause is how long a command waits that the primary refused for want of replicas.
+func redoPause(refusals int) time.Duration {
+	return min(redoWaitMin<<min(max(refusals-redoSteps, 0), 10), redoWaitMax)
+}
+
 // replicaFate: on a replica, only its own troubles are a reason to ask another one.
 func (k *link) replicaFate(e *entry, fate route.Fate) route.Fate {
 	if fate == route.NotExecuted && e.flags&resendable == 0 {
@@ -157,8 +162,8 @@ func (k *link) divert(b *batch, e *entry, f []byte, fate route.Fate) {
 	if fate != route.Deliver || e.flags&resendable != 0 {
 		l.moveToRedo(b, e, f)
 		if fate == route.NotYet {
-			l.redoWait = min(max(2*l.redoWait, redoWaitMin), redoWaitMax)
-			l.redoAt = time.Now().Add(l.redoWait)
+			l.refusals++
+			l.redoAt = time.Now().Add(redoPause(l.refusals))
 		}
 		l.mu.Unlock()
 		l.nudge()
@@ -292,7 +297,7 @@ func (k *link) acknowledge(b *batch, f []byte) error {
 	var done []*batch
 	if int(n) >= b.acks {
 		done, l.unacked = l.unacked, nil
-		l.redoWait = 0
+		l.refusals = 0
 		l.commit = 0
 		for _, s := range l.sent {
 			if s.acks > 0 && !s.bare {

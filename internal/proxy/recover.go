@@ -65,7 +65,7 @@ func (l *lane) recover(k *link) {
 	if l.key.own {
 		l.st.rewrite(l.redo)
 	}
-	l.redoAt, l.redoWait = time.Time{}, 0
+	l.redoAt, l.refusals = time.Time{}, 0
 	l.down()
 	out := l.settleRedo()
 	l.mu.Unlock()
@@ -299,7 +299,7 @@ func (l *lane) sweep(o *order) time.Duration {
 
 func (l *lane) nextLook() time.Duration {
 	if len(l.redo) > 0 && l.up {
-		return max(time.Millisecond, min(sweepInterval, time.Until(l.redoAt)))
+		return max(100*time.Microsecond, min(sweepInterval, time.Until(l.redoAt)))
 	}
 	return sweepInterval
 }

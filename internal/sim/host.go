@@ -245,7 +245,7 @@ func (h *host) tick() {
 // idle is how long to sleep when there is nothing to do: never past the end of the lease.
 func (h *host) idle(in converge.Input) time.Duration {
 	d := 40 * time.Millisecond
-	if in.Shard != nil && in.Shard.Assigned.Phase == topo.PhaseDraining {
+	if in.Shard != nil && (in.Shard.Assigned.Phase == topo.PhaseDraining || in.Shard.Assigned.Phase == topo.PhasePromoting) {
 		d = time.Millisecond
 	}
 	if left := in.LeaseEnd - in.Now; left > 0 && left < d {

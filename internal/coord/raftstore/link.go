@@ -184,6 +184,7 @@ func (s *Store) attach(addr, id string, known raft.ServerID) error {
 	}
 	switch welcome.Code {
 	case codeOK:
+		s.named(string(welcome.Value))
 	case codeNotMember:
 		_ = c.Close()
 		s.leave("this member was removed from the store; restart it with an empty directory to join again")

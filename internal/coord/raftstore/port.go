@@ -20,12 +20,27 @@ import (
 type port struct {
 	s    *Store
 	ln   net.Listener
-	raft chan net.Conn
+	raft chan *conn
 
 	mu     sync.Mutex
 	closed bool
 	conns  map[*conn]struct{}
-	wg     sync.WaitGroup
+	wg     sync.WaitGroup // of accepting and serving
+	inRaft sync.WaitGroup // of the connections that package raft accepted and has not closed yet
+}
+
+// accepted is a connection that package raft handles. Its handlers may write terms to disk, and package raft does not
+// wait for them when it shuts down; they close their connection as the last thing that they do.
+type accepted struct {
+	*conn
+	once sync.Once
+}
+
+// Close implements net.Conn.
+func (a *accepted) Close() error {
+	err := a.conn.Close()
+	a.once.Do(a.conn.p.inRaft.Done)
+	return err
 }
 
 // conn is a connection that the port closes when it is closed itself.
@@ -58,7 +73,7 @@ func openPort(s *Store, addr string) (*port, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen for store traffic on %s: %w", addr, err)
 	}
-	return &port{s: s, ln: ln, raft: make(chan net.Conn), conns: map[*conn]struct{}{}}, nil
+	return &port{s: s, ln: ln, raft: make(chan *conn), conns: map[*conn]struct{}{}}, nil
 }
 
 // start accepts connections until the port is closed.
@@ -220,7 +235,13 @@ func (s *Store) checkRaft(f frame) error {
 func (p *port) Accept() (net.Conn, error) {
 	select {
 	case c := <-p.raft:
-		return c, nil
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.closed {
+			return nil, errPortClosed // Close cut the connection
+		}
+		p.inRaft.Add(1)
+		return &accepted{conn: c}, nil
 	case <-p.s.ctx.Done():
 		return nil, errPortClosed
 	}

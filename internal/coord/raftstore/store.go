@@ -294,16 +294,19 @@ func (s *Store) Close() error {
 		if s.port != nil {
 			errs = append(errs, s.port.Close())
 		}
+		if s.port != nil {
+			s.port.wg.Wait()
+		}
+		// Before Raft is stopped, because it may forget to answer what is under way then. Until then it answers: without
+		// connections it loses its majority within the lease, or it is alone and commits.
+		s.work.wait()
 		if r := s.raft.Load(); r != nil {
 			errs = append(errs, r.Shutdown().Error())
 		}
 		if s.transport != nil {
 			errs = append(errs, s.transport.Close())
+			s.port.inRaft.Wait()
 		}
-		if s.port != nil {
-			s.port.wg.Wait()
-		}
-		s.work.wait()
 		s.hub.close()
 		errs = append(errs, s.disk.close())
 	})
@@ -325,11 +328,11 @@ func (s *Store) Addr() string { return s.advertise }
 // its data. It takes no part any more; its calls answer ErrUnavailable and say what to do.
 func (s *Store) Removed() <-chan struct{} { return s.removed }
 
-// named keeps the deployment's name on disk. Package raft calls it through the machine.
+// named keeps the deployment's name on disk. It comes from the replicated state, or from the controller before that.
 func (s *Store) named(store string) {
 	s.disk.mu.Lock()
 	defer s.disk.mu.Unlock()
-	if s.disk.me.Store == store {
+	if store == "" || s.disk.me.Store == store {
 		return
 	}
 	if s.disk.me.Store != "" {
