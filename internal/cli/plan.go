@@ -3,6 +3,7 @@
 package cli
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -26,6 +27,8 @@ type plan struct {
 	BasePort   int             `json:"base_port"`
 	Replicas   int             `json:"replicas"`
 	Durability topo.Durability `json:"durability"`
+	Persist    string          `json:"persistence,omitempty"`        // aof (default), rdb or none
+	Sentinel   string          `json:"sentinel_addresses,omitempty"` // proxy (default) or direct
 	Members    []planMember    `json:"members"`
 }
 
@@ -143,9 +146,10 @@ func (p plan) file(m planMember) string {
 		}
 	}
 	if m.Node != "" {
-		line("    node: {id: %s}", m.Node)
+		line("    node: {id: %s, persistence: %s}", m.Node, cmp.Or(p.Persist, "aof"))
 	}
-	line("proxy:\n  listen: %q\n  readonly-listen: %q\nsentinel:\n  listen: %q\napi:\n  listen: %q", m.Proxy, m.Readonly, m.Sentinel, m.API)
+	line("proxy:\n  listen: %q\n  readonly-listen: %q", m.Proxy, m.Readonly)
+	line("sentinel:\n  listen: %q\n  addresses: %s\napi:\n  listen: %q", m.Sentinel, cmp.Or(p.Sentinel, "proxy"), m.API)
 	return b.String()
 }
 

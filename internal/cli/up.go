@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -27,6 +28,8 @@ type upFlags struct {
 	base       int
 	replicas   int
 	durability string
+	persist    string
+	sentinel   string
 	foreground bool
 	detach     bool
 	wait       time.Duration
@@ -47,6 +50,8 @@ func (e *env) up() *cobra.Command {
 	c.Flags().IntVar(&f.base, "base-port", 6379, "the first port")
 	c.Flags().IntVar(&f.replicas, "replicas", 2, "replicas of the primary")
 	c.Flags().StringVar(&f.durability, "durability", "", "quorum or async (default: quorum with two or more replicas)")
+	c.Flags().StringVar(&f.persist, "persistence", "aof", "what the servers keep on disk: aof, rdb or none")
+	c.Flags().StringVar(&f.sentinel, "sentinel-addresses", "proxy", "what Sentinel clients are told: proxy (never changes) or direct (the real primary)")
 	c.Flags().BoolVar(&f.foreground, "foreground", false, "stay, and stop the deployment when interrupted")
 	c.Flags().BoolVar(&f.detach, "detach", false, "leave it running (the default)")
 	c.Flags().DurationVar(&f.wait, "wait", 30*time.Second, "give up when it does not serve after this time")
@@ -61,6 +66,13 @@ func (e *env) runUp(ctx context.Context, f upFlags, given ...bool) error {
 	if err != nil {
 		return err
 	}
+	if !slices.Contains([]string{"aof", "rdb", "none"}, f.persist) {
+		return fail(ExitUsage, "--persistence %s: use aof, rdb or none", f.persist)
+	}
+	if f.sentinel != "proxy" && f.sentinel != "direct" {
+		return fail(ExitUsage, "--sentinel-addresses %s: use proxy or direct", f.sentinel)
+	}
+	want.Persist, want.Sentinel = f.persist, f.sentinel
 	p, err := readPlan(f.dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):

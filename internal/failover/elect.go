@@ -84,20 +84,30 @@ func everyoneForgot(f *facts) (bool, string) {
 	if len(f.present) < seats {
 		return false, f.say("%d of %d seats are there; missing: %s", len(f.present), seats, list(f.missing))
 	}
-	best, why := f.coldBest()
-	return best != nil, why
+	c := f.coldBest()
+	if c.lossy != "" {
+		c.why = f.say("%s (%s)", c.why, c.lossy)
+	}
+	return c.seat != nil, c.why
 }
 
-// coldBest picks the seat that certainly holds every acknowledged write after everybody restarted; nil when nobody can
-// tell, and then a person has to.
-func (f *facts) coldBest() (*Seen, string) {
+// choice is the seat that a cold start goes on with.
+type choice struct {
+	seat  *Seen // nil: nobody can tell, and a person has to
+	why   string
+	lossy string // what may be lost; empty when nothing can be
+}
+
+// coldBest picks the seat to go on with after so many restarted that no election is possible. All seats are there, so
+// nothing that is missing now can come back: the best that is left goes on, and the report says what that may have cost.
+func (f *facts) coldBest() choice {
 	last, _ := f.a.Latest()
 	empty, placed := true, true
 	var best *rank
 	for i := range f.present {
 		s := f.present[i]
 		if s.Node == last.Node && s.Kept {
-			return &f.present[i], f.say("all seats restarted; %s served last and its append-only file is intact", s.Node)
+			return choice{&f.present[i], f.say("all seats are there; %s served last and its append-only file is intact", s.Node), ""}
 		}
 		empty = empty && s.Keys == 0
 		at, ok := f.place(s.Pos)
@@ -106,20 +116,19 @@ func (f *facts) coldBest() (*Seen, string) {
 			best = &r
 		}
 	}
-	if invariant.Planted("cold-start-with-n-k") && best == nil {
-		return &f.present[0], "planted"
-	}
 	switch {
+	case invariant.Planted("cold-start-with-n-k") && best == nil:
+		return choice{&f.present[0], "planted", ""}
 	case placed && best != nil:
-		return &best.Seen, f.say("all seats restarted; %s has the newest of the saved positions: epoch %d, offset %d", best.Node, best.at.Epoch, best.at.Offset)
+		return choice{&best.Seen, f.say("all seats are there; %s has the newest of the positions that are left: epoch %d, offset %d", best.Node, best.at.Epoch, best.at.Offset),
+			"too many nodes forgot what they had acknowledged: writes after this position are lost"}
 	case empty:
-		return &f.present[0], "all seats restarted and none holds a key"
-	}
-	if f.spec.Durability == topo.Async {
+		return choice{&f.present[0], "all seats are there and none holds a key", "everything, if there was anything: no server kept its data"}
+	case f.spec.Durability == topo.Async:
 		most := slices.MaxFunc(f.present, func(x, y Seen) int { return cmp.Compare(x.Keys, y.Keys) })
-		return &most, f.say("all seats restarted; asynchronous, so %s with the most keys (%d) goes on", most.Node, most.Keys)
+		return choice{&most, f.say("asynchronous, so %s with the most keys (%d) goes on", most.Node, most.Keys), "the newest data set cannot be proven"}
 	}
-	return nil, "all seats restarted and nobody can tell which data set is the newest: compare them (redoubt status) and choose with redoubt failover --to NODE --accept-data-loss"
+	return choice{why: "all seats are there and nobody can tell which data set is the newest: compare them (redoubt status) and choose with redoubt failover --to NODE --accept-data-loss"}
 }
 
 // ackedWriteCouldHide waits for more witnesses, and names those that are missing.
@@ -190,13 +199,9 @@ func electBest(f *facts, rule string) *topo.Assigned {
 }
 
 func electColdBest(f *facts, _ string) *topo.Assigned {
-	best, _ := f.coldBest()
-	at, _ := f.place(best.Pos)
-	lossy := ""
-	if f.spec.Durability == topo.Async {
-		lossy = "asynchronous: after a restart of all seats the newest data set cannot be proven"
-	}
-	next := f.elect(*best, at.Epoch, lossy)
+	c := f.coldBest()
+	at, _ := f.place(c.seat.Pos)
+	next := f.elect(*c.seat, at.Epoch, c.lossy)
 	next.Elected.Anew = true
 	return next
 }

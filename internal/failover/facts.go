@@ -197,16 +197,23 @@ func (f *facts) absence(id topo.NodeID) string {
 	return "not frozen yet"
 }
 
-// others counts the nodes besides the primary that an election could use, if it were held now.
-func (f *facts) others() int {
-	n := 0
+// others counts the nodes besides the primary that an election could use, if it were held now, and says why not the rest.
+func (f *facts) others() (n int, missing []string) {
 	for _, node := range f.spec.Nodes {
+		if node.ID == f.a.Primary {
+			continue
+		}
 		s, ok := f.fresh(node.ID)
-		if ok && node.ID != f.a.Primary && s.Health == topo.HealthUp && f.a.Enrolled[node.ID] == s.RunID {
+		switch {
+		case !ok || s.Health != topo.HealthUp:
+			missing = append(missing, f.say("%s (%s)", node.ID, f.absence(node.ID)))
+		case f.a.Enrolled[node.ID] != s.RunID:
+			missing = append(missing, f.say("%s (restarted: it may have forgotten acknowledged writes)", node.ID))
+		default:
 			n++
 		}
 	}
-	return n
+	return n, missing
 }
 
 // troubleOf names what is wrong with a serving primary.

@@ -74,8 +74,8 @@ func troubledButNobodyBetter(f *facts) (bool, string) {
 	if f.trouble == "" {
 		return false, "the primary is not in trouble"
 	}
-	n := f.others()
-	return n < f.needed, f.say("%s is %s; %d other enrolled nodes are up and %d are needed to go on without it", f.a.Primary, f.trouble, n, f.needed)
+	n, missing := f.others()
+	return n < f.needed, f.say("%s is %s; %d other enrolled nodes are up and %d are needed to go on without it; missing: %s", f.a.Primary, f.trouble, n, f.needed, list(missing))
 }
 
 // troubledButTooSoon spaces automatic failovers of one shard once a burst of them has happened within a minute.

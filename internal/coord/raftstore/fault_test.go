@@ -61,9 +61,7 @@ func TestPartitionedControllerCanNeitherReadNorControl(t *testing.T) {
 	}
 }
 
-// The controller's packets, and only they, are held as if its process were stopped, with answers to its heartbeats
-// waiting in its sockets. Afterwards it must not confirm itself with those.
-func TestAnswersFromBeforeAReadDoNotConfirmIt(t *testing.T) {
+func TestControllerWhosePacketsWereHeldReadsThePresent(t *testing.T) {
 	p := newParty(t, 3)
 	for range 3 {
 		i := p.controller()
@@ -85,6 +83,31 @@ func TestAnswersFromBeforeAReadDoNotConfirmIt(t *testing.T) {
 			t.Fatalf("read %q after the release", v)
 		}
 	}
+}
+
+func TestOnlyAnswersOfThisRoundAndTermConfirm(t *testing.T) {
+	p := newParty(t, 3)
+	coordtest.Put(t, p.stores[0], "k", "v")
+	i := p.controller()
+	g := p.stores[i].reign.Load()
+	p.nets[i].hold(true) // no real answers
+	defer p.nets[i].hold(false)
+	q := &round{done: make(chan struct{}), full: make(chan struct{})}
+	g.mu.Lock()
+	g.begin(q)
+	g.mu.Unlock()
+	other := p.members[p.other(i)].ID
+	g.confirmed(other, q.id-1, g.raftTerm)
+	g.confirmed(other, q.id, g.raftTerm+1)
+	g.confirmed("stranger", q.id, g.raftTerm)
+	g.confirmed(p.members[i].ID, q.id, g.raftTerm)
+	select {
+	case <-q.full:
+		t.Fatal("an answer counted that proves nothing")
+	default:
+	}
+	g.confirmed(other, q.id, g.raftTerm)
+	<-q.full
 }
 
 func TestReadAgeCountsReadsThatAnEarlierControllerAnswered(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -26,10 +27,11 @@ const memberEnv = "RAFTSTORE_TEST_MEMBER"
 type processOptions struct {
 	ID, Addr, Dir string
 	Bootstrap     []coord.Member
+	Read          string // read this document for ever instead of writing
 }
 
-// runMember writes documents "<id>-<n>" for ever and prints "ack <key>" after each acknowledged swap, until it is killed or its
-// standard input ends.
+// runMember writes documents "<id>-<n>" for ever and prints "ack <key> <rev>" after each acknowledged swap, or reads one
+// and prints "get <start in ns> <rev>", until it is killed or its standard input ends.
 func runMember() {
 	var o processOptions
 	if err := json.Unmarshal([]byte(os.Getenv(memberEnv)), &o); err != nil {
@@ -43,6 +45,12 @@ func runMember() {
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		os.Exit(0)
 	}()
+	for o.Read != "" {
+		begun := time.Now().UnixNano()
+		if doc, err := s.Get(context.Background(), o.Read); err == nil {
+			fmt.Println("get", begun, doc.Rev)
+		}
+	}
 	for n := 0; ; n++ {
 		key := fmt.Sprintf("%s-%d-%d", o.ID, os.Getpid(), n)
 		rev, err := s.Swap(context.Background(), key, []byte(strings.Repeat(key, 50)), 0)
@@ -56,6 +64,7 @@ type process struct {
 	cmd   *exec.Cmd
 	stdin io.Closer
 	acks  chan string
+	gets  chan [2]int64 // start, revision; read them all
 }
 
 func startProcess(t *testing.T, o processOptions) *process {
@@ -68,7 +77,7 @@ func startProcess(t *testing.T, o processOptions) *process {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &process{cmd: exec.Command(exe), acks: make(chan string, 1<<16)}
+	p := &process{cmd: exec.Command(exe), acks: make(chan string, 1<<16), gets: make(chan [2]int64, 1<<16)}
 	p.cmd.Env = append(os.Environ(), memberEnv+"="+string(data))
 	p.cmd.Stderr = os.Stderr
 	stdin, err := p.cmd.StdinPipe()
@@ -86,9 +95,17 @@ func startProcess(t *testing.T, o processOptions) *process {
 	go func() {
 		defer close(p.acks)
 		in := bufio.NewScanner(stdout)
+		defer close(p.gets)
 		for in.Scan() {
-			if words := strings.Fields(in.Text()); len(words) == 3 && words[0] == "ack" {
+			words := strings.Fields(in.Text())
+			switch {
+			case len(words) != 3:
+			case words[0] == "ack":
 				p.acks <- words[1]
+			case words[0] == "get":
+				begun, _ := strconv.ParseInt(words[1], 10, 64)
+				rev, _ := strconv.ParseInt(words[2], 10, 64)
+				p.gets <- [2]int64{begun, rev}
 			}
 		}
 	}()
@@ -105,7 +122,7 @@ func TestEveryAcknowledgedSwapSurvivesKillingAllProcessesAtOnce(t *testing.T) {
 	for range 3 {
 		var ps []*process
 		for _, m := range members {
-			ps = append(ps, startProcess(t, processOptions{m.ID, m.Addr, filepath.Join(dir, m.ID), members}))
+			ps = append(ps, startProcess(t, processOptions{m.ID, m.Addr, filepath.Join(dir, m.ID), members, ""}))
 		}
 		for _, p := range ps { // every member got some swaps through
 			for range 30 {

@@ -97,7 +97,7 @@ func (l *link) ask(ctx context.Context, f frame) (frame, error) {
 func (s *Store) follow() {
 	var alone time.Time // since when no controller is known
 	for turn := 0; s.ctx.Err() == nil && s.gone() == nil; {
-		changed := s.leader.next()
+		changed := s.raised.leader.next()
 		addr, id := s.raft.Load().LeaderWithID()
 		known := id
 		if id == "" {
@@ -223,7 +223,7 @@ func (s *Store) attach(addr, id string, known raft.ServerID) error {
 // untilOther returns when the stream should end.
 func (s *Store) untilOther(l *link, known raft.ServerID) {
 	for {
-		changed := s.leader.next()
+		changed := s.raised.leader.next()
 		if _, id := s.raft.Load().LeaderWithID(); id != known {
 			return
 		}
@@ -273,8 +273,8 @@ func (s *Store) read(l *link, in *bufio.Reader) error {
 // leave stops taking part after this member learned that the store goes on without it.
 func (s *Store) leave(why string) {
 	s.log.Error(why)
-	s.why.Store(&why)
-	close(s.removed)
+	s.left.why.Store(&why)
+	close(s.left.done)
 	s.news.fire()
 	if err := s.raft.Load().Shutdown().Error(); err != nil {
 		s.log.Warn("stop raft", "err", err)

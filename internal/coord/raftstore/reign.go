@@ -51,7 +51,7 @@ func (s *Store) rule() {
 		select {
 		case <-s.ctx.Done():
 			return
-		case on := <-s.inOffice:
+		case on := <-s.raised.office:
 			s.abdicate()
 			if on {
 				s.takeOffice()
@@ -64,7 +64,7 @@ func (s *Store) rule() {
 // reign. It returns without one when leadership is lost first.
 func (s *Store) takeOffice() {
 	r := s.raft.Load()
-	for s.ctx.Err() == nil && len(s.inOffice) == 0 {
+	for s.ctx.Err() == nil && len(s.raised.office) == 0 {
 		raftTerm := r.CurrentTerm()
 		if r.State() != raft.Leader {
 			return // the notice of it is on its way
@@ -348,8 +348,8 @@ func (s *Store) gone() error {
 		return coord.ErrClosed
 	}
 	select {
-	case <-s.removed:
-		return fmt.Errorf("%s: %w", *s.why.Load(), coord.ErrUnavailable)
+	case <-s.left.done:
+		return fmt.Errorf("%s: %w", *s.left.why.Load(), coord.ErrUnavailable)
 	default:
 		return nil
 	}

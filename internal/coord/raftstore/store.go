@@ -46,16 +46,26 @@ type Store struct {
 	work   group
 	ended  sync.Once
 
-	inOffice chan bool                          // from package raft, aggressively read
-	observed chan raft.Observation              // lossy: only says "look again"
-	leader   signal                             // the leader that package raft knows may have changed
-	news     signal                             // reign, link or removed changed
-	reign    atomic.Pointer[reign]              // nil unless in office
-	link     atomic.Pointer[link]               // nil unless there is a stream to the controller
-	members  atomic.Pointer[raft.Configuration] // the latest committed one
-	arrived  chan struct{}
-	removed  chan struct{}
-	why      atomic.Pointer[string] // set before removed is closed
+	raised  notices
+	news    signal                             // reign, link or left changed
+	reign   atomic.Pointer[reign]              // nil unless in office
+	link    atomic.Pointer[link]               // nil unless there is a stream to the controller
+	members atomic.Pointer[raft.Configuration] // the latest committed one
+	arrived chan struct{}
+	left    departure
+}
+
+// notices come from package raft.
+type notices struct {
+	office chan bool             // won or lost an election; package raft blocks until it is read
+	seen   chan raft.Observation // lossy: only says "look again"
+	leader signal                // the leader that package raft knows may have changed
+}
+
+// departure tells that this member takes no part any more.
+type departure struct {
+	done chan struct{}
+	why  atomic.Pointer[string] // set before done is closed
 }
 
 // disk is everything in the data directory.
@@ -106,8 +116,8 @@ func Open(ctx context.Context, opts Options) (_ *Store, err error) {
 	if err := opts.Validate(); err != nil {
 		return nil, err
 	}
-	s := &Store{opts: opts, log: opts.Log.With("member", opts.ID), hub: newHub(), inOffice: make(chan bool, 16),
-		observed: make(chan raft.Observation, 16), arrived: make(chan struct{}, 1), removed: make(chan struct{})}
+	s := &Store{opts: opts, log: opts.Log.With("member", opts.ID), hub: newHub(), arrived: make(chan struct{}, 1)}
+	s.raised.office, s.raised.seen, s.left.done = make(chan bool, 16), make(chan raft.Observation, 16), make(chan struct{})
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {
@@ -242,7 +252,7 @@ func (s *Store) startRaft() (isNew bool, err error) {
 		return false, fmt.Errorf("open log cache: %w", err)
 	}
 	c := raft.DefaultConfig()
-	c.LocalID, c.Logger, c.NotifyCh = raft.ServerID(s.opts.ID), hlog, s.inOffice
+	c.LocalID, c.Logger, c.NotifyCh = raft.ServerID(s.opts.ID), hlog, s.raised.office
 	c.HeartbeatTimeout, c.ElectionTimeout, c.LeaderLeaseTimeout = s.opts.Timing.Election, s.opts.Timing.Election, s.opts.Timing.Lease
 	c.SnapshotThreshold, c.TrailingLogs, c.SnapshotInterval = snapshotEvery, logTrail, 30*time.Second
 	c.ShutdownOnRemove, c.NoLegacyTelemetry = false, true
@@ -264,7 +274,7 @@ func (s *Store) startRaft() (isNew bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("start raft: %w", err)
 	}
-	r.RegisterObserver(raft.NewObserver(s.observed, false, func(o *raft.Observation) bool {
+	r.RegisterObserver(raft.NewObserver(s.raised.seen, false, func(o *raft.Observation) bool {
 		_, ok := o.Data.(raft.LeaderObservation)
 		return ok
 	}))
@@ -276,8 +286,8 @@ func (s *Store) startRaft() (isNew bool, err error) {
 func (s *Store) observe() {
 	for {
 		select {
-		case <-s.observed:
-			s.leader.fire()
+		case <-s.raised.seen:
+			s.raised.leader.fire()
 		case <-s.ctx.Done():
 			return
 		}
@@ -326,7 +336,7 @@ func (s *Store) Addr() string { return s.advertise }
 
 // Removed is closed when this member learned that the store goes on without it: it was removed, or it came back without
 // its data. It takes no part any more; its calls answer ErrUnavailable and say what to do.
-func (s *Store) Removed() <-chan struct{} { return s.removed }
+func (s *Store) Removed() <-chan struct{} { return s.left.done }
 
 // named keeps the deployment's name on disk. It comes from the replicated state, or from the controller before that.
 func (s *Store) named(store string) {
