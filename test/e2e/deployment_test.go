@@ -62,6 +62,7 @@ type deployment struct {
 	dir  string
 	base int
 	args []string
+	api  func() string // network namespaces: the API to ask, in place of the directory
 }
 
 // status is the documented contract of `redoubt status --json`, as far as the tests use it.
@@ -151,7 +152,11 @@ func (d *deployment) run(args ...string) (string, error) {
 	var out, errs bytes.Buffer
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, d.bin, append(args, "--dir", d.dir)...)
+	target := []string{"--dir", d.dir}
+	if d.api != nil {
+		target = []string{"--api", d.api()}
+	}
+	cmd := exec.CommandContext(ctx, d.bin, append(args, target...)...)
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err := cmd.Run()
 	if err != nil {
