@@ -62,6 +62,7 @@ type Agent struct {
 // The loop's bounds.
 const (
 	lookTimeout   = 100 * time.Millisecond // a server that does not answer within this is looked at from outside
+	lookAgain     = 20 * time.Millisecond  // the same for a server that did not answer the time before
 	orderTimeout  = time.Second
 	fenceTimeout  = 50 * time.Millisecond // then a managed primary is killed
 	restartPause  = 150 * time.Millisecond
@@ -137,6 +138,8 @@ func (a *Agent) idle(in converge.Input) time.Duration {
 		d = drainPoll // the controller waits for this node's offset
 	case as.Phase == topo.PhasePromoting && as.Primary == a.o.ID:
 		d = drainPoll
+	case in.Seen.Role == topo.RolePrimary:
+		d /= 2 // a hang begins to count when it is seen
 	case as.Phase == topo.PhaseServing && in.Memory.InSync != as.Epoch && in.Seen.Role == topo.RoleReplica:
 		d = min(d, 20*time.Millisecond)
 	}
@@ -148,7 +151,11 @@ func (a *Agent) idle(in converge.Input) time.Duration {
 
 // look observes the server and puts together everything that the order may depend on.
 func (a *Agent) look(ctx context.Context) converge.Input {
-	lookCtx, cancel := context.WithTimeout(ctx, lookTimeout)
+	limit := lookTimeout
+	if h := a.seen.Health; h == topo.HealthStopped || h == topo.HealthHung {
+		limit = lookAgain // an order that arrives meanwhile must not wait for a server that will not answer
+	}
+	lookCtx, cancel := context.WithTimeout(ctx, limit)
 	obs := a.o.Node.Observe(lookCtx)
 	cancel()
 	in := converge.Input{Self: a.o.ID, Promised: a.promise.epoch, Seen: sighting(obs), Memory: a.memory}

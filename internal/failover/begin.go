@@ -131,7 +131,11 @@ func promoted(f *facts) (bool, string) {
 	case !s.Backlog && !invariant.Planted("serving-before-history"):
 		return false, f.say("%s has no replication backlog yet: its replication id is not final", s.Node)
 	}
-	return true, f.say("%s is primary; history %s begins at offset %d", s.Node, short(s.Pos.ReplID), f.a.Elected.Offset)
+	cost := ""
+	if f.a.Elected.Lossy != "" {
+		cost = "; " + f.a.Elected.Lossy
+	}
+	return true, f.say("%s is primary; history %s begins at offset %d%s", s.Node, short(s.Pos.ReplID), f.a.Elected.Offset, cost)
 }
 
 func serve(f *facts, _ string) *topo.Assigned {

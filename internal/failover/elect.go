@@ -60,6 +60,9 @@ func (f *facts) forcedCandidates() []rank {
 			continue
 		}
 		at, _ := f.place(s.Pos)
+		if !s.Whole {
+			at = topo.Placed{} // taken only when nothing better is there
+		}
 		out = append(out, rank{s, at})
 	}
 	return out
@@ -111,6 +114,7 @@ func (f *facts) coldBest() choice {
 		}
 		empty = empty && s.Keys == 0
 		at, ok := f.place(s.Pos)
+		ok = ok && s.Whole                     // an aborted load or sync leaves partial data under an old position
 		placed = placed && (ok || s.Keys == 0) // an empty data set is older than any other
 		if r := (rank{s, at}); ok && (best == nil || f.better(r, *best) < 0) {
 			best = &r

@@ -102,20 +102,32 @@ func troubledButTooSoon(f *facts) (bool, string) {
 }
 
 func primarySilent(f *facts) (bool, string) {
-	return f.trouble == "silent", f.say("%s was last heard %s ago (limit %s)", f.a.Primary, f.silent.Round(time.Millisecond), f.spec.Timing.Silence)
+	if f.trouble != "silent" {
+		return false, "the primary is heard"
+	}
+	return true, f.say("%s was last heard %s ago (limit %s)", f.a.Primary, f.silent.Round(time.Millisecond), f.spec.Timing.Silence)
 }
 
 func primaryHung(f *facts) (bool, string) {
 	hung := f.trouble != "" && f.trouble != "silent" && f.trouble != "loading" && f.trouble != "busy"
-	return hung, f.say("%s has been %s for %s (limit %s)", f.a.Primary, f.primary.Health, f.primary.HealthFor.D().Round(time.Millisecond), f.spec.Timing.Hang)
+	if !hung {
+		return false, "the primary's server does not hang"
+	}
+	return true, f.say("%s has been %s for %s (limit %s)", f.a.Primary, f.primary.Health, f.primary.HealthFor.D().Round(time.Millisecond), f.spec.Timing.Hang)
 }
 
 func primaryLoading(f *facts) (bool, string) {
-	return f.trouble == "loading", f.say("%s has been loading for %s (limit %s)", f.a.Primary, f.primary.HealthFor.D().Round(time.Millisecond), f.spec.Timing.Loading)
+	if f.trouble != "loading" {
+		return false, "the primary does not load for too long"
+	}
+	return true, f.say("%s has been loading for %s (limit %s)", f.a.Primary, f.primary.HealthFor.D().Round(time.Millisecond), f.spec.Timing.Loading)
 }
 
 func primaryBusy(f *facts) (bool, string) {
-	return f.trouble == "busy", f.say("%s has been busy with one command for %s (limit %s)", f.a.Primary, f.primary.HealthFor.D().Round(time.Millisecond), f.spec.Timing.Busy)
+	if f.trouble != "busy" {
+		return false, "the primary is not busy for too long"
+	}
+	return true, f.say("%s has been busy with one command for %s (limit %s)", f.a.Primary, f.primary.HealthFor.D().Round(time.Millisecond), f.spec.Timing.Busy)
 }
 
 // fence begins an election: nobody may write, everybody freezes. a.Primary stays the one who may still be writing.

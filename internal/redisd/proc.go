@@ -154,6 +154,9 @@ type activity struct {
 	wanted time.Duration // time its main thread ran or waited for a processor
 }
 
+// stopped reports whether the process can do nothing until somebody lets it.
+func (a activity) stopped() bool { return a.state == 'T' || a.state == 't' || a.frozen }
+
 // look reads the activity of the main thread, which executes all commands: state and scheduler statistics.
 func look(pid int) activity {
 	st, err := readStat(pid)

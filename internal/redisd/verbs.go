@@ -67,9 +67,12 @@ func (n *Node) Fence(ctx context.Context) error {
 	if p != nil && p.exited() {
 		return nil
 	}
-	asking, cancel := context.WithTimeout(ctx, fenceTime(ctx))
-	err := n.fenceByOrder(asking)
-	cancel()
+	err := errStopped
+	if n.managed == nil || p == nil || !look(p.pid).stopped() || n.lastRole() == topo.RoleReplica {
+		asking, cancel := context.WithTimeout(ctx, fenceTime(ctx))
+		err = n.fenceByOrder(asking)
+		cancel()
+	}
 	switch {
 	case err == nil:
 		return nil
@@ -85,6 +88,9 @@ func (n *Node) Fence(ctx context.Context) error {
 	defer cancel()
 	return n.Kill(end)
 }
+
+// errStopped: a stopped process carries out no order, so nothing is gained by waiting for one.
+var errStopped = errors.New("the process is stopped")
 
 // fenceTime leaves a part of ctx for the kill.
 func fenceTime(ctx context.Context) time.Duration {
