@@ -46,6 +46,7 @@ type Agent struct {
 	seen      topo.Sighting
 	settings  redis.Settings
 	checkedAt time.Duration // uptime of the latest Configure
+	impaired  impairment
 
 	refused   string
 	refusedAt topo.Epoch

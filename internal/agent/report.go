@@ -43,6 +43,7 @@ func (a *Agent) report(in converge.Input) {
 		s.Addr = n.Addr
 		beat = in.Shard.Spec.Timing.Beat.D()
 	}
+	s.Impaired, s.ImpairedFor = a.impaired.note(s, in.Now)
 	if a.refusedAt == s.Epoch && s.Epoch != 0 {
 		s.Refused = a.refused
 	}
@@ -68,7 +69,7 @@ func (a *Agent) report(in converge.Input) {
 func same(x, y topo.Sighting) bool {
 	return x.Epoch == y.Epoch && x.Phase == y.Phase && x.Health == y.Health && x.Role == y.Role && x.Frozen == y.Frozen &&
 		x.Fenced == y.Fenced && x.Whole == y.Whole && x.RunID == y.RunID && x.Promised == y.Promised && x.InSync == y.InSync &&
-		x.Refused == y.Refused && x.LinkUp == y.LinkUp && x.Backlog == y.Backlog && x.Pos.ReplID == y.Pos.ReplID &&
+		x.Refused == y.Refused && x.Impaired == y.Impaired && x.LinkUp == y.LinkUp && x.Backlog == y.Backlog && x.Pos.ReplID == y.Pos.ReplID &&
 		(x.Pos.Offset == y.Pos.Offset || y.Phase == topo.PhaseServing)
 }
 

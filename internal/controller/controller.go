@@ -92,6 +92,7 @@ type tenure struct {
 	since   time.Duration // uptime
 	doc     topo.Shard
 	rev     coord.Rev
+	seen    map[topo.NodeID]arrival
 	knownAt time.Duration // uptime at which the present epoch and phase were first known here
 	rule    string        // that matched last
 	ruleAt  time.Duration // uptime since when
@@ -101,7 +102,7 @@ type tenure struct {
 func (c *Controller) lead(ctx context.Context, lease coord.Lease) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	t := &tenure{Controller: c, lease: lease, since: c.o.Clock.Uptime()}
+	t := &tenure{Controller: c, lease: lease, since: c.o.Clock.Uptime(), seen: map[topo.NodeID]arrival{}}
 	docs := c.o.Store.Watch(ctx, c.key)
 	for {
 		wait := t.step(ctx)
@@ -207,7 +208,7 @@ func (t *tenure) gather(ctx context.Context) (failover.State, error) {
 			t.o.Log.Warn("report is not usable", "from", name, "err", err)
 			continue
 		}
-		s.Sightings[topo.NodeID(id)] = failover.Seen{Sighting: seen, Age: topo.Duration(b.Age)}
+		s.Sightings[topo.NodeID(id)] = t.newest(topo.NodeID(id), seen, now-b.Age)
 	}
 	if ages, ok := t.o.Store.(coord.ReadAges); ok {
 		s.ReadAge = map[topo.NodeID]topo.Duration{}
@@ -218,6 +219,21 @@ func (t *tenure) gather(ctx context.Context) (failover.State, error) {
 		}
 	}
 	return s, nil
+}
+
+// arrival is a sighting and the uptime at which it arrived.
+type arrival struct {
+	topo.Sighting
+	at time.Duration
+}
+
+// newest keeps the latest sighting of a node: one that was stuck somewhere and arrives late counts for nothing.
+func (t *tenure) newest(id topo.NodeID, s topo.Sighting, at time.Duration) failover.Seen {
+	if known, ok := t.seen[id]; !ok || !s.OlderThan(known.Sighting) {
+		t.seen[id] = arrival{s, at}
+	}
+	known := t.seen[id]
+	return failover.Seen{Sighting: known.Sighting, Age: topo.Duration(t.o.Clock.Uptime() - known.at)}
 }
 
 // swap writes the decision and reports whether it is certain that it was written.
@@ -242,7 +258,7 @@ func (t *tenure) swap(ctx context.Context, d failover.Decision) bool {
 	a := next.Assigned
 	t.o.Log.Info(d.Why, "rule", d.Rule, "shard", t.o.Shard, "epoch", a.Epoch, "phase", a.Phase, "primary", a.Primary, "took", t.o.Clock.Uptime()-begun)
 	t.o.Events(event.Event{At: t.o.Clock.Now(), Kind: "decision", Shard: t.o.Shard, Node: string(a.Primary), Epoch: uint64(a.Epoch), Rule: d.Rule, Text: d.Why})
-	if before.Phase != a.Phase || before.Epoch != a.Epoch || d.Rule == "intent-refused" || d.Rule == "enrol" || d.Rule == "un-enrol" {
+	if before.Phase != a.Phase || before.Epoch != a.Epoch || d.Rule == "intent-refused" || d.Rule == "enrol" || d.Rule == "un-enrol" || d.Rule == "primary-impaired" {
 		t.timeline.add(topo.TimelineEvent{
 			AtMS: t.o.Clock.Now().UnixMilli(), Member: t.o.Member, Epoch: a.Epoch, Phase: a.Phase, Primary: a.Primary, Rule: d.Rule, Why: d.Why,
 		})

@@ -113,34 +113,33 @@ type rule struct {
 	do   func(*Input) Order
 }
 
-func rules() []rule {
-	return []rule{
-		{"boot-frozen", exited, just(Restart)},
-		{"no-order", writableWithoutOrder, just(Fence)},
-		{"old-order", olderThanPromise, nil},
-		{"promise", unpromisedFencing, promise},
-		{"fence-order", fenceOrdered, just(Fence)},
-		{"deposed", writableButNotNamed, just(Fence)},
-		{"lease-over", leaseOver, just(Fence)},
-		{"unanswered", notAnswering, nil},
-		{"freeze", mustFreeze, just(Freeze)},
-		{"elected-unread", electedButUnread, nil},
-		{"elected-behind", electedButBehind, nil},
-		{"promote", electedHere, promote},
-		{"drain", drainHere, just(Drain)},
-		{"serve", servesHere, nil},
-		{"wait-for-election", namedButNotWritable, nil},
-		{"unread", followUnread, nil},
-		{"follow", mustFollow, follow},
-		{"check-sync", syncUnknown, checkSync},
-		{"in-order", func(*Input) (bool, string) { return true, "as ordered" }, nil},
-	}
+// rules is the agent's whole judgement, in order. It never changes.
+var rules = [...]rule{
+	{"boot-frozen", exited, just(Restart)},
+	{"no-order", writableWithoutOrder, just(Fence)},
+	{"old-order", olderThanPromise, nil},
+	{"promise", unpromisedFencing, promise},
+	{"fence-order", fenceOrdered, just(Fence)},
+	{"deposed", writableButNotNamed, just(Fence)},
+	{"lease-over", leaseOver, just(Fence)},
+	{"unanswered", notAnswering, nil},
+	{"freeze", mustFreeze, just(Freeze)},
+	{"elected-unread", electedButUnread, nil},
+	{"elected-behind", electedButBehind, nil},
+	{"promote", electedHere, promote},
+	{"drain", drainHere, just(Drain)},
+	{"serve", servesHere, nil},
+	{"wait-for-election", namedButNotWritable, nil},
+	{"unread", followUnread, nil},
+	{"follow", mustFollow, follow},
+	{"check-sync", syncUnknown, checkSync},
+	{"in-order", func(*Input) (bool, string) { return true, "as ordered" }, nil},
 }
 
 // Next returns the one next thing to do; Nothing when the node is as ordered or must wait.
 func Next(in Input) Order {
 	in.quiet = true
-	for _, r := range rules() {
+	for _, r := range rules {
 		if matched, _ := r.when(&in); !matched {
 			continue
 		}

@@ -19,8 +19,8 @@ func TestExplainReadsEveryRuleOfAnyState(t *testing.T) {
 			if withIntent || phase == topo.PhaseDraining {
 				s.Shard.Assigned.Intent = &topo.Intent{Kind: topo.IntentFailover, AcceptDataLoss: true}
 			}
-			if got := Explain(s); len(got) != len(rules()) {
-				t.Errorf("phase %s: %d traces for %d rules", phase, len(got), len(rules()))
+			if got := Explain(s); len(got) != len(rules) {
+				t.Errorf("phase %s: %d traces for %d rules", phase, len(got), len(rules))
 			}
 		}
 	}

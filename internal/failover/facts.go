@@ -164,6 +164,9 @@ func (f *facts) preferred(x, y topo.NodeID) int {
 			return boolFirst(y == f.a.Primary)
 		}
 	}
+	if f.impaired(x) != f.impaired(y) {
+		return boolFirst(f.impaired(y))
+	}
 	nx, _ := f.spec.Node(x)
 	ny, _ := f.spec.Node(y)
 	if nx.Priority != ny.Priority {

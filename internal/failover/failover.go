@@ -47,56 +47,55 @@ type rule struct {
 	then func(*facts, string) *topo.Assigned
 }
 
-// rules is the whole of Redoubt's judgement, in order.
-func rules() []rule {
-	return []rule{
-		// who decides
-		{"deposed", deposed, nil},
-		{"claim-term", newController, claimTerm},
-		// the first primary
-		{"bootstrap-incomplete", bootstrapIncomplete, nil},
-		{"bootstrap-conflict", bootstrapConflict, nil},
-		{"bootstrap", bootstrapReady, electFirst},
-		// a promotion under way
-		{"record", promoted, serve},
-		{"promotion-failed", promotionFailed, fence},
-		{"promotion-pending", promoting, nil},
-		// nobody may write: find the best
-		{"fence-pending", oldPrimaryMayWrite, nil},
-		{"elect-forced", forcedByOperator, electBest},
-		{"cold-start", everyoneForgot, electColdBest},
-		{"too-few-witnesses", ackedWriteCouldHide, nil},
-		{"unknown-history", idNobodyRecorded, nil},
-		{"gather", morePositionsExpected, nil},
-		{"elect", fencing, electBest},
-		// the primary is in trouble
-		{"replid-changed", replIDChanged, fence},
-		{"primary-gone", primaryGone, fence},
-		{"primary-troubled-paused", troubledButPaused, nil},
-		{"primary-troubled-alone", troubledButNobodyBetter, nil},
-		{"primary-troubled-spacing", troubledButTooSoon, nil},
-		{"primary-silent", primarySilent, fence},
-		{"primary-hung", primaryHung, fence},
-		{"primary-loading", primaryLoading, fence},
-		{"primary-busy", primaryBusy, fence},
-		// a switchover under way
-		{"drained", drained, electDrained},
-		{"switchover-abandon", drainedTooLong, fence},
-		{"drain-pending", draining, nil},
-		// in order
-		{"un-enrol", lyingReplica, unenrol},
-		{"enrol", replicaInSync, enrol},
-		{"intent-refused", intentImpossible, refuseIntent},
-		{"failover-intent", failoverWanted, fence},
-		{"switchover", switchoverWanted, drain},
-		{"steady", always, nil},
-	}
+// rules is the whole of Redoubt's judgement, in order. It never changes.
+var rules = [...]rule{
+	// who decides
+	{"deposed", deposed, nil},
+	{"claim-term", newController, claimTerm},
+	// the first primary
+	{"bootstrap-incomplete", bootstrapIncomplete, nil},
+	{"bootstrap-conflict", bootstrapConflict, nil},
+	{"bootstrap", bootstrapReady, electFirst},
+	// a promotion under way
+	{"record", promoted, serve},
+	{"promotion-failed", promotionFailed, fence},
+	{"promotion-pending", promoting, nil},
+	// nobody may write: find the best
+	{"fence-pending", oldPrimaryMayWrite, nil},
+	{"elect-forced", forcedByOperator, electBest},
+	{"cold-start", everyoneForgot, electColdBest},
+	{"too-few-witnesses", ackedWriteCouldHide, nil},
+	{"unknown-history", idNobodyRecorded, nil},
+	{"gather", morePositionsExpected, nil},
+	{"elect", fencing, electBest},
+	// the primary is in trouble
+	{"replid-changed", replIDChanged, fence},
+	{"primary-gone", primaryGone, fence},
+	{"primary-troubled-paused", troubledButPaused, nil},
+	{"primary-troubled-alone", troubledButNobodyBetter, nil},
+	{"primary-troubled-spacing", troubledButTooSoon, nil},
+	{"primary-silent", primarySilent, fence},
+	{"primary-hung", primaryHung, fence},
+	{"primary-loading", primaryLoading, fence},
+	{"primary-busy", primaryBusy, fence},
+	// a switchover under way
+	{"drained", drained, electDrained},
+	{"switchover-abandon", drainedTooLong, fence},
+	{"drain-pending", draining, nil},
+	// in order
+	{"un-enrol", lyingReplica, unenrol},
+	{"enrol", replicaInSync, enrol},
+	{"intent-refused", intentImpossible, refuseIntent},
+	{"failover-intent", failoverWanted, fence},
+	{"switchover", switchoverWanted, drain},
+	{"primary-impaired", primaryImpaired, moveAway},
+	{"steady", always, nil},
 }
 
 // Decide returns what to do now.
 func Decide(s State) Decision {
 	quiet := derive(s, true)
-	for _, r := range rules() {
+	for _, r := range rules {
 		if matched, _ := r.when(quiet); !matched {
 			continue
 		}
@@ -126,7 +125,7 @@ func Explain(s State) []topo.Trace {
 	f := derive(s, false)
 	out := make([]topo.Trace, 0, 40)
 	reached := true
-	for _, r := range rules() {
+	for _, r := range rules {
 		matched, why := r.when(f)
 		out = append(out, topo.Trace{Rule: r.name, Matched: matched, Reached: reached, Why: why})
 		if matched {

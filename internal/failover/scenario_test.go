@@ -23,7 +23,7 @@ import (
 //	assigned epoch=5 phase=serving primary=n1 run=r1 [enrolled=(n1=r1,n2=r2)] [intent=switchover:n2] [paused] [elected=n2:r2:A:10:1]
 //	history 1:A:0:0:n1 …                          epoch:replid:start:parent:node
 //	clock [term=1] [led=10s] [phase=10ms] [read-age=(n1=900ms)] [wall=1000]
-//	see n1 [age=5ms] [epoch=] [phase=] [health=up] [for=0s] [role=replica] [run=r1] [at=A:100] [from=B:90] [frozen] [fenced] [link] [sync=5] [kept] [keys=3] …
+//	see n1 [age=5ms] [epoch=] [phase=] [health=up] [for=0s] [role=replica] [run=r1] [at=A:100] [from=B:90] [frozen] [fenced] [link] [sync=5] [kept] [keys=3] [impaired=disk-full impaired-for=11s] …
 //	unsee n1                                      nothing is heard from it
 //	decide                                        what Decide says; with "apply" its result becomes what is assigned
 //	explain                                       the whole list with what settled each rule
@@ -188,6 +188,7 @@ func (w *story) see(a args) {
 	s.Keys = a.num("keys", 0)
 	s.Refused = a.str("refused", "")
 	s.Settings = a.list("settings")
+	s.Impaired, s.ImpairedFor = a.str("impaired", ""), a.dur("impaired-for", 0)
 	if f := strings.Split(a.str("at", ""), ":"); len(f) == 2 {
 		s.Pos.ReplID, s.Pos.Offset, s.Pos.Offset2 = f[0], num(a.t, f[1]), -1
 	}
@@ -213,6 +214,9 @@ func (w *story) decide(apply bool) string {
 		if e.Lossy != "" {
 			out += fmt.Sprintf(" lossy=%q", e.Lossy)
 		}
+	}
+	if i := n.Intent; i != nil && w.s.Shard.Assigned.Intent == nil {
+		out += fmt.Sprintf(" intent=%s:%s:%s by=%q budget=%s", i.ID, i.Kind, i.To, i.By, i.Budget)
 	}
 	if o := n.Outcome; o != nil {
 		out += fmt.Sprintf(" outcome=%v:%q", o.OK, o.Why)

@@ -83,22 +83,38 @@ func troubledButTooSoon(f *facts) (bool, string) {
 	if f.trouble == "" {
 		return false, "the primary is not in trouble"
 	}
-	t := f.spec.Timing
-	recent := 0
+	recent, left := f.spacing()
+	if recent < f.spec.Timing.Burst {
+		return false, f.say("%d automatic failovers within a minute, fewer than %d", recent, f.spec.Timing.Burst)
+	}
+	f.recheck = left
+	return left > 0, f.say("%d automatic failovers within a minute; the next one in %s", recent, left.Round(time.Millisecond))
+}
+
+// spacing counts the automatic failovers within the last minute, and says how long the next one has to wait.
+func (f *facts) spacing() (recent int, left time.Duration) {
 	for _, at := range f.a.Recent {
 		if f.WallMS-at < time.Minute.Milliseconds() {
 			recent++
 		}
 	}
+	t := f.spec.Timing
 	if recent < t.Burst {
-		return false, f.say("%d automatic failovers within a minute, fewer than %d", recent, t.Burst)
+		return recent, 0
 	}
-	left := t.Recovery.D() - time.Duration(f.WallMS-f.a.Recent[len(f.a.Recent)-1])*time.Millisecond
+	left = t.Recovery.D() - time.Duration(f.WallMS-f.a.Recent[len(f.a.Recent)-1])*time.Millisecond
 	if left > t.Recovery.D() { // the wall clock went back: a wait must never be longer than the spacing
 		left = 0
 	}
-	f.recheck = max(left, 0)
-	return left > 0, f.say("%d automatic failovers within a minute; the next one in %s", recent, left.Round(time.Millisecond))
+	return recent, max(left, 0)
+}
+
+// noteAutomatic remembers an automatic move for the spacing of the next ones.
+func (f *facts) noteAutomatic(next *topo.Assigned) {
+	next.Recent = append(next.Recent, f.WallMS)
+	if extra := len(next.Recent) - f.spec.Timing.Burst; extra > 0 {
+		next.Recent = next.Recent[extra:]
+	}
 }
 
 func primarySilent(f *facts) (bool, string) {
@@ -142,10 +158,7 @@ func fence(f *facts, rule string) *topo.Assigned {
 		next.Intent = nil
 	case "failover-intent":
 	default:
-		next.Recent = append(next.Recent, f.WallMS)
-		if extra := len(next.Recent) - f.spec.Timing.Burst; extra > 0 {
-			next.Recent = next.Recent[extra:]
-		}
+		f.noteAutomatic(&next)
 	}
 	return &next
 }
@@ -255,7 +268,7 @@ func (f *facts) candidate() (Seen, string) {
 	var ready []Seen
 	why := "no replica is ready"
 	for _, n := range f.spec.Nodes {
-		if n.ID == f.a.Primary || f.a.Intent.To != "" && n.ID != f.a.Intent.To {
+		if n.ID == f.a.Primary || f.a.Intent != nil && f.a.Intent.To != "" && n.ID != f.a.Intent.To {
 			continue
 		}
 		s, ok := f.fresh(n.ID)

@@ -219,15 +219,19 @@ func (s *store) send(h *host, sighting topo.Sighting) {
 	if s.w.lossy() || s.fromHost[h.index] {
 		return
 	}
-	s.w.after(s.w.delay()+s.w.delay(), func() {
+	deliver := func() {
 		c := s.leader
 		if c == nil || s.down || s.toHost[c.h.index] && c.h != h {
 			return
 		}
-		if old, ok := c.beats[h.id]; ok && old.s.AgentStart == sighting.AgentStart && old.s.Seq > sighting.Seq && !planted("stale-beat-counted") {
+		if old, ok := c.beats[h.id]; ok && sighting.OlderThan(old.s) && !planted("stale-beat-counted") {
 			return
 		}
 		c.beats[h.id] = beat{sighting, s.w.now}
 		c.h.whenAwake(c.act)
-	})
+	}
+	s.w.after(s.w.delay()+s.w.delay(), deliver)
+	if s.w.slow > 0 && s.w.rng.IntN(50) == 0 { // a report that was stuck somewhere arrives long after it was true
+		s.w.after(s.w.between(100*time.Millisecond, 3*time.Second), deliver)
+	}
 }

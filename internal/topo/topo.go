@@ -196,10 +196,22 @@ type Sighting struct {
 	Settings   []string `json:"settings,omitempty"`  // settings that would make it lie (SAFETY A10)
 	Problems   []string `json:"problems,omitempty"`  // named troubles: disk-full, oom, …
 	Refused    string   `json:"refused,omitempty"`   // why the order of this epoch was not carried out
-	Addr       string   `json:"addr,omitempty"`      // where the server listens
-	PID        int      `json:"pid,omitempty"`       // of the server
-	AgentPID   int      `json:"agent_pid,omitempty"`
-	Version    string   `json:"version,omitempty"` // of the server
+
+	Impaired    string   `json:"impaired,omitempty"`     // the problem under which it answers but refuses writes: "disk-full"; empty when there is none
+	ImpairedFor Duration `json:"impaired_for,omitempty"` // how long that has been so
+
+	Addr     string `json:"addr,omitempty"` // where the server listens
+	PID      int    `json:"pid,omitempty"`  // of the server
+	AgentPID int    `json:"agent_pid,omitempty"`
+	Version  string `json:"version,omitempty"` // of the server
+}
+
+// OlderThan reports whether t, of the same node, was made after s: a report that was stuck somewhere must not replace it.
+func (s Sighting) OlderThan(t Sighting) bool {
+	if s.AgentStart != t.AgentStart {
+		return s.AgentStart < t.AgentStart
+	}
+	return s.Seq < t.Seq
 }
 
 // Node returns the roster entry of id.
