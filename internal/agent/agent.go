@@ -50,8 +50,8 @@ type Agent struct {
 
 	refused   string
 	refusedAt topo.Epoch
-	failures  int           // consecutive orders that did not work
-	restartAt time.Duration // uptime before which an exited server is left alone
+	failures  int // consecutive orders that did not work
+	restarts  pacing
 	drainFrom time.Duration
 	drainOf   topo.Epoch
 
@@ -62,15 +62,13 @@ type Agent struct {
 
 // The loop's bounds.
 const (
-	lookTimeout   = 100 * time.Millisecond // a server that does not answer within this is looked at from outside
-	lookAgain     = 20 * time.Millisecond  // the same for a server that did not answer the time before
-	orderTimeout  = time.Second
-	fenceTimeout  = 50 * time.Millisecond // then a managed primary is killed
-	restartPause  = 150 * time.Millisecond
-	restartPauses = 5 * time.Second // the longest, after repeated failures
-	drainGrace    = 150 * time.Millisecond
-	drainPoll     = 300 * time.Microsecond
-	configEvery   = time.Second
+	lookTimeout  = 100 * time.Millisecond // a server that does not answer within this is looked at from outside
+	lookAgain    = 20 * time.Millisecond  // the same for a server that did not answer the time before
+	orderTimeout = time.Second
+	fenceTimeout = 50 * time.Millisecond // then a managed primary is killed
+	drainGrace   = 150 * time.Millisecond
+	drainPoll    = 300 * time.Microsecond
+	configEvery  = time.Second
 )
 
 // New reads the promise from disk.
@@ -110,7 +108,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		}
 		a.configure(ctx, in)
 		if pause > 0 {
-			a.wait(ctx, changed, pause)
+			a.wait(ctx, changed, a.patience(pause))
 		}
 	}
 	return ctx.Err()
@@ -137,7 +135,7 @@ func (a *Agent) idle(in converge.Input) time.Duration {
 	switch {
 	case as.Phase == topo.PhaseDraining && as.Elected != nil && as.Elected.Node == a.o.ID:
 		d = drainPoll // the controller waits for this node's offset
-	case as.Phase == topo.PhasePromoting && as.Primary == a.o.ID:
+	case as.Phase == topo.PhasePromoting && as.Primary == a.o.ID && in.Seen.Role == topo.RoleReplica:
 		d = drainPoll
 	case in.Seen.Role == topo.RolePrimary:
 		d /= 2 // a hang begins to count when it is seen
@@ -156,7 +154,7 @@ func (a *Agent) look(ctx context.Context) converge.Input {
 	if h := a.seen.Health; h == topo.HealthStopped || h == topo.HealthHung {
 		limit = lookAgain // an order that arrives meanwhile must not wait for a server that will not answer
 	}
-	lookCtx, cancel := context.WithTimeout(ctx, limit)
+	lookCtx, cancel := context.WithTimeout(ctx, a.patience(limit))
 	obs := a.o.Node.Observe(lookCtx)
 	cancel()
 	in := converge.Input{Self: a.o.ID, Promised: a.promise.epoch, Seen: sighting(obs), Memory: a.memory}
@@ -167,6 +165,7 @@ func (a *Agent) look(ctx context.Context) converge.Input {
 			in.LeaseEnd = s.ReadStart + s.Shard.Spec.Timing.Lease.D()
 		}
 	}
+	in.Seen.Problems = append(in.Seen.Problems, noteReplication(in, obs.Replicas)...)
 	in.Now = a.o.Clock.Uptime()
 	in.Memory = converge.Remember(a.memory, in)
 	a.noteChange(in)
@@ -178,10 +177,11 @@ func (a *Agent) look(ctx context.Context) converge.Input {
 func (a *Agent) noteChange(in converge.Input) {
 	old, s := a.seen, in.Seen
 	a.seen = s
+	a.restarts.look(s)
 	if s.Health != old.Health {
 		a.tell(in, "health", fmt.Sprintf("server is %s", s.Health), "was", string(old.Health))
 		if s.Health == topo.HealthExited {
-			a.restartAt = in.Now + min(restartPause<<min(a.failures, 6), restartPauses)
+			a.restarts.ended(in.Now)
 		}
 	}
 }
@@ -198,12 +198,28 @@ func (a *Agent) tell(in converge.Input, kind, text string, facts ...string) {
 	a.o.Events(e)
 }
 
+// patience shortens what is about to wait while this server may be writable: a server that does not answer must not hold
+// up the self-fence, which has to be over before the margin is.
+func (a *Agent) patience(limit time.Duration) time.Duration {
+	s := a.o.View.Load()
+	if s == nil || !a.memory.WasPrimary {
+		return limit
+	}
+	if left := s.ReadStart + s.Shard.Spec.Timing.Lease.D() - a.o.Clock.Uptime(); s.ReadStart > 0 && left > 0 {
+		return min(limit, left+time.Millisecond)
+	}
+	return min(limit, lookAgain)
+}
+
 // carryOut performs one order and returns how long to pause before the next look; zero: at once.
 func (a *Agent) carryOut(ctx context.Context, in converge.Input, o converge.Order) time.Duration {
-	if o.Do == converge.Restart && in.Now < a.restartAt {
-		return a.restartAt - in.Now
+	if o.Do == converge.Restart && in.Now < a.restarts.at {
+		return min(a.restarts.at-in.Now, a.idle(in)) // it is looked at and reported all the same
 	}
 	err := a.perform(ctx, in, o)
+	if o.Do == converge.Restart {
+		a.restarts.tried(a.o.Clock.Uptime())
+	}
 	if err == nil {
 		a.o.Log.Debug("order carried out", "node", a.o.ID, "order", o.Do, "rule", o.Rule, "took", a.o.Clock.Uptime()-in.Now)
 		a.failures = 0
@@ -217,15 +233,15 @@ func (a *Agent) carryOut(ctx context.Context, in converge.Input, o converge.Orde
 	if o.Do == converge.Promote && errors.Is(err, redis.ErrRefused) {
 		a.refusedAt = o.Epoch // the controller elects again
 	}
-	if o.Do == converge.Restart {
-		a.restartAt = a.o.Clock.Uptime() + min(restartPause<<min(a.failures, 6), restartPauses)
-	}
 	a.o.Log.Warn("order was not carried out", "node", a.o.ID, "order", o.Do, "rule", o.Rule, "err", err)
 	return min(time.Millisecond<<min(a.failures, 6), 50*time.Millisecond)
 }
 
 func (a *Agent) perform(ctx context.Context, in converge.Input, o converge.Order) error {
-	limit := orderTimeout
+	if o.Do == converge.Promote {
+		a.memory.WasPrimary = true // one that does not answer any more may have become it: only a refusal or a look can tell
+	}
+	limit := a.patience(orderTimeout)
 	if o.Do == converge.Fence {
 		limit = fenceTimeout
 		a.tell(in, "fence", "fencing the server: "+o.Why, "rule", o.Rule)
@@ -242,10 +258,13 @@ func (a *Agent) perform(ctx context.Context, in converge.Input, o converge.Order
 	case converge.Follow:
 		a.memory.FollowedAt = in.Now
 		a.o.Log.Info("following", "node", a.o.ID, "addr", o.Addr, "epoch", o.Epoch, "why", o.Why)
-		return a.o.Node.Follow(ctx, o.Addr)
+		return a.o.Node.Follow(ctx, o.Addr, credentials(in))
 	case converge.Promote:
-		pos, err := a.o.Node.Promote(ctx, o.Expect)
+		cred := credentials(in)
+		pos, err := a.o.Node.Promote(ctx, o.Expect, cred)
+		a.memory.WasPrimary = !errors.Is(err, redis.ErrRefused)
 		if err == nil {
+			a.settings.Admit = cred // Configure has nothing to add
 			a.tell(in, "promote", fmt.Sprintf("promoted at offset %d, history %s", pos.Offset, pos.ReplID))
 		}
 		return err
@@ -272,8 +291,14 @@ func (a *Agent) drain(ctx context.Context, in converge.Input) error {
 		a.drainOf, a.drainFrom = in.Shard.Assigned.Epoch, in.Now
 	}
 	changed := a.o.View.Next()
-	for a.o.Clock.Uptime()-a.drainFrom < drainGrace {
-		n, err := a.o.Node.ProxyConnections(ctx)
+	for {
+		left := drainGrace - (a.o.Clock.Uptime() - a.drainFrom)
+		if left <= 0 {
+			break
+		}
+		asking, cancel := context.WithTimeout(ctx, left)
+		n, err := a.o.Node.ProxyConnections(asking)
+		cancel()
 		if err != nil {
 			return err
 		}
@@ -305,6 +330,7 @@ func (a *Agent) configure(ctx context.Context, in converge.Input) {
 	if sp := in.Shard.Spec; sp.Durability == topo.Quorum {
 		want = redis.Settings{MinReplicas: sp.AckReplicas, MinReplicasMaxLag: 1}
 	}
+	want.Admit = admits(in)
 	if want == a.settings && in.Now-a.checkedAt < configEvery {
 		return
 	}
@@ -312,7 +338,7 @@ func (a *Agent) configure(ctx context.Context, in converge.Input) {
 		return // nothing may delay an election
 	}
 	a.checkedAt = in.Now
-	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	ctx, cancel := context.WithTimeout(ctx, a.patience(lookTimeout))
 	defer cancel()
 	if err := a.o.Node.Configure(ctx, want); err != nil {
 		a.o.Log.Warn("settings were not applied", "node", a.o.ID, "err", err)

@@ -18,7 +18,7 @@ import (
 func sighting(o redis.Observation) topo.Sighting {
 	s := topo.Sighting{
 		Health: o.Health, HealthFor: topo.Duration(o.HealthFor), Role: o.Role, Frozen: o.Frozen, Whole: o.Whole, RunID: o.RunID, Pos: o.Pos,
-		Backlog: o.Backlog, Following: o.Following, LinkUp: o.LinkUp, Keys: o.Keys, Kept: o.Kept, Settings: o.Settings, Problems: o.Problems,
+		Backlog: o.Backlog, Following: o.Following, LinkUp: o.LinkUp, Keys: o.Keys, Kept: o.Kept, Settings: o.Settings, Problems: slices.Clone(o.Problems), Open: o.Open,
 		PID: o.PID, Version: o.Version,
 	}
 	if o.AOFBusy && !slices.Contains(s.Problems, "aof-rewrite") {

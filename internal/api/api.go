@@ -124,6 +124,8 @@ func (s *Server) Handler() http.Handler {
 	m.HandleFunc("GET /v1/events", s.events)
 	m.HandleFunc("POST /v1/intents", s.postIntent)
 	m.HandleFunc("GET /v1/intents/{id}", s.getIntent)
+	m.HandleFunc("GET /v1/members", s.getMembers)
+	m.HandleFunc("DELETE /v1/members/{id}", s.deleteMember)
 	m.HandleFunc("POST /v1/pause", s.pause)
 	m.HandleFunc("POST /v1/resume", s.resume)
 	// A web page that somebody visits must not be able to give orders here.

@@ -38,7 +38,8 @@ func shard() topo.Shard {
 			Nodes: []topo.Node{{ID: "n1", Host: "h1", Addr: "127.0.0.1:6101"}, {ID: "n2", Host: "h2", Addr: "127.0.0.1:6102"}, {ID: "n3", Host: "h3", Addr: "127.0.0.1:6103"}},
 		},
 		Assigned: topo.Assigned{
-			Epoch: 4, Phase: topo.PhaseServing, Primary: "n1", RunID: "r1", History: []topo.HistoryEntry{{Epoch: 4, ReplID: "aa", Start: 1}},
+			Secret: "only for agents",
+			Epoch:  4, Phase: topo.PhaseServing, Primary: "n1", RunID: "r1", History: []topo.HistoryEntry{{Epoch: 4, ReplID: "aa", Start: 1}},
 			Enrolled: map[topo.NodeID]string{"n1": "r1", "n2": "r2"},
 		},
 	}
@@ -344,7 +345,7 @@ func TestExplainHistoryAndStateAreServed(t *testing.T) {
 		t.Errorf("history %+v %v", got, err)
 	}
 	r.report(topo.BeatNode+"n1", topo.Sighting{Node: "n1", RunID: "r1"})
-	if got, err := r.client.State(t.Context()); err != nil || got.Shard.Assigned.Epoch != 4 || got.Sightings["n1"].RunID != "r1" {
+	if got, err := r.client.State(t.Context()); err != nil || got.Shard.Assigned.Epoch != 4 || got.Shard.Assigned.Secret != "" || got.Sightings["n1"].RunID != "r1" {
 		t.Errorf("state %+v %v", got, err)
 	}
 }
@@ -369,6 +370,9 @@ func TestEventsCarryEachNewDocument(t *testing.T) {
 		for lines.Scan() {
 			if k, ok := strings.CutPrefix(lines.Text(), "event: "); ok {
 				event = k
+			}
+			if strings.Contains(lines.Text(), string(shard().Assigned.Secret)) {
+				t.Fatalf("the stream shows the replication secret: %s", lines.Text())
 			}
 			if event == kind && strings.Contains(lines.Text(), holding) {
 				return

@@ -178,7 +178,7 @@ func (g *gatherer) state(ctx context.Context) (failover.State, error) {
 	if err != nil {
 		return st, err
 	}
-	st.Shard, st.Term = shard, shard.Assigned.Term
+	st.Shard, st.Term = shard.Redacted(), shard.Assigned.Term
 	f := facts{seen: map[topo.NodeID]sighted{}}
 	for name, b := range beats {
 		f.take(name, b)

@@ -45,7 +45,7 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) {
 		next := s.o.View.Next()
 		if snap := s.o.View.Load(); snap != nil && uint64(snap.Rev) > known {
 			known = uint64(snap.Rev)
-			if !send("document", snap.Shard) {
+			if !send("document", snap.Shard.Redacted()) {
 				return
 			}
 		}

@@ -75,6 +75,9 @@ type member struct {
 	parts  stack
 }
 
+// leaver is a store that learns when it goes on without this member.
+type leaver interface{ Removed() <-chan struct{} }
+
 // localNode is what app needs of the driver besides the port.
 type localNode interface {
 	redis.Node
@@ -120,6 +123,9 @@ func (m *member) start(ctx context.Context) error {
 		return err
 	}
 	m.voters.Store(int64(len(c.Store.Members)))
+	if gone, ok := m.store.(leaver); ok {
+		m.parts.start("store", func(ctx context.Context) error { return m.stay(ctx, gone) })
+	}
 	m.view = view.New(m.store, m.clock, key, m.log)
 	m.orders = api.NewOrders(m.store, shard)
 	m.parts.start("view", m.view.Run)

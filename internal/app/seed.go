@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"reflect"
 	"time"
 
@@ -65,6 +66,17 @@ func (m *member) plant(ctx context.Context, key string, s topo.Shard) (done bool
 			"file", fmt.Sprintf("%+v", s.Spec), "agreed", fmt.Sprintf("%+v", agreed.Spec))
 	}
 	return true, nil
+}
+
+// stay ends with an error when the store goes on without this member: nothing here would be in agreement any more.
+func (m *member) stay(ctx context.Context, gone leaver) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-gone.Removed():
+		return fmt.Errorf("member %s was removed, or lost its store directory: make sure that it is removed (`redoubt member list`), empty %s, and start it with store: {join: ADDRESS} in place of store.members",
+			m.o.Config.Member.ID, filepath.Join(m.o.Config.Member.Dir, "store"))
+	}
 }
 
 // report tells the controller, and through it everybody, where this member's faces are: once a second, and at once when

@@ -139,15 +139,22 @@ func (e *env) check(file string) error {
 			return err
 		}
 		if len(problems) > 0 {
-			return fail(ExitConfig, "%d problems in %s", len(problems), file)
+			return fail(ExitConfig, "%s in %s", problemCount(problems), file)
 		}
 		return nil
 	}
 	if len(problems) > 0 {
-		return fail(ExitConfig, "%d problems in %s:\n%w", len(problems), file, problems)
+		return fail(ExitConfig, "%s in %s:\n%w", problemCount(problems), file, problems)
 	}
 	fmt.Fprintf(e.out, "%s is sound: member %s, deployment %s, %d nodes, durability %s\n", file, cfg.Member.ID, cfg.Deployments[0].Name, len(cfg.Deployments[0].Nodes), cfg.Deployments[0].Durability)
 	return nil
+}
+
+func problemCount(p config.Problems) string {
+	if len(p) == 1 {
+		return "1 problem"
+	}
+	return fmt.Sprintf("%d problems", len(p))
 }
 
 func (e *env) version() *cobra.Command {

@@ -77,7 +77,7 @@ func (e *env) runUp(ctx context.Context, f upFlags, given ...bool) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		p = want
-		if err := portsFree(p.Members); err != nil {
+		if err := portsFree(p.Members, true); err != nil {
 			return err
 		}
 		if err := os.MkdirAll(f.dir, 0o700); err != nil {
@@ -97,6 +97,9 @@ func (e *env) runUp(ctx context.Context, f upFlags, given ...bool) error {
 		return err
 	}
 	if err := e.awaitServing(ctx, f, p, started); err != nil {
+		if f.foreground && ctx.Err() != nil { // interrupted while it was starting
+			return errors.Join(err, e.stopAll(context.WithoutCancel(ctx), f.dir, p))
+		}
 		return err
 	}
 	e.tell(f.dir, p)
@@ -108,11 +111,15 @@ func (e *env) runUp(ctx context.Context, f upFlags, given ...bool) error {
 	return e.stopAll(context.WithoutCancel(ctx), f.dir, p)
 }
 
-// portsFree tries to listen on every port of members that do not run.
-func portsFree(members []planMember) error {
+// portsFree tries to listen on every port of members that do not run. A server may have outlived its member: then its
+// port is in use, and rightly so.
+func portsFree(members []planMember, servers bool) error {
 	var busy []string
 	for _, m := range members {
 		for _, p := range m.ports() {
+			if p[0] == "server" && !servers {
+				continue
+			}
 			ln, err := net.Listen("tcp", p[1])
 			if err != nil {
 				busy = append(busy, fmt.Sprintf("%s (%s of %s): %v", p[1], p[0], m.ID, errors.Unwrap(err)))
@@ -139,13 +146,20 @@ func (e *env) startMembers(dir string, p plan) ([]child, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find this program: %w", err)
 	}
-	var started []child
+	var missing []planMember
 	for _, m := range p.Members {
-		at := filepath.Join(dir, m.Dir)
-		if i, err := app.ReadInstance(filepath.Join(at, "data")); err == nil && i.Alive() {
+		if i, err := app.ReadInstance(filepath.Join(dir, m.Dir, "data")); err == nil && i.Alive() {
 			fmt.Fprintf(e.err, "%s runs already, as process %d\n", m.ID, i.PID)
 			continue
 		}
+		missing = append(missing, m)
+	}
+	if err := portsFree(missing, false); err != nil {
+		return nil, err
+	}
+	var started []child
+	for _, m := range missing {
+		at := filepath.Join(dir, m.Dir)
 		log, err := os.OpenFile(filepath.Join(at, "redoubt.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 		if err != nil {
 			return nil, fmt.Errorf("open the log of %s: %w", m.ID, err)

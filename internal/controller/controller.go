@@ -10,6 +10,8 @@ package controller
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -67,8 +69,10 @@ func New(o Options) (*Controller, error) {
 // Run campaigns and decides, again and again, until ctx ends.
 func (c *Controller) Run(ctx context.Context) error {
 	var recorded sync.WaitGroup
-	recorded.Go(func() { c.timeline.run(ctx) })
+	recording, decided := context.WithCancel(context.WithoutCancel(ctx)) // ends after the last decision, which is then still written
+	recorded.Go(func() { c.timeline.run(recording) })
 	defer recorded.Wait()
+	defer decided()
 	for ctx.Err() == nil {
 		lease, err := c.o.Store.Campaign(ctx)
 		if err != nil {
@@ -191,7 +195,7 @@ func (t *tenure) read(ctx context.Context) {
 func (t *tenure) gather(ctx context.Context) (failover.State, error) {
 	now := t.o.Clock.Uptime()
 	s := failover.State{
-		WallMS: t.o.Clock.Now().UnixMilli(), Term: t.lease.Term(), Shard: t.doc,
+		WallMS: t.o.Clock.Now().UnixMilli(), Term: t.lease.Term(), Shard: t.doc, Nonce: nonce(),
 		LedFor: topo.Duration(now - t.since), PhaseFor: topo.Duration(now - t.knownAt), Sightings: map[topo.NodeID]failover.Seen{},
 	}
 	beats, err := t.o.Store.All(ctx)
@@ -234,6 +238,17 @@ func (t *tenure) newest(id topo.NodeID, s topo.Sighting, at time.Duration) failo
 	}
 	known := t.seen[id]
 	return failover.Seen{Sighting: known.Sighting, Age: topo.Duration(t.o.Clock.Uptime() - known.at)}
+}
+
+// nonceBytes is the length of a tenure's replication secret before it is written in hexadecimal.
+const nonceBytes = 32
+
+// nonce returns fresh random bytes for a decision that begins a tenure. A secret that was in a swap with an unknown outcome
+// is never used for another one.
+func nonce() topo.Secret {
+	b := make([]byte, nonceBytes)
+	_, _ = rand.Read(b) // it never returns an error (crypto/rand, Go 1.24)
+	return topo.Secret(hex.EncodeToString(b))
 }
 
 // swap writes the decision and reports whether it is certain that it was written.

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"slices"
 	"time"
 
 	"redoubt/internal/coord"
@@ -34,11 +35,17 @@ func (t *timeline) add(e topo.TimelineEvent) {
 	}
 }
 
-// quiet is how long the timeline waits for a failover to be over before it writes.
-const quiet = 300 * time.Millisecond
+// quiet is how long the timeline waits for a failover to be over before it writes. flushTimeout bounds what is left for the
+// end: a member that stops waits no longer for its last events.
+const (
+	quiet        = 300 * time.Millisecond
+	flushTimeout = 300 * time.Millisecond
+)
 
+// run writes what is added until ctx ends, and then what is left. Nothing may be added any more when ctx ends.
 func (t *timeline) run(ctx context.Context) {
 	var batch []topo.TimelineEvent
+	defer func() { t.flush(ctx, batch) }()
 	for {
 		var due <-chan time.Time
 		var timer *time.Timer
@@ -50,9 +57,7 @@ func (t *timeline) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case e := <-t.pending:
-			if batch = append(batch, e); len(batch) > pendingMax {
-				batch = batch[1:]
-			}
+			batch = enqueue(batch, e)
 		case <-due:
 			if t.append(ctx, batch) {
 				batch = nil
@@ -60,6 +65,33 @@ func (t *timeline) run(ctx context.Context) {
 		}
 		if timer != nil {
 			timer.Stop()
+		}
+	}
+}
+
+func enqueue(batch []topo.TimelineEvent, e topo.TimelineEvent) []topo.TimelineEvent {
+	if batch = append(batch, e); len(batch) > pendingMax {
+		batch = batch[1:]
+	}
+	return batch
+}
+
+// flush writes what is left when ctx has ended, under a short time of its own. Somebody else's write in between is read
+// and tried again; a store that is away costs the events, which are in this log only then.
+func (t *timeline) flush(ended context.Context, batch []topo.TimelineEvent) {
+	for len(t.pending) > 0 {
+		batch = enqueue(batch, <-t.pending)
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ended), flushTimeout)
+	defer cancel()
+	for len(batch) > 0 {
+		if t.append(ctx, batch) {
+			return
+		}
+		pause(ctx, look)
+		if ctx.Err() != nil {
+			t.o.Log.Warn("the last events were not written to the timeline; they are kept in this log only", "events", len(batch))
+			return
 		}
 	}
 }
@@ -80,7 +112,7 @@ func (t *timeline) append(ctx context.Context, batch []topo.TimelineEvent) bool 
 		}
 	}
 	for _, e := range batch {
-		if n := len(line.Events); n > 0 && line.Events[n-1] == e {
+		if slices.Contains(line.Events, e) {
 			continue // an earlier attempt of unknown outcome wrote it
 		}
 		line.Events = append(line.Events, e)

@@ -114,9 +114,9 @@ func (f *facts) coldBest() choice {
 		}
 		empty = empty && s.Keys == 0
 		at, ok := f.place(s.Pos)
-		ok = ok && s.Whole                     // an aborted load or sync leaves partial data under an old position
 		placed = placed && (ok || s.Keys == 0) // an empty data set is older than any other
-		if r := (rank{s, at}); ok && (best == nil || f.better(r, *best) < 0) {
+		// An aborted load or sync leaves partial data under an old position: such a seat is known, but cannot lead.
+		if r := (rank{s, at}); ok && s.Whole && (best == nil || f.better(r, *best) < 0) {
 			best = &r
 		}
 	}
@@ -210,13 +210,21 @@ func electColdBest(f *facts, _ string) *topo.Assigned {
 	return next
 }
 
-// elect names the one process and position that may be promoted.
+// elect names the one process and position that may be promoted, and begins a tenure with a replication secret of its own:
+// what followed an earlier primary can neither acknowledge for this one nor be wiped by it (SAFETY A7).
 func (f *facts) elect(s Seen, parent topo.Epoch, lossy string) *topo.Assigned {
 	next := f.a.Clone()
 	next.Epoch++
 	next.Phase = topo.PhasePromoting
 	next.Primary = s.Node
 	next.RunID = s.RunID
+	next.Secret = f.Nonce
+	switch {
+	case s.Open:
+		next.Secret = ""
+	case invariant.Planted("secret-outlives-epoch"):
+		next.Secret = "planted"
+	}
 	next.Elected = &topo.Elected{Node: s.Node, RunID: s.RunID, ReplID: s.Pos.ReplID, Offset: s.Pos.Offset, Parent: parent, Lossy: lossy}
 	return &next
 }

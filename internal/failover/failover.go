@@ -16,10 +16,11 @@ import (
 
 // State is everything that a decision may depend on. A State saved from production is a test case.
 type State struct {
-	WallMS    int64                         `json:"wall_ms"`   // wall clock, Unix ms; only for spacing recoveries
-	Term      uint64                        `json:"term"`      // of this controller
-	LedFor    topo.Duration                 `json:"led_for"`   // since this controller was elected
-	PhaseFor  topo.Duration                 `json:"phase_for"` // since this controller first knew the present epoch and phase
+	WallMS    int64                         `json:"wall_ms"`         // wall clock, Unix ms; only for spacing recoveries
+	Term      uint64                        `json:"term"`            // of this controller
+	LedFor    topo.Duration                 `json:"led_for"`         // since this controller was elected
+	PhaseFor  topo.Duration                 `json:"phase_for"`       // since this controller first knew the present epoch and phase
+	Nonce     topo.Secret                   `json:"nonce,omitempty"` // fresh random bytes: the secret of the next tenure, if this decision begins one
 	Shard     topo.Shard                    `json:"shard"`
 	Sightings map[topo.NodeID]Seen          `json:"sightings"`
 	ReadAge   map[topo.NodeID]topo.Duration `json:"read_age,omitempty"` // see coord.ReadAges; absent: unknown

@@ -26,7 +26,6 @@ func primaryImpaired(f *facts) (bool, string) {
 	}
 	lasting, limit := p.ImpairedFor.D()+p.Age.D(), f.spec.Timing.Loading.D()
 	if lasting <= limit {
-		f.recheck = limit - lasting
 		return false, f.say("%s has been impaired (%s) for %s (limit %s)", p.Node, p.Impaired, lasting.Round(time.Millisecond), limit)
 	}
 	switch recent, left := f.spacing(); {
@@ -35,7 +34,6 @@ func primaryImpaired(f *facts) (bool, string) {
 	case f.a.Intent != nil:
 		return false, "an order is pending already"
 	case left > 0:
-		f.recheck = left
 		return false, f.say("%s is impaired (%s), but %d automatic failovers happened within a minute; the next one in %s", p.Node, p.Impaired, recent, left.Round(time.Millisecond))
 	}
 	c, why := f.candidate()

@@ -117,7 +117,7 @@ func (w *story) shard(a args) {
 		id := topo.NodeID(fmt.Sprintf("n%d", i+1))
 		spec.Nodes = append(spec.Nodes, topo.Node{ID: id, Addr: string(id) + ":6379"})
 	}
-	w.s = State{Term: 1, LedFor: topo.Duration(10 * time.Second), Sightings: map[topo.NodeID]Seen{}, ReadAge: map[topo.NodeID]topo.Duration{}}
+	w.s = State{Term: 1, LedFor: topo.Duration(10 * time.Second), Nonce: "nonce", Sightings: map[topo.NodeID]Seen{}, ReadAge: map[topo.NodeID]topo.Duration{}}
 	w.s.Shard = topo.Shard{Format: topo.Format, ID: "story/0", Spec: spec, Assigned: topo.Assigned{Term: 1, Phase: topo.PhaseNew}}
 }
 
@@ -127,6 +127,7 @@ func (w *story) assigned(a args) {
 	as.Phase = topo.Phase(a.str("phase", string(as.Phase)))
 	as.Primary = topo.NodeID(a.str("primary", string(as.Primary)))
 	as.RunID = a.str("run", as.RunID)
+	as.Secret = topo.Secret(a.str("secret", string(as.Secret)))
 	if as.Enrolled == nil || a.has("enrolled") {
 		as.Enrolled = map[topo.NodeID]string{}
 	}
@@ -187,6 +188,7 @@ func (w *story) see(a args) {
 	s.InSync = topo.Epoch(a.num("sync", 0))
 	s.Keys = a.num("keys", 0)
 	s.Refused = a.str("refused", "")
+	s.Open = a.has("open")
 	s.Settings = a.list("settings")
 	s.Impaired, s.ImpairedFor = a.str("impaired", ""), a.dur("impaired-for", 0)
 	if f := strings.Split(a.str("at", ""), ":"); len(f) == 2 {
@@ -220,6 +222,9 @@ func (w *story) decide(apply bool) string {
 	}
 	if o := n.Outcome; o != nil {
 		out += fmt.Sprintf(" outcome=%v:%q", o.OK, o.Why)
+	}
+	if was := w.s.Shard.Assigned.Secret; n.Secret != was {
+		out += fmt.Sprintf(" secret %q to %q", string(was), string(n.Secret))
 	}
 	out += "\n"
 	if len(n.History) != len(w.s.Shard.Assigned.History) {

@@ -152,6 +152,7 @@ func fence(f *facts, rule string) *topo.Assigned {
 	next.Epoch++
 	next.Phase = topo.PhaseFencing
 	next.Elected = nil
+	next.Secret = "" // nobody follows anybody until there is a primary again
 	switch rule {
 	case "switchover-abandon":
 		next.Outcome = &topo.Outcome{ID: f.a.Intent.ID, Why: f.say("abandoned: %s did not finish within %s", f.a.Intent.Kind, f.a.Intent.Budget)}

@@ -38,6 +38,8 @@ type Observation struct {
 	Kept      bool     // see topo.Sighting
 	Settings  []string // settings that would make it lie (SAFETY A10), each as "name is value, must be value"
 	Problems  []string // "disk-full: …", "oom: …", "aof-rewrite", …
+	Replicas  []string // host:port of each server that replicates from this one, as the server tells
+	Open      bool     // the server cannot be told who may replicate from it: it refuses to have its ACLs changed
 	AOFBusy   bool     // an append-only rewrite is in progress or scheduled: enrolment waits (SAFETY A1)
 	PID       int
 	Version   string
@@ -50,8 +52,9 @@ type Node interface {
 	// Observe looks at the server and at its process. It returns an Observation even when the server does not answer;
 	// it never blocks longer than ctx allows.
 	Observe(ctx context.Context) Observation
-	// Follow makes the server a replica of addr.
-	Follow(ctx context.Context, addr string) error
+	// Follow makes the server a replica of addr, with what the primary there demands. Zero credentials are the
+	// deployment's own password.
+	Follow(ctx context.Context, addr string, cred Credentials) error
 	// Freeze stops following and stays read-only: REPLICAOF to the dead address. On a primary it is Fence.
 	Freeze(ctx context.Context) error
 	// Fence makes sure that nobody writes here now: freeze, and cut normal and pub/sub clients in the same transaction
@@ -59,8 +62,9 @@ type Node interface {
 	Fence(ctx context.Context) error
 	// Promote makes the server a primary if, on the same connection, its run id, replication id and offset are the
 	// elected ones; otherwise ErrRefused and nothing was done (SAFETY A6). It leaves a primary with an active backlog and
-	// a final replication id, and returns the position read back (SAFETY A3).
-	Promote(ctx context.Context, expect topo.Elected) (topo.Position, error)
+	// a final replication id, and returns the position read back (SAFETY A3). From the instant of the promotion on, only
+	// replicas that present cred are attached (SAFETY A7); with zero credentials, all that know the deployment's password.
+	Promote(ctx context.Context, expect topo.Elected, cred Credentials) (topo.Position, error)
 	// PrimaryPosition reads the position of another node's server, for the in-sync check (SAFETY A1).
 	PrimaryPosition(ctx context.Context, addr string) (topo.Role, topo.Position, error)
 	// Busy counts proxies' connections with work in flight on this server: zero means that draining is over.
@@ -80,7 +84,20 @@ type Node interface {
 type Settings struct {
 	MinReplicas       int // min-replicas-to-write in quorum mode; 0 in async
 	MinReplicasMaxLag int // seconds
+	// Admit is what replicas of this server must present; it is demanded again if somebody changed the server's ACLs. Zero
+	// leaves it as it is: that is for replicas, and for a primary whose order holds no secret.
+	Admit Credentials
 }
+
+// ReplicationUser is the server user that replicas log in as. It may do nothing but replicate.
+const ReplicationUser = "redoubt-repl"
+
+// Credentials are what a replica must present to the primary of one tenure. Zero: there are none, and replication is open.
+// Printed, they hide themselves.
+type Credentials struct{ Secret topo.Secret }
+
+// Open tells whether nothing is demanded.
+func (c Credentials) Open() bool { return c.Secret == "" }
 
 // ProxyClientName is the prefix of the CLIENT SETNAME of every proxy's upstream connection; agents count these while
 // draining.

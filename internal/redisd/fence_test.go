@@ -28,7 +28,7 @@ func TestAPrimaryThatRestartsEmptyDoesNotWipeItsReplica(t *testing.T) {
 	see(t, p, "the empty server", func(o redis.Observation) bool { return isUp(o) && o.Frozen && o.Keys == 0 })
 	// Force attempts of the replica against the empty server; each is answered with NOMASTERLINK.
 	for range 3 {
-		if err := r.Follow(within(t, time.Second), p.addr); err != nil {
+		if err := r.Follow(within(t, time.Second), p.addr, tenure()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -80,10 +80,10 @@ func TestASwitchoverNeedsNoFullSync(t *testing.T) {
 	if final.Version >= "redis 7" && o.Following != p.addr {
 		t.Fatalf("the candidate should still follow: %+v", o)
 	}
-	if _, err := r.Promote(within(t, time.Second), electedOf(final)); !errors.Is(err, redis.ErrRefused) {
+	if _, err := r.Promote(within(t, time.Second), electedOf(final), tenure()); !errors.Is(err, redis.ErrRefused) {
 		t.Fatalf("promoted with the run id of another server: %v", err)
 	}
-	pos, err := r.Promote(within(t, time.Second), electedOf(o))
+	pos, err := r.Promote(within(t, time.Second), electedOf(o), tenure())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -169,7 +169,7 @@ func TestAStoppedReplicaIsNeverKilled(t *testing.T) {
 	if err := r.Fence(within(t, 200*time.Millisecond)); !errors.Is(err, redis.ErrUnanswered) {
 		t.Fatalf("fence of a stopped replica: %v", err)
 	}
-	if err := r.Follow(within(t, 50*time.Millisecond), "127.0.0.1:1"); !errors.Is(err, redis.ErrUnanswered) {
+	if err := r.Follow(within(t, 50*time.Millisecond), "127.0.0.1:1", tenure()); !errors.Is(err, redis.ErrUnanswered) {
 		t.Fatalf("follow on a stopped replica: %v", err)
 	}
 	if r.process().exited() {

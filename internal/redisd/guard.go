@@ -69,16 +69,17 @@ func (m *managed) runGuard(server *process) (*process, error) {
 			return g, nil
 		}
 	}
+	username, password := m.login()
 	argv := append(append([]string{}, m.o.GuardCommand...),
 		"--agent-pid", strconv.Itoa(want.AgentPID), "--agent-start", strconv.FormatUint(want.AgentStart, 10),
 		"--server-pid", strconv.Itoa(server.pid), "--server-start", strconv.FormatUint(server.start, 10),
-		"--addr", m.o.Addr, "--dir", m.o.Dir)
+		"--addr", m.o.Addr, "--dir", m.o.Dir, "--user", username)
 	out, err := os.OpenFile(filepath.Join(m.o.Dir, guardLog), os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("start the guard: %w", err)
 	}
 	defer out.Close()
-	in, err := inputOf(m.o.Password)
+	in, err := inputOf(password)
 	if err != nil {
 		return nil, err
 	}
@@ -102,6 +103,7 @@ func (m *managed) runGuard(server *process) (*process, error) {
 // guard is the state of the guard process. One goroutine (RunGuard) uses it.
 type guard struct {
 	addr     string
+	username string
 	password string
 	dir      string
 	server   *process
@@ -122,6 +124,7 @@ func RunGuard(ctx context.Context, args []string) error {
 	serverStart := fs.Uint64("server-start", 0, "its start time, in ticks after boot")
 	addr := fs.String("addr", "", "host:port of the server")
 	dir := fs.String("dir", ".", "the node's directory")
+	user := fs.String("user", "", "the server's user to log in as; empty: the default one")
 	if err := fs.Parse(args); err != nil {
 		return fmt.Errorf("guard: %w", err)
 	}
@@ -134,7 +137,7 @@ func RunGuard(ctx context.Context, args []string) error {
 		return nil // the server is gone already
 	}
 	defer server.release()
-	g := &guard{addr: *addr, password: string(password), dir: *dir, server: server, out: os.Stderr}
+	g := &guard{addr: *addr, username: *user, password: string(password), dir: *dir, server: server, out: os.Stderr}
 	defer g.hangUp()
 	agent, err := openProcess(*agentPID, *agentStart, nil)
 	if err != nil {
@@ -164,7 +167,7 @@ func (g *guard) line(ctx context.Context) (*conn, error) {
 		return g.c, nil
 	}
 	g.hangUp()
-	setup := append(authCommand("", g.password), []string{"CLIENT", "SETNAME", guardName})
+	setup := append(authCommand(g.username, g.password), []string{"CLIENT", "SETNAME", guardName})
 	c, err := dial(ctx, g.addr, setup, nil)
 	g.c = c
 	return c, err

@@ -67,6 +67,24 @@ func (m info) following() string {
 	return net.JoinHostPort(m["master_host"], m["master_port"])
 }
 
+// replicas are the addresses of those who replicate from this server, connected or not yet:
+// "slave0:ip=127.0.0.1,port=6380,state=online,offset=14,lag=0".
+func (m info) replicas() []string {
+	var out []string
+	for i := 0; ; i++ {
+		line, ok := m["slave"+strconv.Itoa(i)]
+		if !ok {
+			return out
+		}
+		f := map[string]string{}
+		for pair := range strings.SplitSeq(line, ",") {
+			k, v, _ := strings.Cut(pair, "=")
+			f[k] = v
+		}
+		out = append(out, net.JoinHostPort(f["ip"], f["port"]))
+	}
+}
+
 func (m info) syncing() bool { return m["master_sync_in_progress"] == "1" }
 
 func (m info) loading() bool { return m["loading"] == "1" || m["async_loading"] == "1" }

@@ -46,7 +46,7 @@ func playAgent(addr, dir string, promote bool) {
 	}
 	o := lookUntil(ctx, n, isUp)
 	if promote {
-		if _, err := n.Promote(ctx, electedOf(o)); err != nil {
+		if _, err := n.Promote(ctx, electedOf(o), tenure()); err != nil {
 			fmt.Println("error", err)
 			os.Exit(1)
 		}
@@ -149,6 +149,9 @@ func electedOf(o redis.Observation) topo.Elected {
 	return topo.Elected{RunID: o.RunID, ReplID: o.Pos.ReplID, Offset: o.Pos.Offset}
 }
 
+// tenure are the credentials of most tests: one primary, one secret.
+func tenure() redis.Credentials { return redis.Credentials{Secret: "tenure"} }
+
 // primary starts a server and promotes it.
 func primary(t testing.TB, change func(*Options)) *Node {
 	t.Helper()
@@ -160,7 +163,7 @@ func primary(t testing.TB, change func(*Options)) *Node {
 func promote(t testing.TB, n *Node) topo.Position {
 	t.Helper()
 	o := see(t, n, "an answering server", isUp)
-	pos, err := n.Promote(within(t, 2*time.Second), electedOf(o))
+	pos, err := n.Promote(within(t, 2*time.Second), electedOf(o), tenure())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -171,7 +174,7 @@ func promote(t testing.TB, n *Node) topo.Position {
 func follow(t testing.TB, r, p *Node) redis.Observation {
 	t.Helper()
 	see(t, r, "an answering replica", isUp)
-	if err := r.Follow(within(t, 2*time.Second), p.addr); err != nil {
+	if err := r.Follow(within(t, 2*time.Second), p.addr, tenure()); err != nil {
 		t.Fatal(err)
 	}
 	return see(t, r, "the link", func(o redis.Observation) bool { return o.LinkUp && o.Whole })

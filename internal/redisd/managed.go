@@ -30,6 +30,7 @@ type managed struct {
 	o       Options
 	binary  string
 	version int
+	secret  string // password of our own user on servers that were started with one
 
 	mu        sync.Mutex
 	srv       serverRecord
@@ -61,6 +62,9 @@ func Managed(ctx context.Context, o Options) (*Node, error) {
 	if err := errors.Join(loadJSON(o.Dir, seatFile, &m.seat), loadJSON(o.Dir, serverFile, &m.srv), loadJSON(o.Dir, adminFile, &n.last)); err != nil {
 		return nil, err
 	}
+	if m.secret, err = seatSecret(o.Dir); err != nil {
+		return nil, err
+	}
 	if m.adopt() {
 		return n, nil
 	}
@@ -69,6 +73,26 @@ func Managed(ctx context.Context, o Options) (*Node, error) {
 		return nil, err
 	}
 	return n, nil
+}
+
+// seatSecret returns the password of our own user on this seat: made once, readable by this system user alone.
+func seatSecret(dir string) (string, error) {
+	var rec secretRecord
+	if err := loadJSON(dir, secretFile, &rec); err != nil || rec.Secret != "" {
+		return rec.Secret, err
+	}
+	rec.Secret = newSecret()
+	return rec.Secret, saveJSON(dir, secretFile, rec)
+}
+
+// login: a server that was started without our own user is commanded as the default one.
+func (m *managed) login() (username, password string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.srv.Admin {
+		return adminUser, m.secret
+	}
+	return "", m.o.Password
 }
 
 // adopt takes hold of the server that an earlier agent on this seat started, if it still runs.
@@ -178,18 +202,18 @@ func (m *managed) prepareSeat() (serverRecord, error) {
 	m.mu.Lock()
 	m.seat = seat
 	m.mu.Unlock()
-	return serverRecord{BootID: boot, Addr: m.o.Addr, Kept: kept, LogOffset: seat.LogOffset}, nil
+	return serverRecord{BootID: boot, Addr: m.o.Addr, Kept: kept, LogOffset: seat.LogOffset, Admin: m.o.ownUser()}, nil
 }
 
 // spawn starts the process and returns its pid. What must hold is on the command line, which wins; defaults, the user's
-// directives and the password go to its standard input ("-", Redis 6.2 and later).
+// directives and the passwords go to its standard input ("-", Redis 6.2 and later).
 func (m *managed) spawn() (int, error) {
 	out, err := os.OpenFile(filepath.Join(m.o.Dir, serverLog), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return 0, err
 	}
 	defer out.Close()
-	in, err := inputOf(m.o.directives())
+	in, err := inputOf(m.o.directives(m.secret))
 	if err != nil {
 		return 0, err
 	}

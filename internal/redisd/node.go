@@ -52,8 +52,10 @@ type Node struct {
 	managed  *managed      // nil for attached servers
 	pidFile  string        // attached: where the service manager writes the pid; may be empty
 
-	peer  *conn // verbs only: connection to another server, see PrimaryPosition
-	peerA string
+	peer     *conn // verbs only: connection to another server, see PrimaryPosition
+	peerA    string
+	admitted redis.Credentials // verbs only: what Configure demanded last, …
+	rules    []string          // … and the access rules after that
 
 	mu         sync.Mutex // guards everything below; never held across I/O
 	closed     bool
@@ -162,8 +164,16 @@ func (n *Node) newProcess(p *process, role topo.Role) {
 	n.promoted = topo.Elected{}
 }
 
-// credentials is the AUTH command that opens a connection; none without a password.
+// credentials is the AUTH command that opens a connection to another node's server; none without a password.
 func (n *Node) credentials() [][]string { return authCommand(n.username, n.password) }
+
+// adminLogin is the user, and its password, as which the agent commands its own server.
+func (n *Node) adminLogin() (username, password string) {
+	if n.managed != nil {
+		return n.managed.login()
+	}
+	return n.username, n.password
+}
 
 func authCommand(username, password string) [][]string {
 	switch {
@@ -196,7 +206,7 @@ func (n *Node) connection(ctx context.Context) (*conn, error) {
 	if p := n.process(); p != nil && n.managed != nil && p.exited() {
 		return nil, fmt.Errorf("%w: the process exited", redis.ErrUnanswered)
 	}
-	setup := n.credentials()
+	setup := authCommand(n.adminLogin())
 	if last.ID != 0 {
 		setup = append(setup, []string{"CLIENT", "KILL", "ID", fmt.Sprint(last.ID), "ADDR", last.Addr})
 	}
@@ -240,14 +250,15 @@ func (n *Node) introduced(ctx context.Context, c *conn) error {
 	if err != nil {
 		return err
 	}
+	who := reps[len(reps)-2] // a foreign server may refuse our login and answer nevertheless
+	pid := int(parseInfo(who.text).num("process_id"))
+	if p := n.process(); n.managed != nil && p != nil && who.err() == nil && pid != p.pid {
+		c.close()
+		return fmt.Errorf("%w: process %d answers at %s, ours is %d: stop it, or give this node another port", errForeign, pid, n.addr, p.pid)
+	}
 	if err := firstError(reps); err != nil {
 		c.close()
 		return fmt.Errorf("open the admin connection: %w", err)
-	}
-	pid := int(parseInfo(reps[len(reps)-2].text).num("process_id"))
-	if p := n.process(); n.managed != nil && p != nil && pid != p.pid {
-		c.close()
-		return fmt.Errorf("%w: process %d answers at %s, ours is %d: stop it, or give this node another port", errForeign, pid, n.addr, p.pid)
 	}
 	n.record(adminRecord{ID: reps[len(reps)-1].num, Addr: c.nc.LocalAddr().String()})
 	return nil

@@ -106,6 +106,10 @@ func (n *Node) question(ctx context.Context, c *conn, withSettings bool) (info, 
 	cmds := [][]string{{"INFO"}} // one section by name would need one command each before Redis 7.0
 	if withSettings {
 		cmds = append(cmds, configGets(watchedSettings())...)
+		cmds = append(cmds, []string{"ACL", "LOG", aclLogMax})
+		if n.managed == nil { // whether its access rules may be changed shows only in the attempt; this user has no rights yet
+			cmds = append(cmds, admissionProbe())
+		}
 	}
 	reps, err := c.do(ctx, cmds...)
 	if err != nil {
@@ -123,6 +127,10 @@ func (n *Node) question(ctx context.Context, c *conn, withSettings bool) (info, 
 		for k, v := range r.pairs() {
 			cfg[k] = v
 		}
+	}
+	cfg[aclTurnedAway] = turnedAway(reps[1+len(watchedSettings())])
+	if last := reps[len(reps)-1]; n.managed == nil && last.err() != nil {
+		cfg[aclRefusal] = last.text
 	}
 	return m, cfg, nil
 }
@@ -179,8 +187,16 @@ func (n *Node) fill(o *redis.Observation, m info, cfg map[string]string) {
 	o.RunID, o.Pos, o.Backlog = m["run_id"], m.position(), m["repl_backlog_active"] == "1"
 	o.Following, o.LinkUp = m.following(), m["master_link_status"] == "up"
 	o.Keys, o.AOFBusy = m.keys(), m.aofBusy()
+	o.Replicas = m.replicas()
+	if who := cfg[aclTurnedAway]; who != "" && o.Role == topo.RolePrimary {
+		o.Problems = append(o.Problems, "stranger-refused: a server at "+who+" tries to replicate from this one without the epoch's credentials, again and again: find it and stop it")
+	}
+	if why := cfg[aclRefusal]; why != "" {
+		o.Open = true
+		o.Problems = append(o.Problems, "replication-open: the server refuses to have its access rules changed, so anybody may replicate and be counted: give the agent's user +acl ("+why+")")
+	}
 	o.PID, o.Version = int(m.num("process_id")), m.version()
-	o.Settings, o.Problems = violations(cfg, m.major()), m.problems(cfg)
+	o.Settings, o.Problems = violations(cfg, m.major()), append(o.Problems, m.problems(cfg)...)
 	n.mu.Lock()
 	n.role, n.runID, n.version, n.verText, n.answered = o.Role, o.RunID, m.major(), o.Version, true
 	n.loadedAt = 0

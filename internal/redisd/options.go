@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"redoubt/internal/clock"
+	"redoubt/internal/redis"
 )
 
 // Persistence is how a managed server keeps its data on disk.
@@ -31,7 +32,7 @@ type Options struct {
 	Dir          string            // data, log and our own small files; created if missing; belongs to this node alone
 	Binary       string            // empty: redis-server or valkey-server, found on PATH
 	Directives   map[string]string // further configuration directives; a value of several lines is a directive repeated
-	Password     string            // requirepass and masterauth; empty: none
+	Password     string            // requirepass: of the default user; empty: none
 	Persistence  Persistence       // empty: PersistAOF
 	GuardCommand []string          // argv that runs RunGuard; empty: no guard, and then an agent that dies leaves its primary writable
 	Log          *slog.Logger      // nil: silent
@@ -74,6 +75,9 @@ func (o Options) Validate() []error {
 	need(o.Dir != "", "dir is empty: every node needs its own directory")
 	need(slices.Contains([]Persistence{"", PersistAOF, PersistRDB, PersistNone}, o.Persistence), "persistence %q: must be aof, rdb or none", o.Persistence)
 	need(!strings.ContainsAny(o.Password, "\x00\r\n"), "password: must be one line")
+	for _, u := range o.users() {
+		need(u != adminUser && u != redis.ReplicationUser, "directive user %s: this name is Redoubt's own", u)
+	}
 	for name, value := range o.Directives {
 		key := strings.ToLower(name)
 		need(key != "" && !strings.ContainsAny(name, " \t\r\n\"'"), "directive %q: not a name", name)
@@ -99,7 +103,7 @@ func renames(value string) []error {
 	var errs []error
 	for line := range strings.Lines(value) {
 		f := strings.Fields(strings.ToLower(line))
-		if len(f) > 0 && slices.Contains([]string{"replicaof", "config", "info", "client", "multi", "exec", "role", "psync", "replconf", "auth"}, f[0]) {
+		if len(f) > 0 && slices.Contains([]string{"replicaof", "config", "info", "client", "multi", "exec", "role", "psync", "replconf", "auth", "acl", "sync", "ping"}, f[0]) {
 			errs = append(errs, fmt.Errorf("directive rename-command %s: the agent needs this command; restrict other users by ACL instead", f[0]))
 		}
 	}
@@ -170,7 +174,7 @@ func (o Options) arguments(version int) []string {
 
 // directives is the configuration that goes to the server's standard input: our defaults, which the user's directives
 // replace, then those, and the password, which a command line would show to everybody on the machine.
-func (o Options) directives() string {
+func (o Options) directives(secret string) string {
 	host, _, _ := net.SplitHostPort(o.Addr)
 	protected := "no" // bound to one address that other nodes must reach; the password guards it
 	if ip := net.ParseIP(host); host == "localhost" || ip != nil && ip.IsLoopback() {
@@ -201,7 +205,13 @@ func (o Options) directives() string {
 		lines = append(lines, [2]string{name, user[name]})
 	}
 	if o.Password != "" {
-		lines = append(lines, [2]string{"requirepass", quoted(o.Password)}, [2]string{"masterauth", quoted(o.Password)})
+		lines = append(lines, [2]string{"requirepass", quoted(o.Password)})
+	}
+	if o.ownUser() {
+		lines = append(lines, [2]string{"user", adminUser + " on " + hashed(secret) + " ~* &* +@all"})
+		if !slices.Contains(o.users(), "default") {
+			lines = append(lines, [2]string{"user", "default on " + o.defaultPassword() + " ~* &* +@all " + strings.Join(o.ours(), " ")})
+		}
 	}
 	var b strings.Builder
 	for _, l := range lines {
@@ -212,6 +222,40 @@ func (o Options) directives() string {
 		}
 	}
 	return b.String()
+}
+
+// ownUser tells whether the server is started with a user of our own (SAFETY A11). Beside a file of access rules that
+// cannot be: a server takes users from one place only, and so the default user keeps commanding it.
+func (o Options) ownUser() bool {
+	for name := range o.Directives {
+		if strings.EqualFold(name, "aclfile") {
+			return false
+		}
+	}
+	return true
+}
+
+// users names the server's users that the directives define.
+func (o Options) users() []string {
+	var out []string
+	for name, value := range o.Directives {
+		if !strings.EqualFold(name, "user") {
+			continue
+		}
+		for line := range strings.Lines(value) {
+			if f := strings.Fields(line); len(f) > 0 {
+				out = append(out, f[0])
+			}
+		}
+	}
+	return out
+}
+
+func (o Options) defaultPassword() string {
+	if o.Password == "" {
+		return "nopass"
+	}
+	return hashed(o.Password)
 }
 
 // quoted writes a value so that the servers' configuration parser (sdssplitargs) reads exactly these bytes.

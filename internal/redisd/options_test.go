@@ -19,6 +19,9 @@ func TestOptionsThatWouldBreakSafetyAreRefusedAllAtOnce(t *testing.T) {
 		"repl-diskless-load": "on-empty-db", "maxmemory": "1gb",
 	}}
 	errs := o.Validate()
+	if o.Directives["user"] = "alice on\nredoubt-admin on nopass"; len(o.Validate()) != 10 {
+		t.Fatalf("our own user may be defined: %v", errors.Join(o.Validate()...))
+	}
 	if len(errs) != 9 {
 		t.Fatalf("%d errors: %v", len(errs), errors.Join(errs...))
 	}
@@ -75,7 +78,7 @@ func TestAFenceThatOvertakesAPromotionWins(t *testing.T) {
 		done := make(chan error, 1)
 		ctx := within(t, 2*time.Second)
 		go func() { done <- n.Fence(ctx) }()
-		_, perr := n.Promote(ctx, electedOf(o))
+		_, perr := n.Promote(ctx, electedOf(o), tenure())
 		if err := <-done; err != nil {
 			t.Fatal(err)
 		}

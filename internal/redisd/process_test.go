@@ -69,7 +69,10 @@ func TestWhenTheAgentDiesItsGuardLeavesAReplicaAlone(t *testing.T) {
 	addr, dir := freeAddr(t), t.TempDir()
 	pid, kill := startAgent(t, addr, dir, "replica")
 	c := client(t, addr, "")
-	must(t, c, "REPLICAOF", "127.0.0.1", fmt.Sprint(portOf(p.addr)))
+	admin := adminClient(t, addr, dir)
+	must(t, admin, "CONFIG", "SET", "masteruser", redis.ReplicationUser)
+	must(t, admin, "CONFIG", "SET", "masterauth", string(tenure().Secret))
+	must(t, admin, "REPLICAOF", "127.0.0.1", fmt.Sprint(portOf(p.addr)))
 	see(t, p, "the replica", func(redis.Observation) bool {
 		return strings.Contains(must(t, c, "INFO", "replication").text, "master_link_status:up")
 	})
@@ -177,7 +180,7 @@ func TestAForeignPrimaryThatTakesThePortIsNeverTouched(t *testing.T) {
 	if err := n.Fence(within(t, time.Second)); !errors.Is(err, errForeign) {
 		t.Fatalf("a fence on a foreign server: %v", err)
 	}
-	if _, err := n.Promote(within(t, time.Second), topo.Elected{}); !errors.Is(err, errForeign) {
+	if _, err := n.Promote(within(t, time.Second), topo.Elected{}, tenure()); !errors.Is(err, errForeign) {
 		t.Fatalf("a promotion on a foreign server: %v", err)
 	}
 	if o := foreign.Observe(within(t, time.Second)); o.Role != topo.RolePrimary {
@@ -455,7 +458,7 @@ func TestALostLinkIsStartedAnewAtOnce(t *testing.T) {
 	must(t, client(t, p.addr, ""), "CLIENT", "KILL", "TYPE", "replica")
 	see(t, r, "the lost link", func(o redis.Observation) bool { return !o.LinkUp })
 	began := time.Now()
-	if err := r.Follow(within(t, time.Second), p.addr); err != nil {
+	if err := r.Follow(within(t, time.Second), p.addr, tenure()); err != nil {
 		t.Fatal(err)
 	}
 	see(t, r, "the link", func(o redis.Observation) bool { return o.LinkUp })
@@ -490,7 +493,7 @@ func BenchmarkFenceAndPromoteWithoutPriming(b *testing.B) {
 		fences += time.Since(began)
 		e := electedOf(n.Observe(ctx))
 		began = time.Now()
-		if _, err := n.Promote(ctx, e); err != nil {
+		if _, err := n.Promote(ctx, e, tenure()); err != nil {
 			b.Fatal(err)
 		}
 		promotions += time.Since(began)

@@ -42,7 +42,7 @@ func (n *Node) standing(ctx context.Context) (*conn, info, error) {
 // Promote makes the elected process, at the elected position, a primary: see redis.Node. The check and REPLICAOF NO ONE
 // travel on the same connection, so that no other process can take the place of the one that was checked; frozen, it
 // cannot move between the two, and in a switchover it follows a fenced server whose offset is final (SAFETY A6, C1).
-func (n *Node) Promote(ctx context.Context, e topo.Elected) (topo.Position, error) {
+func (n *Node) Promote(ctx context.Context, e topo.Elected, cred redis.Credentials) (topo.Position, error) {
 	seq := n.fences.Load()
 	c, m, err := n.standing(ctx)
 	if err != nil {
@@ -51,24 +51,8 @@ func (n *Node) Promote(ctx context.Context, e topo.Elected) (topo.Position, erro
 	if err := n.eligible(m, e); err != nil {
 		return topo.Position{}, fmt.Errorf("promote %s: %w", n.addr, err)
 	}
-	if m.role() == topo.RoleReplica {
-		n.rememberPromotion(e)
-		n.setRole(topo.RoleUnknown) // from here on only a fence or a look can tell
-		call, err := c.sendIf(func() bool { return n.fences.Load() == seq }, []string{"REPLICAOF", "NO", "ONE"}, []string{"INFO", "replication"})
-		if err != nil {
-			return topo.Position{}, fmt.Errorf("promote %s: %w", n.addr, err)
-		}
-		reps, err := call.wait(ctx)
-		if err == nil {
-			err = firstError(reps)
-		}
-		if err != nil {
-			return topo.Position{}, fmt.Errorf("promote %s: %w", n.addr, err)
-		}
-		m = parseInfo(reps[1].text)
-		if err := n.promotedAs(ctx, m, e); err != nil {
-			return topo.Position{}, err
-		}
+	if m, err = n.makePrimary(ctx, c, m, e, cred, seq); err != nil {
+		return topo.Position{}, err
 	}
 	n.mu.Lock()
 	n.promoted = e
@@ -79,11 +63,49 @@ func (n *Node) Promote(ctx context.Context, e topo.Elected) (topo.Position, erro
 	if m["repl_backlog_active"] == "1" {
 		return m.position(), nil
 	}
-	pos, err := n.prime(ctx, c)
+	pos, err := n.prime(ctx, c, cred)
 	if err != nil {
 		return topo.Position{}, fmt.Errorf("promote %s: create its backlog: %w", n.addr, err)
 	}
 	return pos, nil
+}
+
+// makePrimary carries out the promotion: from one instant on the server is a primary and admits only replicas with cred.
+// Becoming a primary cuts all replicas that are attached (replicationUnsetMaster, Redis 6.2 to 7.4); they come back with
+// the tenure's credentials or not at all. One that is a primary already is only told again whom to admit.
+func (n *Node) makePrimary(ctx context.Context, c *conn, m info, e topo.Elected, cred redis.Credentials, seq uint64) (info, error) {
+	wrap := func(err error) error { return fmt.Errorf("promote %s: %w", n.addr, err) }
+	admission := n.admission(cred)
+	if m.role() == topo.RolePrimary {
+		if len(admission) == 0 {
+			return m, nil
+		}
+		reps, err := c.do(ctx, admission...)
+		if err == nil {
+			err = firstError(reps)
+		}
+		if err != nil {
+			return nil, wrap(err)
+		}
+		return m, nil
+	}
+	n.rememberPromotion(e)
+	n.setRole(topo.RoleUnknown) // from here on only a fence or a look can tell
+	cmds := append([][]string{{"MULTI"}}, admission...)
+	cmds = append(cmds, []string{"REPLICAOF", "NO", "ONE"}, []string{"EXEC"}, []string{"INFO", "replication"})
+	call, err := c.sendIf(func() bool { return n.fences.Load() == seq }, cmds...)
+	if err != nil {
+		return nil, wrap(err)
+	}
+	reps, err := call.wait(ctx)
+	if err == nil {
+		err = errors.Join(firstError(reps), firstError(reps[len(reps)-2].items))
+	}
+	if err != nil {
+		return nil, wrap(err)
+	}
+	m = parseInfo(reps[len(reps)-1].text)
+	return m, n.promotedAs(ctx, m, e)
 }
 
 // eligible compares what stands there with what was elected. A primary that this very election made is eligible: the
@@ -151,12 +173,12 @@ func (n *Node) rememberPromotion(e topo.Elected) {
 // begins. The server creates the backlog, and changes its replication id, when it accepts the request (syncCommand and
 // masterTryPartialResynchronization, Redis 6.2 to 7.0); a sync without disk and with a delay forks only seconds later.
 // PSYNC with the server's own id and offset would not do: without a backlog it is the same full sync.
-func (n *Node) prime(ctx context.Context, c *conn) (topo.Position, error) {
+func (n *Node) prime(ctx context.Context, c *conn, cred redis.Credentials) (topo.Position, error) {
 	restore, err := n.delaySync(ctx, c)
 	if err != nil {
 		return topo.Position{}, err
 	}
-	id, err := n.askForSync(ctx, c)
+	id, err := n.askForSync(ctx, c, cred)
 	// The priming connection goes before the setting comes back, so that no sync can begin; in every case, also late.
 	undo := append([][]string{{"CLIENT", "KILL", "ID", strconv.FormatInt(id, 10)}}, restore...)
 	last, sendErr := c.send(append(undo, []string{"INFO", "replication"})...)
@@ -177,10 +199,15 @@ func (n *Node) prime(ctx context.Context, c *conn) (topo.Position, error) {
 	return m.position(), nil
 }
 
-// askForSync asks for a full sync on a second connection and returns that connection's id once there is a backlog. The
+// askForSync asks for a full sync on a second connection, as a replica of this tenure would, and returns that connection's id once there is a backlog. The
 // round trips of INFO are the pace of the wait; ctx is its bound.
-func (n *Node) askForSync(ctx context.Context, c *conn) (int64, error) {
-	setup := append(n.credentials(), []string{"CLIENT", "SETNAME", primeName}, []string{"REPLCONF", "capa", "eof", "capa", "psync2"}, []string{"CLIENT", "ID"})
+func (n *Node) askForSync(ctx context.Context, c *conn, cred redis.Credentials) (int64, error) {
+	setup := append(authCommand(n.adminLogin()), []string{"CLIENT", "SETNAME", primeName}, []string{"CLIENT", "ID"})
+	named := len(setup) - 1
+	if !cred.Open() {
+		setup = append(setup, authCommand(n.login(cred))...)
+	}
+	setup = append(setup, []string{"REPLCONF", "capa", "eof", "capa", "psync2"})
 	second, err := dial(ctx, n.addr, setup, nil)
 	if err != nil {
 		return 0, err
@@ -193,7 +220,7 @@ func (n *Node) askForSync(ctx context.Context, c *conn) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	id := reps[len(reps)-1].num
+	id := reps[named].num
 	sync, err := second.send([]string{"PSYNC", "?", "-1"})
 	if err != nil {
 		return id, err

@@ -41,7 +41,7 @@ func TestPrimingGivesABacklogAndAnIDThatTheFirstReplicaDoesNotChange(t *testing.
 	o := see(t, n, "an answering server", isUp)
 	e := electedOf(o)
 	began := time.Now()
-	pos, err := n.Promote(within(t, 2*time.Second), e)
+	pos, err := n.Promote(within(t, 2*time.Second), e, tenure())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,7 +50,7 @@ func TestPrimingGivesABacklogAndAnIDThatTheFirstReplicaDoesNotChange(t *testing.
 	if !o.Backlog || o.Role != topo.RolePrimary || o.Pos != pos {
 		t.Fatalf("after the promotion to %+v: %+v", pos, o)
 	}
-	if again, err := n.Promote(within(t, time.Second), e); err != nil || again != pos {
+	if again, err := n.Promote(within(t, time.Second), e, tenure()); err != nil || again != pos {
 		t.Fatalf("the same promotion again: %+v, %v", again, err)
 	}
 	c := client(t, n.addr, "")
@@ -77,7 +77,7 @@ func TestPromotionIsRefusedForAnotherProcessOrPosition(t *testing.T) {
 	} {
 		e := electedOf(o)
 		change(&e)
-		if _, err := n.Promote(within(t, time.Second), e); !errors.Is(err, redis.ErrRefused) {
+		if _, err := n.Promote(within(t, time.Second), e, tenure()); !errors.Is(err, redis.ErrRefused) {
 			t.Fatalf("wrong %s: %v", name, err)
 		}
 	}

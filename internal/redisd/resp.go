@@ -43,6 +43,15 @@ func (r reply) pairs() map[string]string {
 	return m
 }
 
+// words reads an array of strings.
+func (r reply) words() []string {
+	out := make([]string, 0, len(r.items))
+	for _, it := range r.items {
+		out = append(out, it.text)
+	}
+	return out
+}
+
 // serverError is an error reply; its first word is the code ("BUSY", "LOADING", "NOAUTH", …).
 type serverError string
 

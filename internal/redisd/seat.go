@@ -22,6 +22,7 @@ const (
 	adminFile    = "redoubt-admin.json"
 	promotedFile = "redoubt-promoted.json"
 	guardFile    = "redoubt-guard.json"
+	secretFile   = "redoubt-secret.json"
 	guardLog     = "redoubt-guard.log"
 	serverLog    = "server.log"
 )
@@ -49,6 +50,12 @@ type serverRecord struct {
 	Kept      bool   `json:"kept"`    // before the log of this start was read
 	Checked   bool   `json:"checked"` // the log was read, and Kept is final
 	LogOffset int64  `json:"log_offset"`
+	Admin     bool   `json:"admin"` // it was started with our own user
+}
+
+// secretRecord is the password of our own user. It is as good as the server's data, which lies beside it.
+type secretRecord struct {
+	Secret string `json:"secret"`
 }
 
 type bootRecord struct {

@@ -96,7 +96,7 @@ func TestTheNextAgentRecallsAPromotionWhoseTracePrimingErased(t *testing.T) {
 	t.Parallel()
 	n := open(t, nil)
 	e := electedOf(see(t, n, "an answering server", isUp))
-	pos, err := n.Promote(within(t, time.Second), e)
+	pos, err := n.Promote(within(t, time.Second), e, tenure())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -108,11 +108,11 @@ func TestTheNextAgentRecallsAPromotionWhoseTracePrimingErased(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer again.Close()
-	if now, err := again.Promote(within(t, time.Second), e); err != nil || now != pos {
+	if now, err := again.Promote(within(t, time.Second), e, tenure()); err != nil || now != pos {
 		t.Fatalf("the same promotion by the next agent: %+v, %v; it was %+v", now, err, pos)
 	}
 	e.Offset++
-	if _, err := again.Promote(within(t, time.Second), e); !errors.Is(err, redis.ErrRefused) {
+	if _, err := again.Promote(within(t, time.Second), e, tenure()); !errors.Is(err, redis.ErrRefused) {
 		t.Fatalf("another promotion: %v", err)
 	}
 	if err := again.Stop(within(t, 5*time.Second)); err != nil {

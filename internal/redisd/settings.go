@@ -4,6 +4,7 @@ package redisd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -101,6 +102,11 @@ func (n *Node) Configure(ctx context.Context, s redis.Settings) error {
 	if err != nil {
 		return fmt.Errorf("configure %s: %w", n.addr, err)
 	}
+	return errors.Join(n.settle(ctx, c, s), n.admit(ctx, c, s.Admit))
+}
+
+// settle is the part of Configure that is settings.
+func (n *Node) settle(ctx context.Context, c *conn, s redis.Settings) error {
 	version, err := n.versionOf(ctx, c)
 	if err != nil {
 		return fmt.Errorf("configure %s: %w", n.addr, err)
@@ -108,12 +114,6 @@ func (n *Node) Configure(ctx context.Context, s redis.Settings) error {
 	want := append(demands(), demand{name: "min-replicas-to-write", value: strconv.Itoa(s.MinReplicas)})
 	if s.MinReplicas > 0 {
 		want = append(want, demand{name: "min-replicas-max-lag", value: strconv.Itoa(max(1, s.MinReplicasMaxLag))})
-	}
-	if n.password != "" {
-		want = append(want, demand{name: "masterauth", value: n.password})
-		if n.username != "" {
-			want = append(want, demand{name: "masteruser", value: n.username})
-		}
 	}
 	want = slices.DeleteFunc(want, func(d demand) bool { return version < d.since })
 	wrong, err := n.differing(ctx, c, want)
@@ -134,17 +134,9 @@ func (n *Node) Configure(ctx context.Context, s redis.Settings) error {
 		return err
 	}
 	if len(wrong) > 0 {
-		return fmt.Errorf("configure %s: %s did not take the value %s", n.addr, wrong[0].name, wrong[0].shown())
+		return fmt.Errorf("configure %s: %s did not take the value %s", n.addr, wrong[0].name, wrong[0].value)
 	}
 	return nil
-}
-
-// shown is the wanted value as it may be written into a log.
-func (d demand) shown() string {
-	if d.name == "masterauth" {
-		return "(hidden)"
-	}
-	return d.value
 }
 
 // differing returns the demands that the server does not meet now.

@@ -159,20 +159,21 @@ func (n *Node) Freeze(ctx context.Context) error {
 	case m.role() == topo.RolePrimary:
 		return n.Fence(ctx)
 	}
-	if err := n.replicaOf(ctx, deadHost, deadPort); err != nil {
+	if err := n.replicaOf(ctx, nil, deadHost, deadPort); err != nil {
 		return fmt.Errorf("freeze %s: %w", n.addr, err)
 	}
 	return nil
 }
 
-// replicaOf gives one or more REPLICAOF orders in one transaction and reads the last one back.
-func (n *Node) replicaOf(ctx context.Context, hostPorts ...string) error {
+// replicaOf gives one or more REPLICAOF orders in one transaction, after the commands that set the login, and reads the last
+// one back.
+func (n *Node) replicaOf(ctx context.Context, login [][]string, hostPorts ...string) error {
 	seq := n.fences.Load()
 	c, err := n.ready(ctx)
 	if err != nil {
 		return err
 	}
-	cmds := [][]string{{"MULTI"}}
+	cmds := append([][]string{{"MULTI"}}, login...)
 	for i := 0; i+1 < len(hostPorts); i += 2 {
 		cmds = append(cmds, []string{"REPLICAOF", hostPorts[i], hostPorts[i+1]})
 	}
@@ -203,14 +204,15 @@ func (n *Node) replicaOf(ctx context.Context, hostPorts ...string) error {
 	return nil
 }
 
-// Follow makes the server a replica of addr. On one that follows addr already it is a no-op, unless the link is down and
-// the server only waits for its next attempt (once a second): then the link is started anew at once (SAFETY C2).
-func (n *Node) Follow(ctx context.Context, addr string) error {
+// Follow makes the server a replica of addr, with the login that the primary there demands. On one that follows addr already
+// it only sees to the login, unless the link is down and the server would try with another login, or only waits for its next
+// attempt (once a second): then the link is started anew at once (SAFETY C2).
+func (n *Node) Follow(ctx context.Context, addr string, cred redis.Credentials) error {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil || port == deadPort || addr == n.addr {
 		return fmt.Errorf("follow %q: %w: not the address of another server", addr, redis.ErrRefused)
 	}
-	m, err := n.replication(ctx)
+	m, login, err := n.leanings(ctx, cred)
 	if err != nil {
 		return fmt.Errorf("follow %s: %w", addr, err)
 	}
@@ -219,27 +221,55 @@ func (n *Node) Follow(ctx context.Context, addr string) error {
 			return fmt.Errorf("follow %s: %w", addr, err)
 		}
 	}
-	if m.role() != topo.RoleReplica || m["master_host"] != host || m["master_port"] != port {
-		n.connecting = 0
-		if err := n.replicaOf(ctx, host, port); err != nil {
-			return fmt.Errorf("follow %s: %w", addr, err)
+	switch {
+	case m.role() != topo.RoleReplica || m["master_host"] != host || m["master_port"] != port:
+		err = n.replicaOf(ctx, login, host, port)
+	case m["master_link_status"] == "up" || m.syncing():
+		if len(login) > 0 {
+			_, err = n.ask(ctx, login...)
 		}
-		return nil
+	default:
+		waits := len(login) > 0
+		if !waits {
+			if waits, err = n.linkWaits(ctx); err != nil || !waits {
+				return err
+			}
+		}
+		// The same address again would be answered with "Already connected", so it goes by the dead one.
+		err = n.replicaOf(ctx, login, deadHost, deadPort, host, port)
 	}
-	if m["master_link_status"] == "up" || m.syncing() {
-		n.connecting = 0
-		return nil
+	if err == nil && len(login) > 0 {
+		err = n.loggedIn(ctx, cred)
 	}
-	waits, err := n.linkWaits(ctx)
-	if err != nil || !waits {
-		return err
-	}
-	// The same address again would be answered with "Already connected", so it goes by the dead one.
-	if err := n.replicaOf(ctx, deadHost, deadPort, host, port); err != nil {
-		return fmt.Errorf("follow %s anew: %w", addr, err)
+	if err != nil {
+		return fmt.Errorf("follow %s: %w", addr, err)
 	}
 	n.connecting = 0
 	return nil
+}
+
+// leanings reads whom the server follows, and returns the commands that it needs to log in there.
+func (n *Node) leanings(ctx context.Context, cred redis.Credentials) (info, [][]string, error) {
+	reps, err := n.ask(ctx, append([][]string{{"INFO", "replication"}}, loginQuestions()...)...)
+	if err != nil {
+		return nil, nil, err
+	}
+	has, err := mergeConfig(reps[1:])
+	if err != nil {
+		return nil, nil, err
+	}
+	m := parseInfo(reps[0].text)
+	n.setRole(m.role())
+	return m, n.relogin(has, cred), nil
+}
+
+// loggedIn reads the login back.
+func (n *Node) loggedIn(ctx context.Context, cred redis.Credentials) error {
+	_, login, err := n.leanings(ctx, cred)
+	if err == nil && len(login) > 0 {
+		err = fmt.Errorf("%w: masteruser and masterauth did not take their values", redis.ErrRefused)
+	}
+	return err
 }
 
 // linkWaits tells whether a link that is down would profit from a new start: the server waits for its cron, or has been

@@ -3,8 +3,10 @@
 package sim
 
 import (
+	"strings"
 	"time"
 
+	"redoubt/internal/failover"
 	"redoubt/internal/topo"
 )
 
@@ -69,7 +71,17 @@ func (w *world) checkHolds(s *server, as string) {
 func (w *world) checkEnd() {
 	a := w.store.doc.Assigned
 	if a.Phase != topo.PhaseServing {
-		w.fail("no primary %s after healing: phase %s", duration-healAt, a.Phase)
+		why := "the controller is gone"
+		if c := w.store.leader; c != nil && c.rev != 0 {
+			d := failover.Decide(c.state())
+			why = d.Rule + ": " + d.Why
+		}
+		if strings.Contains(why, "aborted load or sync") {
+			// Every data set that is left is a forgotten one or may be half a one (SAFETY C3): a person has to look.
+			w.asked = true
+			return
+		}
+		w.fail("no primary %s after healing: phase %s: %s", duration-healAt, a.Phase, why)
 		return
 	}
 	p := w.host(a.Primary).srv

@@ -127,7 +127,12 @@ func (h *host) killAgent() {
 	h.agentUp = false
 	h.generation++
 	s, run := h.srv, h.srv.run
-	h.w.after(5*time.Millisecond, func() {
+	var guard func()
+	guard = func() {
+		if h.asleep() { // the guard sleeps with its host
+			h.w.after(h.sleepUntil-h.w.now+time.Millisecond, guard)
+			return
+		}
 		if h.agentUp || !s.alive || s.run != run || !s.primary || planted("no-self-fence") {
 			return
 		}
@@ -136,7 +141,8 @@ func (h *host) killAgent() {
 			return
 		}
 		s.freeze()
-	})
+	}
+	h.w.after(5*time.Millisecond, guard)
 }
 
 // readLoop is the view's linearizable read, every beat.
@@ -358,11 +364,12 @@ func (h *host) perform(in converge.Input, o converge.Order) bool {
 		order(s.freeze)
 	case converge.Follow:
 		h.memory.FollowedAt = in.Now
-		p := w.host(topo.NodeID(o.Addr)).srv
-		order(func() { s.follow(p) })
+		p, secret := w.host(topo.NodeID(o.Addr)).srv, in.Shard.Assigned.Secret
+		order(func() { s.follow(p, secret) })
 	case converge.Promote:
+		secret := in.Shard.Assigned.Secret
 		order(func() {
-			if why := s.promote(o.Expect); why != "" {
+			if why := s.promote(o.Expect, secret); why != "" {
 				h.refused, h.refusedAt = why, o.Epoch
 				return
 			}

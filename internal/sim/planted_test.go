@@ -30,6 +30,7 @@ func TestPlantedBugsAreFound(t *testing.T) {
 		{"unconditional-promote", 5000},
 		{"stale-beat-counted", 5000},
 		{"ghost-replica-in-k", 5000},
+		{"secret-outlives-epoch", 5000},
 		{"switchover-fenced-by-pause", 5000},
 		{"cold-start-with-n-k", 5000},
 		{"no-freeze-before-measuring", 5000},

@@ -167,19 +167,22 @@ func (w *world) ack(e *entry) {
 	}
 }
 
-// planGhost attaches a replica that nobody registered. Credentials of the epoch keep it out (SAFETY A7); the planted bug
-// lets it in.
+// planGhost runs a replica that nobody registered and that knows a secret of the past at best. Credentials of the epoch keep
+// it out (SAFETY A7); the planted bug lets it in.
 func (w *world) planGhost() {
-	if !planted("ghost-replica-in-k") {
-		return
-	}
 	w.ghost = &server{w: w, name: "ghost"}
 	w.ghost.boot()
+	var former, known topo.Secret
+	var epoch topo.Epoch
 	var loop func()
 	loop = func() {
 		a := w.store.doc.Assigned
+		secret := former
+		if a.Epoch != epoch && a.Secret != "" {
+			epoch, former, known = a.Epoch, known, a.Secret
+		}
 		if h := w.host(a.Primary); h != nil && w.ghost.following != h.srv {
-			w.ghost.follow(h.srv)
+			w.ghost.follow(h.srv, secret)
 		}
 		w.after(100*time.Millisecond, loop)
 	}

@@ -58,6 +58,8 @@ type server struct {
 	link      *link   // to following, when connected
 	replicas  []*link // attached to us
 	kept      bool
+	admits    topo.Secret // what replicas must present (SAFETY A7)
+	presents  topo.Secret // to whom it follows
 
 	saved      *entry // RDB
 	savedID    string
@@ -95,6 +97,7 @@ func (s *server) boot() {
 	s.run = w.newID("run")
 	s.primary, s.following, s.link, s.replicas, s.conns = false, nil, nil, nil, nil
 	s.backlog, s.whole = false, true
+	s.admits, s.presents = "", ""
 	s.replid, s.replid2, s.offset2 = w.newID("id"), "", -1
 	switch w.persist {
 	case persistNone:
@@ -193,19 +196,20 @@ func (s *server) freeze() {
 	}
 }
 
-// follow is REPLICAOF host port.
-func (s *server) follow(p *server) {
+// follow is REPLICAOF host port, with what the primary there demands.
+func (s *server) follow(p *server, secret topo.Secret) {
 	if p == s {
 		return
 	}
 	s.freeze()
 	s.closeLinks()
-	s.following = p
+	s.following, s.presents = p, secret
 	s.connect()
 }
 
-// promote is REPLICAOF NO ONE, conditional on the elected process and position (SAFETY A6).
-func (s *server) promote(e topo.Elected) string {
+// promote is REPLICAOF NO ONE, conditional on the elected process and position (SAFETY A6). From that instant on only
+// replicas with the tenure's secret are admitted.
+func (s *server) promote(e topo.Elected, secret topo.Secret) string {
 	if !planted("unconditional-promote") {
 		if s.run != e.RunID || s.replid != e.ReplID || s.offset() != e.Offset {
 			return fmt.Sprintf("is %s %s %d, elected was %s %s %d", s.run, s.replid, s.offset(), e.RunID, e.ReplID, e.Offset)
@@ -216,7 +220,7 @@ func (s *server) promote(e topo.Elected) string {
 	}
 	s.freeze()
 	s.closeLinks()
-	s.primary = true
+	s.primary, s.admits = true, secret
 	s.replid2, s.offset2 = s.replid, s.offset()+1
 	s.replid = s.w.newID("id")
 	s.backlog = true
@@ -297,8 +301,9 @@ func (s *server) connect() {
 		if !s.alive || s.run != run || s.following != p || s.link != nil {
 			return
 		}
-		if s.stopped || !p.alive || p.stopped || w.isCut(s, p) || w.isCut(p, s) || !p.primary {
-			again() // also -NOMASTERLINK: a frozen node serves no sync (SAFETY B5)
+		refused := !p.primary || s.presents != p.admits && !planted("ghost-replica-in-k")
+		if s.stopped || !p.alive || p.stopped || w.isCut(s, p) || w.isCut(p, s) || refused {
+			again() // also -NOMASTERLINK: a frozen node serves no sync (SAFETY B5), and -WRONGPASS
 			return
 		}
 		s.attach(p)
@@ -307,6 +312,9 @@ func (s *server) connect() {
 
 func (s *server) attach(p *server) {
 	w := s.w
+	if s.h == nil && !planted("ghost-replica-in-k") {
+		w.fail("a replica that nobody registered is attached to %s (SAFETY A7)", p.name)
+	}
 	l := &link{from: s, to: p, fromRun: s.run, toRun: p.run, open: true, lastAt: w.now}
 	switch {
 	case s.replid == p.replid && s.offset() <= p.offset() && p.backlog,

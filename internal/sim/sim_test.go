@@ -44,7 +44,7 @@ func TestSeedsAreWithoutViolation(t *testing.T) {
 	for _, r := range bad {
 		t.Errorf("seed %d (%s): %s\nreplay: make sim SEED=%d", r.Seed, r.Shape, r.Violation, r.Seed)
 	}
-	t.Logf("%d seeds, %d writes acknowledged, %.0f seeds/s", *seedsFlag, acked, float64(*seedsFlag)/time.Since(begun).Seconds())
+	t.Logf("%d seeds, %d writes acknowledged, %.0f seeds/s; %d ended waiting for an operator", *seedsFlag, acked, float64(*seedsFlag)/time.Since(begun).Seconds(), rules["waits for an operator"])
 	if *seedsFlag >= 2000 {
 		for _, name := range []string{"bootstrap", "record", "promotion-failed", "elect", "cold-start", "primary-gone", "primary-silent", "primary-hung", "drained", "switchover-abandon", "enrol", "switchover", "failover-intent", "intent-refused", "claim-term"} {
 			if rules[name] == 0 {
@@ -73,6 +73,9 @@ func play(from, count uint64, most int) (bad []Result, rules map[string]int, ack
 				acked += r.Acked
 				for k, v := range r.Rules {
 					rules[k] += v
+				}
+				if r.Asked {
+					rules["waits for an operator"]++
 				}
 				if r.Violation != "" {
 					bad = append(bad, r)

@@ -199,7 +199,7 @@ func (c *controller) state() failover.State {
 	w := c.w
 	s := failover.State{
 		WallMS: w.now.Milliseconds(), Term: c.term, LedFor: topo.Duration(c.h.elapsed(w.now - c.since)),
-		PhaseFor: topo.Duration(c.h.elapsed(w.now - c.knowsAt)), Shard: c.doc, Sightings: map[topo.NodeID]failover.Seen{},
+		PhaseFor: topo.Duration(c.h.elapsed(w.now - c.knowsAt)), Shard: c.doc, Nonce: topo.Secret(w.newID("secret")), Sightings: map[topo.NodeID]failover.Seen{},
 	}
 	for id, b := range c.beats {
 		s.Sightings[id] = failover.Seen{Sighting: b.s, Age: topo.Duration(c.h.elapsed(w.now - b.at))}

@@ -30,6 +30,7 @@ type Result struct {
 	Rules     map[string]int // decisions that swapped, by rule
 	Acked     int
 	Events    int
+	Asked     bool // it ended waiting for an operator, rightly
 }
 
 const (
@@ -126,6 +127,7 @@ type world struct {
 	overlap   time.Duration
 	epochSeen topo.Epoch
 	violation string
+	asked     bool // it ended waiting for an operator, rightly
 	trace     bool
 	timeline  []string
 	handled   int
@@ -180,7 +182,7 @@ func Run(o Options) Result {
 		w.checkEnd()
 	}
 	return Result{
-		Seed: o.Seed, Violation: w.violation, Timeline: w.timeline, Rules: w.rules, Acked: len(w.acked), Events: w.handled,
+		Seed: o.Seed, Violation: w.violation, Timeline: w.timeline, Rules: w.rules, Acked: len(w.acked), Events: w.handled, Asked: w.asked,
 		Shape: fmt.Sprintf("n=%d %s k=%d %s readage=%v loss=%.2f slow=%.2f", w.n, w.spec.Durability, w.spec.AckReplicas, w.persist, w.readAge, w.loss, w.slow),
 	}
 }

@@ -111,6 +111,7 @@ type Assigned struct {
 	Phase    Phase             `json:"phase"`
 	Primary  NodeID            `json:"primary,omitempty"` // who may write (serving), or might still be writing (all other phases)
 	RunID    string            `json:"run_id,omitempty"`  // the server process that was promoted for this tenure
+	Secret   Secret            `json:"secret,omitempty"`  // what replicas of this tenure's primary must present (SAFETY A7); empty: replication is open
 	Reason   string            `json:"reason,omitempty"`  // rule that led to this phase
 	Why      string            `json:"why,omitempty"`     // that rule's sentence
 	History  []HistoryEntry    `json:"history,omitempty"` // oldest first, bounded by HistoryMax
@@ -122,6 +123,21 @@ type Assigned struct {
 	Recent   []int64           `json:"recent,omitempty"` // wall clock (Unix ms) of the latest automatic failovers, for spacing
 }
 
+// Secret is a value that only agents may read: printed, it hides itself. Its JSON form is the value, because the document
+// has to carry it; Shard.Redacted is the form to show.
+type Secret string
+
+// String hides the value.
+func (s Secret) String() string {
+	if s == "" {
+		return ""
+	}
+	return "(hidden)"
+}
+
+// GoString hides the value.
+func (s Secret) GoString() string { return s.String() }
+
 // HistoryMax bounds the recorded histories of a shard. A node older than that needs a full resync anyway.
 const HistoryMax = 64
 
@@ -131,6 +147,12 @@ type Shard struct {
 	ID       string   `json:"id"`
 	Spec     Spec     `json:"spec"`
 	Assigned Assigned `json:"assigned"`
+}
+
+// Redacted returns the document without what only agents may read: the form that is shown to people and programs.
+func (s Shard) Redacted() Shard {
+	s.Assigned.Secret = ""
+	return s
 }
 
 // Format is the version of the shard document that this program writes.
@@ -195,6 +217,7 @@ type Sighting struct {
 	Kept       bool     `json:"kept"`                // this process loaded all that the seat ever held (append-only file intact)
 	Settings   []string `json:"settings,omitempty"`  // settings that would make it lie (SAFETY A10)
 	Problems   []string `json:"problems,omitempty"`  // named troubles: disk-full, oom, …
+	Open       bool     `json:"open,omitempty"`      // its server cannot be told who may replicate: an election must not demand a secret
 	Refused    string   `json:"refused,omitempty"`   // why the order of this epoch was not carried out
 
 	Impaired    string   `json:"impaired,omitempty"`     // the problem under which it answers but refuses writes: "disk-full"; empty when there is none

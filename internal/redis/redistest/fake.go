@@ -43,6 +43,8 @@ type Fake struct {
 	wants     redis.Settings
 	proxies   int
 	promoted  topo.Elected
+	admits    redis.Credentials // what replicas must present
+	presents  redis.Credentials // to whom it follows
 }
 
 var _ redis.Node = (*Fake)(nil)
@@ -58,6 +60,7 @@ func (f *Fake) boot() {
 	f.pos = topo.Position{ReplID: w.newID("hist"), Offset2: -1}
 	f.role, f.following, f.linkUp, f.backlog, f.cached, f.queued = topo.RoleReplica, "", false, false, false, false
 	f.promoted = topo.Elected{}
+	f.admits, f.presents = redis.Credentials{}, redis.Credentials{}
 	f.setHealth(topo.HealthUp)
 }
 
@@ -203,13 +206,14 @@ func (f *Fake) Observe(ctx context.Context) redis.Observation {
 	o.Whole = f.health != topo.HealthLoading && (f.role == topo.RolePrimary || f.cached)
 	o.Following, o.LinkUp = f.following, f.linkUp
 	o.Keys, o.Kept = int64(len(f.data)), f.kept
+	o.Replicas = f.net.replicas(f)
 	o.Settings, o.Problems = slices.Clone(f.settings), slices.Clone(f.problems)
 	o.AOFBusy = slices.Contains(f.problems, "aof-rewrite")
 	return o
 }
 
 // Follow makes the fake a replica of addr.
-func (f *Fake) Follow(ctx context.Context, addr string) error {
+func (f *Fake) Follow(ctx context.Context, addr string, cred redis.Credentials) error {
 	if err := f.enter(ctx, "Follow"); err != nil {
 		return err
 	}
@@ -220,6 +224,7 @@ func (f *Fake) Follow(ctx context.Context, addr string) error {
 	if f.role == topo.RolePrimary {
 		f.fence()
 	}
+	f.presents = cred
 	if f.following != addr {
 		f.following, f.linkUp = addr, false
 	}
@@ -268,7 +273,7 @@ func (f *Fake) Fence(ctx context.Context) error {
 }
 
 // Promote makes the elected process a primary.
-func (f *Fake) Promote(ctx context.Context, e topo.Elected) (topo.Position, error) {
+func (f *Fake) Promote(ctx context.Context, e topo.Elected, cred redis.Credentials) (topo.Position, error) {
 	if err := f.enter(ctx, "Promote"); err != nil {
 		return topo.Position{}, err
 	}
@@ -276,11 +281,13 @@ func (f *Fake) Promote(ctx context.Context, e topo.Elected) (topo.Position, erro
 	e = topo.Elected{RunID: e.RunID, ReplID: e.ReplID, Offset: e.Offset}
 	switch {
 	case f.role == topo.RolePrimary && f.promoted == e:
+		f.admits = cred
 		return f.pos, nil
 	case f.health == topo.HealthLoading || f.role == topo.RolePrimary || f.runID != e.RunID || f.pos.ReplID != e.ReplID || f.pos.Offset != e.Offset:
 		return topo.Position{}, fmt.Errorf("promote %s: %w: it is %s %s at %+v, elected was %+v", f.addr, redis.ErrRefused, f.role, f.runID, f.pos, e)
 	}
-	f.promoted, f.role, f.following, f.linkUp = e, topo.RolePrimary, "", false
+	f.promoted, f.role, f.following, f.linkUp, f.admits = e, topo.RolePrimary, "", false, cred
+	f.net.cutReplicas(f)
 	former := f.pos
 	f.pos.ReplID, f.pos.ReplID2, f.pos.Offset2 = f.net.newID("hist"), former.ReplID, former.Offset+1
 	if !f.backlog { // priming changes the id once more and forgets the former one
@@ -318,6 +325,11 @@ func (f *Fake) Configure(ctx context.Context, s redis.Settings) error {
 	}
 	defer f.net.mu.Unlock()
 	f.wants, f.settings = s, nil
+	if !s.Admit.Open() && f.admits != s.Admit {
+		f.admits = s.Admit
+		f.net.cutReplicas(f)
+		f.net.settle()
+	}
 	return nil
 }
 

@@ -99,6 +99,9 @@ func (f *Fake) replicate() {
 		return
 	}
 	serves := p.role == topo.RolePrimary || p.linkUp
+	if !f.linkUp && p.admits != f.presents { // NOAUTH, WRONGPASS or NOPERM
+		return
+	}
 	if !serves && !(f.linkUp && p.pos.ReplID == f.pos.ReplID) { // a frozen server refuses new links (NOMASTERLINK)
 		f.linkUp = false
 		return
@@ -140,6 +143,26 @@ func (w *Net) Attached(f *Fake, offset int64) int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.attached(f, offset)
+}
+
+// cutReplicas ends the links of all that follow f. They come back if they are admitted.
+func (w *Net) cutReplicas(f *Fake) {
+	for _, r := range w.fakes {
+		if r.following == f.addr {
+			r.linkUp = false
+		}
+	}
+}
+
+// replicas names those whose link to f is up.
+func (w *Net) replicas(f *Fake) []string {
+	var out []string
+	for _, r := range w.fakes {
+		if r.following == f.addr && r.linkUp {
+			out = append(out, r.addr)
+		}
+	}
+	return out
 }
 
 func (w *Net) attached(f *Fake, offset int64) int {

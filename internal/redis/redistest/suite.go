@@ -38,6 +38,8 @@ func Run(t *testing.T, factory Factory) {
 		"a crash is seen and a restart forgets":              restartsFrozen,
 		"a stopped primary is killed by its fence":           killsStoppedPrimary,
 		"a stopped replica is never killed":                  sparesStoppedReplica,
+		"only the tenure's credentials replicate":            admitsTenure,
+		"a promotion cuts what replicates":                   cutsFormerReplicas,
 		"the rest of the verbs":                              restOfVerbs,
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -97,9 +99,12 @@ func elected(o redis.Observation) topo.Elected {
 	return topo.Elected{RunID: o.RunID, ReplID: o.Pos.ReplID, Offset: o.Pos.Offset}
 }
 
+// tenure are the credentials of most tests: one primary, one secret.
+func tenure() redis.Credentials { return redis.Credentials{Secret: "suite"} }
+
 func promote(t *testing.T, s Seat) topo.Position {
 	t.Helper()
-	pos, err := s.Node.Promote(within(t, patience), elected(see(t, s, "an answer", up)))
+	pos, err := s.Node.Promote(within(t, patience), elected(see(t, s, "an answer", up)), tenure())
 	ok(t, "promote", err)
 	return pos
 }
@@ -107,7 +112,7 @@ func promote(t *testing.T, s Seat) topo.Position {
 func link(t *testing.T, r, p Seat) {
 	t.Helper()
 	see(t, r, "an answer", up)
-	ok(t, "follow", r.Node.Follow(within(t, patience), p.Addr))
+	ok(t, "follow", r.Node.Follow(within(t, patience), p.Addr, tenure()))
 	see(t, r, "the link", func(o redis.Observation) bool { return o.LinkUp && o.Whole && o.Following == p.Addr })
 }
 
@@ -136,24 +141,24 @@ func promotesOnCondition(t *testing.T, seat func() Seat) {
 		{RunID: o.RunID, ReplID: "other", Offset: o.Pos.Offset},
 		{RunID: o.RunID, ReplID: o.Pos.ReplID, Offset: o.Pos.Offset + 1},
 	} {
-		_, err := s.Node.Promote(within(t, patience), e)
+		_, err := s.Node.Promote(within(t, patience), e, tenure())
 		want(t, "promote on a wrong condition", err, redis.ErrRefused)
 	}
 	if o := see(t, s, "an answer", up); !o.Frozen {
 		t.Fatalf("a refused promotion changed %+v", o)
 	}
-	pos, err := s.Node.Promote(within(t, patience), elected(o))
+	pos, err := s.Node.Promote(within(t, patience), elected(o), tenure())
 	ok(t, "promote", err)
 	if now := see(t, s, "an answer", up); now.Role != topo.RolePrimary || !now.Backlog || !now.Whole || now.Frozen || now.Pos != pos || pos.ReplID == o.Pos.ReplID {
 		t.Fatalf("promoted to %+v; now %+v", pos, now)
 	}
-	again, err := s.Node.Promote(within(t, patience), elected(o))
+	again, err := s.Node.Promote(within(t, patience), elected(o), tenure())
 	if ok(t, "promote again", err); again != pos {
 		t.Fatalf("the second promotion moved from %+v to %+v", pos, again)
 	}
 	other := elected(o)
 	other.Offset += 7
-	_, err = s.Node.Promote(within(t, patience), other)
+	_, err = s.Node.Promote(within(t, patience), other, tenure())
 	want(t, "promote a primary by another election", err, redis.ErrRefused)
 	ok(t, "write", s.Write("x"))
 }
@@ -168,7 +173,7 @@ func follows(t *testing.T, seat func() Seat) {
 	if o.Pos.ReplID != pos.ReplID || o.Keys != 2 || o.Role != topo.RoleReplica || o.Frozen {
 		t.Fatalf("the replica of %+v: %+v", pos, o)
 	}
-	ok(t, "follow again", r.Node.Follow(within(t, patience), p.Addr))
+	ok(t, "follow again", r.Node.Follow(within(t, patience), p.Addr, tenure()))
 	if o := see(t, r, "an answer", up); !o.LinkUp {
 		t.Fatal("following the same primary again cut the link")
 	}
@@ -207,7 +212,7 @@ func switchesOver(t *testing.T, seat func() Seat) {
 	ok(t, "fence", p.Node.Fence(within(t, patience)))
 	final := see(t, p, "the final position", up)
 	o := see(t, r, "the candidate drained", func(o redis.Observation) bool { return o.Pos.Offset == final.Pos.Offset })
-	pos, err := r.Node.Promote(within(t, patience), elected(o))
+	pos, err := r.Node.Promote(within(t, patience), elected(o), tenure())
 	ok(t, "promote", err)
 	if pos.ReplID2 != final.Pos.ReplID || pos.Offset2 != final.Pos.Offset+1 {
 		t.Fatalf("promoted from %+v to %+v", final.Pos, pos)
@@ -246,7 +251,7 @@ func discardsTail(t *testing.T, seat func() Seat) {
 	ok(t, "write", p.Write("tail"))
 	ok(t, "write", p.Write("tail2"))
 	o = see(t, r, "an answer", func(now redis.Observation) bool { return now.Frozen && now.Pos.Offset >= o.Pos.Offset })
-	_, err := r.Node.Promote(within(t, patience), elected(o))
+	_, err := r.Node.Promote(within(t, patience), elected(o), tenure())
 	ok(t, "promote", err)
 	ok(t, "write", r.Write("b"))
 	link(t, p, r)
@@ -274,7 +279,7 @@ func restartsFrozen(t *testing.T, seat func() Seat) {
 		t.Fatalf("which process exited: %+v", o)
 	}
 	ok(t, "fence of an exited server", s.Node.Fence(within(t, patience)))
-	want(t, "follow on an exited server", s.Node.Follow(within(t, patience), "127.0.0.1:1"), redis.ErrUnanswered)
+	want(t, "follow on an exited server", s.Node.Follow(within(t, patience), "127.0.0.1:1", tenure()), redis.ErrUnanswered)
 	ok(t, "restart", s.Node.Restart(within(t, patience)))
 	o = see(t, s, "the new process", up)
 	if !o.Frozen || o.RunID == first.RunID || o.Pos.ReplID == first.Pos.ReplID {
@@ -284,7 +289,7 @@ func restartsFrozen(t *testing.T, seat func() Seat) {
 	if now := see(t, s, "an answer", up); now.RunID != o.RunID {
 		t.Fatal("restart ended a running server")
 	}
-	_, err := s.Node.Promote(within(t, patience), elected(first))
+	_, err := s.Node.Promote(within(t, patience), elected(first), tenure())
 	want(t, "promote with the run id of the former process", err, redis.ErrRefused)
 }
 
@@ -331,10 +336,68 @@ func restOfVerbs(t *testing.T, seat func() Seat) {
 	if ok(t, "proxy connections", err); n != 0 {
 		t.Fatalf("%d proxies on a server that nobody uses", n)
 	}
-	want(t, "follow oneself", s.Node.Follow(within(t, patience), s.Addr), redis.ErrRefused)
+	want(t, "follow oneself", s.Node.Follow(within(t, patience), s.Addr, tenure()), redis.ErrRefused)
 	ok(t, "kill", s.Node.Kill(within(t, patience)))
 	ok(t, "kill again", s.Node.Kill(within(t, patience)))
 	if o := see(t, s, "a look", func(o redis.Observation) bool { return !up(o) }); o.Health != topo.HealthExited {
 		t.Fatalf("killed: %+v", o)
 	}
+}
+
+// staysOut looks for a while and ends the test if r is ever attached.
+func staysOut(t *testing.T, r, p Seat, keys int64) {
+	t.Helper()
+	deadline := time.Now().Add(200 * time.Millisecond)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for ; time.Now().Before(deadline); <-tick.C {
+		o := see(t, r, "an answer", up)
+		if o.LinkUp || o.Keys != keys {
+			t.Fatalf("a server without the tenure's credentials replicates: %+v", o)
+		}
+		if at := see(t, p, "the primary", up); len(at.Replicas) > 0 {
+			t.Fatalf("attached to the primary: %v", at.Replicas)
+		}
+	}
+}
+
+func admitsTenure(t *testing.T, seat func() Seat) {
+	p, r := seat(), seat()
+	other := redis.Credentials{Secret: "another epoch"}
+	promote(t, p)
+	ok(t, "write", p.Write("a"))
+	see(t, r, "an answer", up)
+	for _, cred := range []redis.Credentials{{}, other} {
+		ok(t, "follow", r.Node.Follow(within(t, patience), p.Addr, cred))
+		staysOut(t, r, p, 0)
+	}
+	link(t, r, p) // the same address with the right ones: at once, not at the server's next attempt
+	if o := see(t, p, "the replica attached", func(o redis.Observation) bool { return len(o.Replicas) > 0 }); o.Replicas[0] != r.Addr {
+		t.Fatalf("attached: %v, followed by %s", o.Replicas, r.Addr)
+	}
+	catchUp(t, r, p)
+	ok(t, "follow with the next epoch's credentials", r.Node.Follow(within(t, patience), "127.0.0.1:1", other))
+	ok(t, "follow with the next epoch's credentials", r.Node.Follow(within(t, patience), p.Addr, other))
+	staysOut(t, r, p, 1) // refused, and it keeps its data
+	ok(t, "configure", p.Node.Configure(within(t, patience), redis.Settings{Admit: other}))
+	see(t, r, "the replica admitted", func(o redis.Observation) bool { return o.LinkUp })
+}
+
+func cutsFormerReplicas(t *testing.T, seat func() Seat) {
+	p, middle, leaf := seat(), seat(), seat()
+	promote(t, p)
+	ok(t, "write", p.Write("a"))
+	link(t, middle, p)
+	ok(t, "configure", middle.Node.Configure(within(t, patience), redis.Settings{Admit: tenure()}))
+	link(t, leaf, middle)
+	catchUp(t, leaf, p)
+	ok(t, "fence", p.Node.Fence(within(t, patience)))
+	final := see(t, p, "the final position", up)
+	o := see(t, middle, "the candidate drained", func(o redis.Observation) bool { return o.Pos.Offset == final.Pos.Offset })
+	_, err := middle.Node.Promote(within(t, patience), elected(o), redis.Credentials{Secret: "next"})
+	ok(t, "promote", err)
+	see(t, leaf, "the cut", func(o redis.Observation) bool { return !o.LinkUp })
+	staysOut(t, leaf, middle, 1)
+	ok(t, "follow", leaf.Node.Follow(within(t, patience), middle.Addr, redis.Credentials{Secret: "next"}))
+	see(t, leaf, "the link", func(o redis.Observation) bool { return o.LinkUp })
 }
