@@ -252,13 +252,12 @@ func (f facts) problems(st Status) []string {
 		if n.Enrolled && n.State != StateNoReport {
 			enrolled++
 		}
-		switch n.State {
-		case StateServing, StateFollowing:
-		case StateFrozen, StateSyncing:
-			if a.Phase == topo.PhaseServing {
-				say("node %s is %s", n.ID, n.State)
-			}
-		default:
+		serves := a.Phase == topo.PhaseServing
+		switch {
+		case serves && n.ID == a.Primary && (n.State == StateFrozen || n.State == StateSyncing || n.State == StateFollowing):
+			say("node %s is the agreed primary, but it is %s: the shard takes no writes", n.ID, n.State)
+		case n.State == StateServing, n.State == StateFollowing:
+		case serves, n.State != StateFrozen && n.State != StateSyncing:
 			say("node %s is %s", n.ID, n.State)
 		}
 		for _, p := range n.Problems {

@@ -266,7 +266,7 @@ func TestBootstrapOfThreeNodesEndsServingWithAllEnrolled(t *testing.T) {
 				t.Errorf("%s does not hold what was written at the primary", id)
 			}
 		}
-		w.pass(time.Minute)
+		w.pass(20 * time.Second)
 		if now := w.agreed(); now.Epoch != a.Epoch || now.Phase != topo.PhaseServing {
 			t.Fatalf("a shard that is well changed: %+v", now)
 		}

@@ -118,10 +118,11 @@ var rules = [...]rule{
 	{"boot-frozen", exited, just(Restart)},
 	{"no-order", writableWithoutOrder, just(Fence)},
 	{"old-order", olderThanPromise, nil},
-	{"promise", unpromisedFencing, promise},
+	// A fence waits for nothing, not even for the disk that keeps the promise; its position counts only after that.
 	{"fence-order", fenceOrdered, just(Fence)},
 	{"deposed", writableButNotNamed, just(Fence)},
 	{"lease-over", leaseOver, just(Fence)},
+	{"promise", unpromisedFencing, promise},
 	{"unanswered", notAnswering, nil},
 	{"freeze", mustFreeze, just(Freeze)},
 	{"elected-unread", electedButUnread, nil},

@@ -61,6 +61,7 @@ func (t Timing) Validate() []error {
 	need(t.Lease >= 3*t.Beat, "timing.lease %s < 3 × beat %s: one lost read would fence a healthy primary; raise lease or lower beat", t.Lease, t.Beat)
 	need(t.Silence >= 3*t.Beat, "timing.silence %s < 3 × beat %s: one lost report would cost a failover; raise silence or lower beat", t.Silence, t.Beat)
 	need(t.Margin*10 >= t.Lease, "timing.margin %s < lease %s / 10: clocks that differ by 10 %% would allow two primaries; raise margin", t.Margin, t.Lease)
+	need(t.Margin >= Duration(100*time.Millisecond), "timing.margin %s < 100ms: the fence of a server that does not answer takes nearly that long; raise margin", t.Margin)
 	need(t.Recovery <= Duration(5*time.Second), "timing.recovery %s > 5s: a shard must not wait longer than that for its next failover", t.Recovery)
 	return errs
 }

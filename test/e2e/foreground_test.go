@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"bytes"
+	"os/exec"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// TestForegroundDeploymentEndsWithItsCommand: interrupted when it serves, and interrupted while it starts.
+func TestForegroundDeploymentEndsWithItsCommand(t *testing.T) {
+	for _, after := range []time.Duration{-1, 300 * time.Millisecond} { // -1: when it serves
+		d := &deployment{t: t, bin: binary(t), dir: t.TempDir(), base: freeBase(t)}
+		t.Cleanup(func() { _ = exec.Command(d.bin, "down", "--dir", d.dir, "--yes").Run() })
+		var errs bytes.Buffer
+		cmd := exec.Command(d.bin, "up", "--dir", d.dir, "--base-port", strconv.Itoa(d.base), "--foreground")
+		cmd.Stderr = &errs
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		var pids []int
+		if after < 0 {
+			for _, n := range d.waitHealthy(20 * time.Second).nodes() {
+				pids = append(pids, n.PID, n.AgentPID)
+			}
+			wait(200 * time.Millisecond) // it looks every 50 ms
+		} else {
+			wait(after)
+		}
+		signal(t, cmd.Process.Pid, syscall.SIGINT)
+		done := make(chan error, 1)
+		go func() { done <- cmd.Wait() }()
+		select {
+		case err := <-done:
+			if after < 0 && err != nil {
+				t.Errorf("interrupted when it served: %v\n%s", err, errs.String())
+			}
+		case <-time.After(20 * time.Second):
+			_ = cmd.Process.Kill()
+			t.Fatalf("it does not end: %v\n%s", <-done, errs.String())
+		}
+		for _, pid := range pids {
+			if err := syscall.Kill(pid, 0); err != syscall.ESRCH {
+				t.Errorf("process %d is left (%v)", pid, err)
+			}
+		}
+		if out, err := d.run("status"); err == nil {
+			t.Errorf("a member still answers:\n%s", out)
+		}
+		for range 2 { // stopping what is stopped is no error
+			if out, err := exec.Command(d.bin, "down", "--dir", d.dir).CombinedOutput(); err != nil {
+				t.Errorf("down: %v\n%s", err, out)
+			}
+		}
+	}
+}
