@@ -352,8 +352,23 @@ func (n *Node) Stop(ctx context.Context) error {
 	if p == nil {
 		return nil
 	}
-	if err := errors.Join(p.signal(sigTerm), p.await(ctx)); err != nil {
-		return fmt.Errorf("stop %s: %w: %w", n.addr, redis.ErrUnanswered, err)
+	for {
+		if err := p.signal(sigTerm); err != nil {
+			return fmt.Errorf("stop %s: %w: %w", n.addr, redis.ErrUnanswered, err)
+		}
+		// A server that writes its first append-only file (after a full sync, or when it was switched on) forgets the signal:
+		// "Writing initial AOF. Can't exit" (redis 6.2 to 8, valkey 7.2 to 9). So it is sent again, which changes nothing else.
+		again, cancel := context.WithTimeout(ctx, stopAgain)
+		err := p.await(again)
+		cancel()
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return fmt.Errorf("stop %s: %w: %w", n.addr, redis.ErrUnanswered, err)
+		}
 	}
-	return nil
 }
+
+// stopAgain is when a server that has not ended is asked once more.
+const stopAgain = 300 * time.Millisecond

@@ -122,7 +122,7 @@ func (c *crew) supervise(id string, args ...string) {
 		c.t.Fatal(err)
 	}
 	_, port, _ := net.SplitHostPort(c.at(100, number(c.t, id)))
-	all := append([]string{"--port", port, "--bind", "127.0.0.1", "--dir", dir, "--save", "", "--repl-diskless-sync-delay", "0", "--logfile", filepath.Join(dir, "server.log")}, args...)
+	all := append([]string{"--port", port, "--bind", "127.0.0.1", "--dir", dir, "--save", "", "--rdbcompression", "no", "--repl-diskless-sync-delay", "0", "--logfile", filepath.Join(dir, "server.log")}, args...)
 	cmd := exec.Command("redis-server", all...)
 	if err := cmd.Start(); err != nil {
 		c.t.Fatal(err)
