@@ -139,7 +139,6 @@ type Proxy struct {
 	spare    map[poolKey][]*lane
 	sessions map[uint64]*session
 	lastID   uint64
-	turn     int // spreads sessions over the lanes of a pool
 }
 
 type counters struct {

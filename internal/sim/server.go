@@ -17,14 +17,6 @@ type entry struct {
 	write uint64 // 0: a PING
 }
 
-// holds reports whether the data set that ends in e contains x.
-func (e *entry) holds(x *entry) bool {
-	for e != nil && e.off > x.off {
-		e = e.prev
-	}
-	return e == x
-}
-
 // at returns the entry of e's path with that offset, or nil.
 func (e *entry) at(off int64) *entry {
 	for e != nil && e.off > off {

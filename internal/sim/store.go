@@ -21,7 +21,6 @@ type store struct {
 	lastRead map[topo.NodeID]time.Duration
 	term     uint64
 	leader   *controller
-	changes  int
 }
 
 func newStore(w *world) *store {

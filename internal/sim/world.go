@@ -124,7 +124,6 @@ type world struct {
 	quietAcks int
 	rules     map[string]int
 	quiet     map[string]int // swaps by rule after settledAt
-	overlap   time.Duration
 	epochSeen topo.Epoch
 	violation string
 	asked     bool // it ended waiting for an operator, rightly

@@ -107,11 +107,9 @@ func BenchmarkElection(b *testing.B) {
 		}
 		t := time.Now()
 		p.nets[i].setCut(true)
-		for rev := doc.Rev; ; {
-			if rev, err = s.Swap(context.Background(), "k", fmt.Append(nil, t), rev); err == nil {
-				break
-			}
-			if rev = doc.Rev; errors.Is(err, coord.ErrConflict) { // an unsure one happened
+		for {
+			_, err := s.Swap(context.Background(), "k", fmt.Append(nil, t), doc.Rev)
+			if err == nil || errors.Is(err, coord.ErrConflict) { // a conflict: an unsure one happened
 				break
 			}
 		}
