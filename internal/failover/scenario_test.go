@@ -19,7 +19,7 @@ import (
 
 // TestScenarios plays the stories in testdata. Each file is one shard whose State is changed by commands:
 //
-//	shard n=3 [k=1] [durability=quorum|async]    a new shard with nodes n1…, nothing assigned
+//	shard n=3 [k=1] [burst=5] [durability=quorum|async]    a new shard with nodes n1…, nothing assigned
 //	assigned epoch=5 phase=serving primary=n1 run=r1 [enrolled=(n1=r1,n2=r2)] [intent=switchover:n2] [paused] [elected=n2:r2:A:10:1]
 //	history 1:A:0:0:n1 …                          epoch:replid:start:parent:node
 //	clock [term=1] [led=10s] [phase=10ms] [read-age=(n1=900ms)] [wall=1000]
@@ -110,6 +110,7 @@ func (w *story) run(t *testing.T, d *datadriven.TestData) string {
 func (w *story) shard(a args) {
 	n := int(a.num("n", 3))
 	spec := topo.Spec{Deployment: "story", Durability: topo.Durability(a.str("durability", "quorum")), Timing: topo.LANTiming()}
+	spec.Timing.Burst = int(a.num("burst", 5))
 	if spec.Durability == topo.Quorum {
 		spec.AckReplicas = int(a.num("k", int64(n/2)))
 	}

@@ -14,18 +14,21 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// outage is the longest time that one client went without a successful write around an event: from its last success
+// begins is how long after an event an outage that it caused can begin: a planned one starts a process first.
+const begins = 150 * time.Millisecond
+
+// outage is the longest time that one client went without a successful write because of an event: from its last success
 // before to its first after, the worst of all clients.
-func outage(ws []*writer, event time.Time, within time.Duration) (time.Duration, string) {
+func outage(ws []*writer, event time.Time) (time.Duration, string) {
 	var worst time.Duration
 	who := ""
 	for _, w := range ws {
 		last := time.Time{}
 		for _, a := range w.all() {
-			if !a.ok || a.end.Before(event.Add(-500*time.Millisecond)) {
+			if !a.ok {
 				continue
 			}
-			if !last.IsZero() && last.Before(event.Add(within)) && a.end.After(event) && a.end.Sub(last) > worst {
+			if !last.IsZero() && last.Before(event.Add(begins)) && a.end.After(event) && a.end.Sub(last) > worst {
 				worst, who = a.end.Sub(last), w.name
 			}
 			last = a.end
