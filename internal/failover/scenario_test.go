@@ -111,6 +111,7 @@ func (w *story) shard(a args) {
 	n := int(a.num("n", 3))
 	spec := topo.Spec{Deployment: "story", Durability: topo.Durability(a.str("durability", "quorum")), Timing: topo.LANTiming()}
 	spec.Timing.Burst = int(a.num("burst", 5))
+	spec.Timing.Silence = topo.Duration(600 * time.Millisecond) // the stories were told with it
 	if spec.Durability == topo.Quorum {
 		spec.AckReplicas = int(a.num("k", int64(n/2)))
 	}

@@ -194,6 +194,10 @@ func (n *Node) relogin(has map[string]string, cred redis.Credentials) [][]string
 	if has["masteruser"] == user && has["masterauth"] == password {
 		return nil
 	}
+	return loginAs(user, password)
+}
+
+func loginAs(user, password string) [][]string {
 	return [][]string{{"CONFIG", "SET", "masteruser", user}, {"CONFIG", "SET", "masterauth", password}}
 }
 

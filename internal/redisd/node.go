@@ -66,6 +66,7 @@ type Node struct {
 	knownRun   string      // the last run id whose boot was judged
 	badBoot    string      // problem of the boot of runID
 	role       topo.Role   // last seen of this process
+	frozen     bool        // the last look found a frozen replica; cleared by every change of role
 	version    int         // Redis-compatible, major × 100 + minor; 0 before the first look
 	verText    string
 	answered   bool          // this process has answered at least once
@@ -143,10 +144,17 @@ func (n *Node) process() *process {
 	return n.proc
 }
 
+// wasFrozen reports whether the last look found a frozen replica that answers, and nothing has changed its role since.
+func (n *Node) wasFrozen() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.frozen
+}
+
 func (n *Node) setRole(r topo.Role) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.role = r
+	n.role, n.frozen = r, false
 }
 
 func (n *Node) lastRole() topo.Role {
@@ -159,7 +167,7 @@ func (n *Node) lastRole() topo.Role {
 func (n *Node) newProcess(p *process, role topo.Role) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.proc, n.role = p, role
+	n.proc, n.role, n.frozen = p, role, false
 	n.runID, n.badBoot, n.answered, n.loadedAt, n.cfg = "", "", false, 0, nil
 	n.promoted = topo.Elected{}
 }

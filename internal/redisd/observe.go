@@ -198,6 +198,7 @@ func (n *Node) fill(o *redis.Observation, m info, cfg map[string]string) {
 	o.PID, o.Version = int(m.num("process_id")), m.version()
 	o.Settings, o.Problems = violations(cfg, m.major()), append(o.Problems, m.problems(cfg)...)
 	n.mu.Lock()
+	n.frozen = o.Frozen && o.Health == topo.HealthUp
 	n.role, n.runID, n.version, n.verText, n.answered = o.Role, o.RunID, m.major(), o.Version, true
 	n.loadedAt = 0
 	if o.Health == topo.HealthLoading {

@@ -177,7 +177,11 @@ func (n *Node) replicaOf(ctx context.Context, login [][]string, hostPorts ...str
 	for i := 0; i+1 < len(hostPorts); i += 2 {
 		cmds = append(cmds, []string{"REPLICAOF", hostPorts[i], hostPorts[i+1]})
 	}
+	execAt := len(cmds)
 	cmds = append(cmds, []string{"EXEC"}, []string{"INFO", "replication"})
+	if len(login) > 0 {
+		cmds = append(cmds, loginQuestions()...)
+	}
 	call, err := c.sendIf(func() bool { return n.fences.Load() == seq }, cmds...)
 	if err != nil {
 		return err
@@ -192,15 +196,41 @@ func (n *Node) replicaOf(ctx context.Context, login [][]string, hostPorts ...str
 		}
 		return err
 	}
-	if err := firstError(reps[len(reps)-2].items); err != nil {
+	if err := firstError(reps[execAt].items); err != nil {
 		return err
 	}
-	m := parseInfo(reps[len(reps)-1].text)
+	m := parseInfo(reps[execAt+1].text)
 	host, port := hostPorts[len(hostPorts)-2], hostPorts[len(hostPorts)-1]
 	if m.role() != topo.RoleReplica || m["master_host"] != host || m["master_port"] != port {
 		return fmt.Errorf("%w: read back role %q following %s:%s", redis.ErrRefused, m.role(), m["master_host"], m["master_port"])
 	}
 	n.setRole(topo.RoleReplica)
+	if len(login) == 0 {
+		return nil
+	}
+	return tookLogin(reps[execAt+2:], login)
+}
+
+// presentLogin sets a login on a server that follows already, and reads it back.
+func (n *Node) presentLogin(ctx context.Context, login [][]string) error {
+	reps, err := n.ask(ctx, append(login[:len(login):len(login)], loginQuestions()...)...)
+	if err != nil {
+		return err
+	}
+	return tookLogin(reps[len(login):], login)
+}
+
+// tookLogin checks the answers to loginQuestions against the commands of a login.
+func tookLogin(reps []reply, login [][]string) error {
+	has, err := mergeConfig(reps)
+	if err != nil {
+		return err
+	}
+	for _, set := range login {
+		if has[set[2]] != set[3] {
+			return fmt.Errorf("%w: %s did not take its value", redis.ErrRefused, set[2])
+		}
+	}
 	return nil
 }
 
@@ -211,6 +241,14 @@ func (n *Node) Follow(ctx context.Context, addr string, cred redis.Credentials) 
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil || port == deadPort || addr == n.addr {
 		return fmt.Errorf("follow %q: %w: not the address of another server", addr, redis.ErrRefused)
+	}
+	if user, password := n.login(cred); password != "" && n.wasFrozen() {
+		// The usual case of an election, where every round trip is a part of the outage: nothing needs to be asked first.
+		if err := n.replicaOf(ctx, loginAs(user, password), host, port); err != nil {
+			return fmt.Errorf("follow %s: %w", addr, err)
+		}
+		n.connecting = 0
+		return nil
 	}
 	m, login, err := n.leanings(ctx, cred)
 	if err != nil {
@@ -226,7 +264,7 @@ func (n *Node) Follow(ctx context.Context, addr string, cred redis.Credentials) 
 		err = n.replicaOf(ctx, login, host, port)
 	case m["master_link_status"] == "up" || m.syncing():
 		if len(login) > 0 {
-			_, err = n.ask(ctx, login...)
+			err = n.presentLogin(ctx, login)
 		}
 	default:
 		waits := len(login) > 0
@@ -237,9 +275,6 @@ func (n *Node) Follow(ctx context.Context, addr string, cred redis.Credentials) 
 		}
 		// The same address again would be answered with "Already connected", so it goes by the dead one.
 		err = n.replicaOf(ctx, login, deadHost, deadPort, host, port)
-	}
-	if err == nil && len(login) > 0 {
-		err = n.loggedIn(ctx, cred)
 	}
 	if err != nil {
 		return fmt.Errorf("follow %s: %w", addr, err)
@@ -261,15 +296,6 @@ func (n *Node) leanings(ctx context.Context, cred redis.Credentials) (info, [][]
 	m := parseInfo(reps[0].text)
 	n.setRole(m.role())
 	return m, n.relogin(has, cred), nil
-}
-
-// loggedIn reads the login back.
-func (n *Node) loggedIn(ctx context.Context, cred redis.Credentials) error {
-	_, login, err := n.leanings(ctx, cred)
-	if err == nil && len(login) > 0 {
-		err = fmt.Errorf("%w: masteruser and masterauth did not take their values", redis.ErrRefused)
-	}
-	return err
 }
 
 // linkWaits tells whether a link that is down would profit from a new start: the server waits for its cron, or has been
