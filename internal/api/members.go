@@ -52,7 +52,7 @@ func (l MemberList) Removal(id string) (left, majority, alive int, err error) {
 	case m.Node != "" && m.Alive:
 		err = refuse("data-node", "%s runs beside data node %s, which would lose its agent: stop that member first, and let it join again afterwards", id, m.Node)
 	case alive < majority:
-		err = refuse("no-majority", "%d of the %d members that would be left are alive and %d are needed: start more of them first", alive, left, majority)
+		err = refuse("no-majority", "%d of the %d members that would be left are known to be alive and %d are needed: start more of them first, or try again in a second if the controller has just moved", alive, left, majority)
 	}
 	return left, majority, alive, err
 }

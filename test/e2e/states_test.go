@@ -130,9 +130,10 @@ func (c *crew) spoilDisk(n node) {
 		c.t.Fatal(err)
 	}
 	r := direct(c.t, n)
-	if err := r.BgSave(c.t.Context()).Err(); err != nil {
-		c.t.Fatal(err)
-	}
+	c.d.until(5*time.Second, "a save begins", func() (bool, string) { // the one for a replica's sync may still be running
+		err := r.BgSave(context.Background()).Err()
+		return err == nil, errText(err)
+	})
 	c.d.until(5*time.Second, "the save fails", func() (bool, string) {
 		v, err := infoField(context.Background(), r, "persistence", "rdb_last_bgsave_status")
 		return v == "err", v + errText(err)
