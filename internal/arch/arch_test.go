@@ -47,18 +47,11 @@ var extra = map[string][]string{
 
 // modules are the third-party modules, each with the packages that may use it.
 var modules = map[string][]string{
-	"github.com/hashicorp/raft":           {"internal/coord/raftstore"}, // embedded consensus
-	"github.com/hashicorp/raft-boltdb":    {"internal/coord/raftstore"},
-	"github.com/hashicorp/raft-wal":       {"internal/coord/raftstore"}, // its log, with checksums
-	"github.com/hashicorp/go-hclog":       {"internal/coord/raftstore"}, // raft's logger
-	"github.com/hashicorp/go-metrics":     {"internal/coord/raftstore"},
-	"go.etcd.io/bbolt":                    {"internal/coord/raftstore"},
-	"golang.org/x/sys":                    {"internal/clock", "internal/redisd", "internal/coord/raftstore", "internal/cli", "internal/app", "internal/proxy", "internal/agent"},
-	"github.com/goccy/go-yaml":            {"internal/config", "internal/cli"},
-	"github.com/spf13/cobra":              {"internal/cli"},
-	"golang.org/x/term":                   {"internal/cli"},
-	"github.com/redis/go-redis":           {"internal/redisd"},
-	"github.com/prometheus/client_golang": {"internal/api"},
+	"github.com/hashicorp/raft":     {"internal/coord/raftstore"}, // embedded consensus
+	"github.com/hashicorp/go-hclog": {"internal/coord/raftstore"}, // raft's logger
+	"golang.org/x/sys":              {"internal/clock", "internal/redisd", "internal/coord/raftstore", "internal/cli", "internal/app", "internal/proxy", "internal/agent"},
+	"github.com/goccy/go-yaml":      {"internal/config", "internal/cli"},
+	"github.com/spf13/cobra":        {"internal/cli"},
 }
 
 // pureBans are imports that values and decisions must not have.
