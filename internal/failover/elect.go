@@ -120,6 +120,9 @@ func (f *facts) coldBest() choice {
 			best = &r
 		}
 	}
+	if f.maybeNewer(best) {
+		return choice{why: "a seat with an aborted sync may hold newer data than every other: look at it, and choose with redoubt failover --to NODE --accept-data-loss"}
+	}
 	switch {
 	case invariant.Planted("cold-start-with-n-k") && best == nil:
 		return choice{&f.present[0], "planted", ""}
@@ -133,6 +136,18 @@ func (f *facts) coldBest() choice {
 		return choice{&most, f.say("asynchronous, so %s with the most keys (%d) goes on", most.Node, most.Keys), "the newest data set cannot be proven"}
 	}
 	return choice{why: "all seats are there and nobody can tell which data set is the newest: compare them (redoubt status) and choose with redoubt failover --to NODE --accept-data-loss"}
+}
+
+// maybeNewer reports whether a seat that has forgotten nothing, but was in the middle of a sync, stands beyond best. Its
+// data may be whole (the sync never began to load) or half; only a person can tell, and in quorum mode nobody guesses.
+func (f *facts) maybeNewer(best *rank) bool {
+	for _, s := range f.present {
+		at, ok := f.place(s.Pos)
+		if ok && !s.Whole && s.Keys > 0 && f.spec.Durability == topo.Quorum && f.a.Enrolled[s.Node] == s.RunID && (best == nil || best.at.Less(at)) {
+			return true
+		}
+	}
+	return false
 }
 
 // ackedWriteCouldHide waits for more witnesses, and names those that are missing.
