@@ -133,8 +133,6 @@ func (a *Agent) idle(in converge.Input) time.Duration {
 	d := in.Shard.Spec.Timing.Beat.D()
 	as := in.Shard.Assigned
 	switch {
-	case as.Phase == topo.PhaseDraining && as.Elected != nil && as.Elected.Node == a.o.ID:
-		d = drainPoll // the controller waits for this node's offset
 	case as.Phase == topo.PhasePromoting && as.Primary == a.o.ID && in.Seen.Role == topo.RoleReplica:
 		d = drainPoll
 	case in.Seen.Role == topo.RolePrimary:
