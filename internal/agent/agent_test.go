@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"redoubt/internal/agent"
+	"redoubt/internal/looptest"
 	"redoubt/internal/topo"
 )
 
@@ -172,8 +173,7 @@ func TestExitedServerIsRestartedFrozenWithGrowingPauses(t *testing.T) {
 // looks.
 func (s *seat) outOfLease() {
 	s.w.t.Helper()
-	<-time.After(s.view.Load().ReadStart + s.w.leaseAndMargin() - s.w.clock.Uptime())
-	synctest.Wait()
+	looptest.Pass(s.view.Load().ReadStart + s.w.leaseAndMargin() - s.w.clock.Uptime())
 	if o := s.look(); o.Health != topo.HealthExited && !o.Frozen { // frozen: started again already
 		s.w.t.Fatalf("%s after the start of the last read: %+v", s.w.leaseAndMargin(), o)
 	}
@@ -344,7 +344,7 @@ func TestDamagedPromiseStopsTheAgentFromStarting(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "promise"), []byte(strings.Repeat("?", 1024)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := agent.New(agent.Options{ID: "n1", Clock: bubbleClock{time.Now()}, Dir: dir}); err == nil {
+	if _, err := agent.New(agent.Options{ID: "n1", Clock: looptest.NewClock(), Dir: dir}); err == nil {
 		t.Fatal("an agent started without knowing what it had promised")
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -20,24 +19,19 @@ import (
 	"redoubt/internal/agent"
 	"redoubt/internal/coord"
 	"redoubt/internal/coord/memstore"
+	"redoubt/internal/looptest"
 	"redoubt/internal/redis"
 	"redoubt/internal/redis/redistest"
 	"redoubt/internal/topo"
 	"redoubt/internal/view"
 )
 
-// bubbleClock counts on package time, which is fake inside a synctest bubble.
-type bubbleClock struct{ began time.Time }
-
-func (c bubbleClock) Now() time.Time        { return time.Now() }
-func (c bubbleClock) Uptime() time.Duration { return time.Hour + time.Since(c.began) }
-
 const key = topo.KeyShard + "s"
 
 // world is some agents beside fake servers, and a test that plays the controller.
 type world struct {
 	t       *testing.T
-	clock   bubbleClock
+	clock   looptest.Clock
 	store   *memstore.Cluster
 	control *memstore.Store
 	servers *redistest.Net
@@ -187,7 +181,7 @@ func promiseOnDisk(dir string) (highest topo.Epoch) {
 }
 
 func newWorld(t *testing.T, ids ...topo.NodeID) *world {
-	w := &world{t: t, clock: bubbleClock{time.Now()}, seats: map[topo.NodeID]*seat{}}
+	w := &world{t: t, clock: looptest.NewClock(), seats: map[topo.NodeID]*seat{}}
 	w.spec = topo.Spec{Durability: topo.Async, Timing: topo.LANTiming()}
 	w.servers = redistest.NewNet(w.clock)
 	for _, id := range ids {
@@ -224,7 +218,7 @@ func (w *world) lead() {
 
 func (w *world) start(id topo.NodeID) *seat {
 	w.t.Helper()
-	s, log := w.seats[id], slog.New(slog.NewTextHandler(io.Discard, nil))
+	s, log := w.seats[id], slog.New(slog.DiscardHandler)
 	member := w.store.Member(string(id))
 	s.beats = &notary{Beats: member, dir: s.dir}
 	s.docs = &pushed{Docs: member, ch: make(chan coord.Doc, 1)}
@@ -234,15 +228,7 @@ func (w *world) start(id topo.NodeID) *seat {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	var running sync.WaitGroup
-	running.Go(func() { _ = v.Run(ctx) })
-	running.Go(func() {
-		if err := a.Run(ctx); !errors.Is(err, context.Canceled) {
-			w.t.Errorf("agent of %s ended with %v", id, err)
-		}
-	})
-	s.end = func() { cancel(); running.Wait() }
+	s.end = looptest.Start(w.t, map[string]func(context.Context) error{"view of " + string(id): v.Run, "agent of " + string(id): a.Run})
 	return s
 }
 
@@ -269,14 +255,7 @@ func (w *world) order(a topo.Assigned) {
 	}
 }
 
-func (w *world) agreed() topo.Assigned {
-	doc, _ := w.store.Doc(key)
-	shard, err := topo.DecodeShard(doc.Value)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	return shard.Assigned
-}
+func (w *world) agreed() topo.Assigned { return looptest.Agreed(w.t, w.store, key) }
 
 // told returns the latest report of a node that arrived.
 func (w *world) told(id topo.NodeID) (s topo.Sighting) {
@@ -295,17 +274,7 @@ func (w *world) told(id topo.NodeID) (s topo.Sighting) {
 // until lets time pass until cond holds, and returns how long that took.
 func (w *world) until(what string, limit time.Duration, cond func() bool) time.Duration {
 	w.t.Helper()
-	began := time.Now()
-	for {
-		synctest.Wait()
-		if cond() {
-			return time.Since(began)
-		}
-		if time.Since(began) > limit {
-			w.t.Fatalf("not within %s: %s", limit, what)
-		}
-		<-time.After(time.Millisecond)
-	}
+	return looptest.Until(w.t, what, limit, cond, func() string { return fmt.Sprintf("agreed is %+v", w.agreed()) })
 }
 
 // always lets time pass and looks that cond holds all the while.

@@ -117,10 +117,10 @@ func (s *Server) Handler() http.Handler {
 	m.HandleFunc("GET /{$}", s.page)
 	m.HandleFunc("GET /healthz", s.healthz)
 	m.HandleFunc("GET /metrics", s.metrics)
-	m.HandleFunc("GET /v1/status", s.status)
-	m.HandleFunc("GET /v1/explain", s.explain)
-	m.HandleFunc("GET /v1/history", s.history)
-	m.HandleFunc("GET /v1/state", s.state)
+	m.HandleFunc("GET /v1/status", answers(s.gather.status))
+	m.HandleFunc("GET /v1/explain", answers(s.gather.report))
+	m.HandleFunc("GET /v1/history", answers(s.gather.timeline))
+	m.HandleFunc("GET /v1/state", answers(s.gather.state))
 	m.HandleFunc("GET /v1/events", s.events)
 	m.HandleFunc("POST /v1/intents", s.postIntent)
 	m.HandleFunc("GET /v1/intents/{id}", s.getIntent)
@@ -158,24 +158,12 @@ func (s *Server) healthz(w http.ResponseWriter, _ *http.Request) {
 	fmt.Fprintln(w, "ok")
 }
 
-func (s *Server) status(w http.ResponseWriter, r *http.Request) {
-	st, err := s.gather.status(r.Context())
-	reply(w, st, err)
-}
-
-func (s *Server) explain(w http.ResponseWriter, r *http.Request) {
-	rep, err := s.gather.report(r.Context())
-	reply(w, rep, err)
-}
-
-func (s *Server) history(w http.ResponseWriter, r *http.Request) {
-	tl, err := s.gather.timeline(r.Context())
-	reply(w, tl, err)
-}
-
-func (s *Server) state(w http.ResponseWriter, r *http.Request) {
-	st, err := s.gather.state(r.Context())
-	reply(w, st, err)
+// answers serves what read returns.
+func answers[T any](read func(context.Context) (T, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		v, err := read(r.Context())
+		reply(w, v, err)
+	}
 }
 
 func (s *Server) postIntent(w http.ResponseWriter, r *http.Request) {

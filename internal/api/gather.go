@@ -7,13 +7,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
-	"strings"
 	"time"
 
 	"redoubt/internal/coord"
 	"redoubt/internal/failover"
 	"redoubt/internal/topo"
+	"redoubt/internal/view"
 )
 
 // readTimeout bounds each question to the store: a status must come also when the store does not.
@@ -61,7 +60,6 @@ func (g *gatherer) status(ctx context.Context) (Status, error) {
 func (g *gatherer) facts(ctx context.Context) facts {
 	f := facts{
 		now: g.o.Clock.Now(), member: g.o.Member, version: g.o.Version, controller: g.o.Store.Controller(),
-		seen: map[topo.NodeID]sighted{},
 	}
 	s, err := g.document(ctx)
 	switch {
@@ -74,35 +72,13 @@ func (g *gatherer) facts(ctx context.Context) facts {
 			f.shard, f.known = snap.Shard, true
 		}
 	}
-	beats, err := g.beats(ctx)
-	if err != nil {
-		f.beatsErr = err
-	}
-	for name, b := range beats {
-		f.take(name, b)
-	}
-	slices.SortFunc(f.reports, func(x, y topo.MemberReport) int { return strings.Compare(x.ID, y.ID) })
+	f.reports, f.reportsErr = g.reports(ctx)
 	if ms, ok := g.o.Store.(coord.Members); ok && !f.stale {
 		ctx, cancel := context.WithTimeout(ctx, readTimeout)
 		defer cancel()
 		f.members, _ = ms.Members(ctx) // extra: the members that report are listed anyway
 	}
 	return f
-}
-
-func (f *facts) take(name string, b coord.Beat) {
-	if id, ok := strings.CutPrefix(name, topo.BeatNode); ok {
-		var s topo.Sighting
-		if json.Unmarshal(b.Body, &s) == nil {
-			f.seen[topo.NodeID(id)] = sighted{s, b.Age}
-		}
-	}
-	if strings.HasPrefix(name, topo.BeatMember) {
-		var r topo.MemberReport
-		if json.Unmarshal(b.Body, &r) == nil {
-			f.reports = append(f.reports, r)
-		}
-	}
 }
 
 func (g *gatherer) document(ctx context.Context) (topo.Shard, error) {
@@ -123,6 +99,11 @@ func (g *gatherer) beats(ctx context.Context) (map[string]coord.Beat, error) {
 		return nil, fmt.Errorf("read the reports: %w", err)
 	}
 	return beats, nil
+}
+
+func (g *gatherer) reports(ctx context.Context) (view.Reports, error) {
+	beats, err := g.beats(ctx)
+	return view.DecodeReports(beats), err
 }
 
 // report returns what the controller last thought.
@@ -174,17 +155,13 @@ func (g *gatherer) state(ctx context.Context) (failover.State, error) {
 	if err != nil {
 		return st, err
 	}
-	beats, err := g.beats(ctx)
+	reports, err := g.reports(ctx)
 	if err != nil {
 		return st, err
 	}
 	st.Shard, st.Term = shard.Redacted(), shard.Assigned.Term
-	f := facts{seen: map[topo.NodeID]sighted{}}
-	for name, b := range beats {
-		f.take(name, b)
-	}
-	for id, s := range f.seen {
-		st.Sightings[id] = failover.Seen{Sighting: s.Sighting, Age: topo.Duration(s.age)}
+	for id, s := range reports.Nodes {
+		st.Sightings[id] = failover.Seen{Sighting: s.Sighting, Age: topo.Duration(s.Age)}
 	}
 	return st, nil
 }

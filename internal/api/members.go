@@ -69,13 +69,9 @@ func (s *Server) listMembers(ctx context.Context) (MemberList, coord.Members, er
 	if err != nil {
 		return l, nil, err
 	}
-	f := facts{seen: map[topo.NodeID]sighted{}}
-	beats, err := s.gather.beats(ctx)
+	reports, err := s.gather.reports(ctx)
 	if err != nil {
 		return l, nil, err
-	}
-	for name, b := range beats {
-		f.take(name, b)
 	}
 	var roster topo.Spec
 	switch shard, err := s.gather.document(ctx); {
@@ -85,7 +81,7 @@ func (s *Server) listMembers(ctx context.Context) (MemberList, coord.Members, er
 		return l, nil, err
 	}
 	for _, m := range all {
-		e := StoreMember{Member: m, Alive: slices.ContainsFunc(f.reports, func(r topo.MemberReport) bool { return r.ID == m.ID })}
+		e := StoreMember{Member: m, Alive: slices.ContainsFunc(reports.Members, func(r topo.MemberReport) bool { return r.ID == m.ID })}
 		if n, ok := roster.Node(topo.NodeID(m.ID)); ok { // a data node has the id of its member
 			e.Node = n.ID
 		}

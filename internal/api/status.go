@@ -9,6 +9,7 @@ import (
 
 	"redoubt/internal/coord"
 	"redoubt/internal/topo"
+	"redoubt/internal/view"
 )
 
 // Status is the fixed contract for scripts: fields are added, never renamed or removed, while Format stays the same.
@@ -112,15 +113,9 @@ type facts struct {
 	stale      bool
 	known      bool // a document was ever seen
 	shard      topo.Shard
-	seen       map[topo.NodeID]sighted
-	reports    []topo.MemberReport
+	reports    view.Reports
 	members    []coord.Member
-	beatsErr   error
-}
-
-type sighted struct {
-	topo.Sighting
-	age time.Duration
+	reportsErr error
 }
 
 func (f facts) status() Status {
@@ -129,7 +124,7 @@ func (f facts) status() Status {
 		Deployments: []DeploymentStatus{}, Sentinels: []FaceStatus{}, Members: f.memberStatus(), Problems: []string{},
 	}
 	proxies := []ProxyStatus{}
-	for _, r := range f.reports {
+	for _, r := range f.reports.Members {
 		if r.ProxyAddr != "" {
 			proxies = append(proxies, ProxyStatus{r.ID, r.ProxyAddr, r.ReadonlyAddr, r.PID})
 		}
@@ -154,7 +149,7 @@ func (f facts) status() Status {
 
 func (f facts) memberStatus() []MemberStatus {
 	out := []MemberStatus{}
-	for _, r := range f.reports {
+	for _, r := range f.reports.Members {
 		out = append(out, MemberStatus{MemberReport: r, Controller: r.ID == f.controller, Alive: true})
 	}
 	for _, m := range f.members {
@@ -175,13 +170,13 @@ func (f facts) memberStatus() []MemberStatus {
 func (f facts) nodes() []NodeStatus {
 	out := make([]NodeStatus, 0, len(f.shard.Spec.Nodes))
 	a := f.shard.Assigned
-	primary, primaryKnown := f.seen[a.Primary]
+	primary, primaryKnown := f.reports.Nodes[a.Primary]
 	for _, n := range f.shard.Spec.Nodes {
 		st := NodeStatus{ID: n.ID, Host: n.Host, Addr: n.Addr, State: StateNoReport}
-		if s, ok := f.seen[n.ID]; ok {
+		if s, ok := f.reports.Nodes[n.ID]; ok {
 			st.Role, st.PID, st.AgentPID, st.Offset = s.Role, s.PID, s.AgentPID, s.Pos.Offset
 			st.Frozen, st.Fenced, st.RunID, st.Keys, st.Version = s.Frozen, s.Fenced, s.RunID, s.Keys, s.Version
-			st.AgeMS = s.age.Milliseconds()
+			st.AgeMS = s.Age.Milliseconds()
 			st.Enrolled = s.RunID != "" && a.Enrolled[n.ID] == s.RunID
 			st.State = f.nodeState(n.ID, s)
 			st.Problems = append(append(st.Problems, s.Problems...), s.Settings...)
@@ -198,7 +193,7 @@ func (f facts) nodes() []NodeStatus {
 	return out
 }
 
-func (f facts) nodeState(id topo.NodeID, s sighted) string {
+func (f facts) nodeState(id topo.NodeID, s view.Seen) string {
 	a := f.shard.Assigned
 	switch {
 	case s.Health == topo.HealthUnknown:
@@ -232,11 +227,11 @@ func (f facts) problems(st Status) []string {
 		say("nothing has been agreed about the shard yet")
 		return out
 	}
-	if f.beatsErr != nil {
-		say("the reports could not be read: %v", f.beatsErr)
+	if f.reportsErr != nil {
+		say("the reports could not be read: %v", f.reportsErr)
 	}
 	for _, m := range st.Members {
-		if !m.Alive && f.beatsErr == nil {
+		if !m.Alive && f.reportsErr == nil {
 			say("member %s (store %s) does not report", m.ID, m.StoreAddr)
 		}
 	}
@@ -264,7 +259,7 @@ func (f facts) problems(st Status) []string {
 			say("node %s: %s", n.ID, p)
 		}
 	}
-	if f.shard.Spec.Durability == topo.Quorum && a.Phase == topo.PhaseServing && f.beatsErr == nil && enrolled-1 < sh.Witnesses {
+	if f.shard.Spec.Durability == topo.Quorum && a.Phase == topo.PhaseServing && f.reportsErr == nil && enrolled-1 < sh.Witnesses {
 		say("%d enrolled nodes besides the primary, %d are needed to elect another one: the next failure would have to wait", max(enrolled-1, 0), sh.Witnesses)
 	}
 	return out

@@ -24,8 +24,8 @@ func (e *env) member() *cobra.Command {
 	})
 	remove := e.orders(&cobra.Command{
 		Use: "remove ID", Short: "Remove a member", Args: usageArgs(cobra.ExactArgs(1)),
-		Long: "Remove a member for good: an arbiter, or a member that is lost. Its process is not stopped. To let it come back,\n" +
-			"empty its store directory and start it with `store: {join: ADDRESS}`.\n\n" + exitCodes,
+		Long: "Remove a member for good: an arbiter, or a member that is lost. If its process runs, it stops by itself. To let\n" +
+			"it come back, empty its store directory and start it with `store: {join: ADDRESS}`.\n\n" + exitCodes,
 		RunE: func(c *cobra.Command, args []string) error { return e.removeMember(c.Context(), args[0]) },
 	})
 	c.AddCommand(list, remove)
@@ -35,47 +35,43 @@ func (e *env) member() *cobra.Command {
 func (e *env) printMembers(l api.MemberList) {
 	rows := [][]cell{{{text: "MEMBER"}, {text: "STATE"}, {text: "STORE"}, {text: "DATA NODE"}}}
 	for _, m := range l.Members {
-		state := cell{"up", green}
-		switch {
-		case !m.Alive:
-			state = cell{"no report", red}
-		case m.Controller:
-			state = cell{"up, controller", green}
-		}
-		rows = append(rows, []cell{{text: m.ID}, state, {text: m.Addr}, {text: orDash(string(m.Node))}})
+		rows = append(rows, []cell{{text: m.ID}, memberState(m.Alive, m.Controller), {text: m.Addr}, {text: orDash(string(m.Node))}})
 	}
 	table(e.out, coloured(e.out), rows)
 	fmt.Fprintf(e.out, "\n%d of %d must be alive\n", l.Majority, len(l.Members))
 }
 
+func memberState(alive, controller bool) cell {
+	switch {
+	case !alive:
+		return cell{"no report", red}
+	case controller:
+		return cell{"up, controller", green}
+	}
+	return cell{"up", green}
+}
+
 // removeMember shows what the membership will be, asks, and removes.
 func (e *env) removeMember(ctx context.Context, id string) error {
-	client, err := e.client()
-	if err != nil {
-		return err
-	}
-	defer client.Close()
-	ask, cancel := context.WithTimeout(ctx, askTimeout)
-	defer cancel()
-	l, err := client.Members(ask)
-	if err != nil {
-		return err
-	}
-	left, majority, alive, err := l.Removal(id)
-	if err != nil {
-		return err
-	}
-	if err := e.confirm(fmt.Sprintf("Remove member %s: of the %d members that are left %d are alive, and %d must be.", id, left, alive, majority)); err != nil {
-		return err
-	}
-	act, cancel := context.WithTimeout(ctx, askTimeout)
-	defer cancel()
-	if err := client.RemoveMember(act, id); err != nil {
-		return err
-	}
-	if e.json {
-		return printJSON(e.out, map[string]any{"removed": id, "members": left, "majority": majority})
-	}
-	fmt.Fprintf(e.out, "%s is removed; %d of %d members must be alive now\n", id, majority, left)
-	return nil
+	var left, majority int
+	return e.propose(ctx, func(ctx context.Context, client *api.Client) (string, error) {
+		l, err := client.Members(ctx)
+		if err != nil {
+			return "", err
+		}
+		var alive int
+		left, majority, alive, err = l.Removal(id)
+		return fmt.Sprintf("Remove member %s: of the %d members that are left %d are alive, and %d must be.", id, left, alive, majority), err
+	}, func(ctx context.Context, client *api.Client) error {
+		ctx, cancel := context.WithTimeout(ctx, askTimeout)
+		defer cancel()
+		if err := client.RemoveMember(ctx, id); err != nil {
+			return err
+		}
+		if e.json {
+			return printJSON(e.out, map[string]any{"removed": id, "members": left, "majority": majority})
+		}
+		fmt.Fprintf(e.out, "%s is removed; %d of %d members must be alive now\n", id, majority, left)
+		return nil
+	})
 }

@@ -49,8 +49,8 @@ func (e *env) failover() *cobra.Command {
 	return c
 }
 
-// order shows the plan, asks, hands the order in and waits for its outcome.
-func (e *env) order(ctx context.Context, r api.IntentRequest) error {
+// propose shows the plan that is made of what there is, asks, and acts.
+func (e *env) propose(ctx context.Context, plan func(context.Context, *api.Client) (string, error), act func(context.Context, *api.Client) error) error {
 	client, err := e.client()
 	if err != nil {
 		return err
@@ -58,17 +58,29 @@ func (e *env) order(ctx context.Context, r api.IntentRequest) error {
 	defer client.Close()
 	ask, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	st, err := client.Status(ask)
+	said, err := plan(ask, client)
 	if err != nil {
 		return err
 	}
-	plan, err := planOf(st, r)
-	if err != nil {
+	if err := e.confirm(said); err != nil {
 		return err
 	}
-	if err := e.confirm(plan); err != nil {
-		return err
-	}
+	return act(ctx, client)
+}
+
+// order proposes a change of the primary.
+func (e *env) order(ctx context.Context, r api.IntentRequest) error {
+	return e.propose(ctx, func(ctx context.Context, client *api.Client) (string, error) {
+		st, err := client.Status(ctx)
+		if err != nil {
+			return "", err
+		}
+		return planOf(st, r)
+	}, func(ctx context.Context, client *api.Client) error { return e.submit(ctx, client, r) })
+}
+
+// submit hands the order in and waits for its outcome.
+func (e *env) submit(ctx context.Context, client *api.Client, r api.IntentRequest) error {
 	r.By = whoami()
 	submit, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()

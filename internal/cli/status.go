@@ -24,23 +24,13 @@ func (e *env) status() *cobra.Command {
 		Long: "Show the shard, its nodes and the members, as agreed and as reported.\n\nThe JSON form is a contract for scripts: deployments[].shards[].{id,epoch,phase,primary,nodes[]} with\n" +
 			"nodes[].{id,host,addr,role,pid,agent_pid,offset,lag,state}, deployments[].proxies[].{addr,readonly_addr,pid},\nsentinels[].addr, controller. Fields are added, never renamed or removed.",
 		RunE: func(c *cobra.Command, _ []string) error {
-			client, err := e.client()
-			if err != nil {
-				return err
-			}
-			defer client.Close()
-			ctx, cancel := context.WithTimeout(c.Context(), askTimeout)
-			defer cancel()
-			st, err := client.Status(ctx)
-			if err != nil {
-				return err
-			}
-			if e.json {
-				err = printJSON(e.out, st)
-			} else {
-				printStatus(e.out, coloured(e.out), st)
-			}
-			if err == nil && check && !serving(st) {
+			serves := false
+			err := look(e, c, func(client *api.Client, ctx context.Context) (api.Status, error) {
+				st, err := client.Status(ctx)
+				serves = serving(st)
+				return st, err
+			}, func(st api.Status) { printStatus(e.out, coloured(e.out), st) })
+			if err == nil && check && !serves {
 				return fail(ExitNotServing, "the shard has no serving primary")
 			}
 			return err
@@ -97,14 +87,7 @@ func printStatus(w io.Writer, on bool, st api.Status) {
 	}
 	rows := [][]cell{{{text: "MEMBER"}, {text: "STATE"}, {text: "STORE"}, {text: "SENTINEL"}, {text: "API"}, {text: "VERSION"}}}
 	for _, m := range st.Members {
-		state := cell{"up", green}
-		switch {
-		case !m.Alive:
-			state = cell{"no report", red}
-		case m.Controller:
-			state = cell{"up, controller", green}
-		}
-		rows = append(rows, []cell{{text: m.ID}, state, {text: orDash(m.StoreAddr)}, {text: orDash(m.SentinelAddr)}, {text: orDash(m.APIAddr)}, {text: orDash(m.Version)}})
+		rows = append(rows, []cell{{text: m.ID}, memberState(m.Alive, m.Controller), {text: orDash(m.StoreAddr)}, {text: orDash(m.SentinelAddr)}, {text: orDash(m.APIAddr)}, {text: orDash(m.Version)}})
 	}
 	table(w, on, rows)
 	if len(st.Problems) > 0 {

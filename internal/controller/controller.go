@@ -9,6 +9,7 @@
 package controller
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -16,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"strings"
 	"sync"
 	"time"
@@ -96,6 +98,7 @@ type tenure struct {
 	since   time.Duration // uptime
 	doc     topo.Shard
 	rev     coord.Rev
+	reports map[string]report // by the store's name for them: those that were there at the latest look
 	seen    map[topo.NodeID]arrival
 	knownAt time.Duration // uptime at which the present epoch and phase were first known here
 	rule    string        // that matched last
@@ -106,7 +109,7 @@ type tenure struct {
 func (c *Controller) lead(ctx context.Context, lease coord.Lease) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	t := &tenure{Controller: c, lease: lease, since: c.o.Clock.Uptime(), seen: map[topo.NodeID]arrival{}}
+	t := &tenure{Controller: c, lease: lease, since: c.o.Clock.Uptime(), reports: map[string]report{}, seen: map[topo.NodeID]arrival{}}
 	docs := c.o.Store.Watch(ctx, c.key)
 	for {
 		wait := t.step(ctx)
@@ -207,13 +210,11 @@ func (t *tenure) gather(ctx context.Context) (failover.State, error) {
 		if !ok {
 			continue
 		}
-		var seen topo.Sighting
-		if err := json.Unmarshal(b.Body, &seen); err != nil {
-			t.o.Log.Warn("report is not usable", "from", name, "err", err)
-			continue
+		if r := t.decode(name, b.Body); r.usable {
+			s.Sightings[topo.NodeID(id)] = t.newest(topo.NodeID(id), r.says, now-b.Age)
 		}
-		s.Sightings[topo.NodeID(id)] = t.newest(topo.NodeID(id), seen, now-b.Age)
 	}
+	maps.DeleteFunc(t.reports, func(name string, _ report) bool { _, there := beats[name]; return !there })
 	if ages, ok := t.o.Store.(coord.ReadAges); ok {
 		s.ReadAge = map[topo.NodeID]topo.Duration{}
 		for _, n := range t.doc.Spec.Nodes {
@@ -223,6 +224,26 @@ func (t *tenure) gather(ctx context.Context) (failover.State, error) {
 		}
 	}
 	return s, nil
+}
+
+// report is what a node's agent sent last. There are more looks than reports, so each is decoded once; nobody changes says.
+type report struct {
+	body   []byte
+	says   topo.Sighting
+	usable bool
+}
+
+func (t *tenure) decode(name string, body []byte) report {
+	if known, ok := t.reports[name]; ok && bytes.Equal(known.body, body) {
+		return known
+	}
+	r := report{body: body}
+	err := json.Unmarshal(body, &r.says)
+	if r.usable = err == nil; !r.usable {
+		t.o.Log.Warn("report is not usable", "from", name, "err", err)
+	}
+	t.reports[name] = r
+	return r
 }
 
 // arrival is a sighting and the uptime at which it arrived.

@@ -6,7 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"io"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
@@ -20,16 +20,11 @@ import (
 	"redoubt/internal/coord"
 	"redoubt/internal/coord/memstore"
 	"redoubt/internal/event"
+	"redoubt/internal/looptest"
 	"redoubt/internal/redis/redistest"
 	"redoubt/internal/topo"
 	"redoubt/internal/view"
 )
-
-// bubbleClock counts on package time, which is fake inside a synctest bubble.
-type bubbleClock struct{ began time.Time }
-
-func (c bubbleClock) Now() time.Time        { return time.Now() }
-func (c bubbleClock) Uptime() time.Duration { return time.Hour + time.Since(c.began) }
 
 const (
 	key      = topo.KeyShard + "s"
@@ -39,7 +34,7 @@ const (
 // world is three members: each with a server, an agent and a controller.
 type world struct {
 	t       *testing.T
-	clock   bubbleClock
+	clock   looptest.Clock
 	store   *memstore.Cluster
 	servers *redistest.Net
 	nodes   map[topo.NodeID]*redistest.Fake
@@ -115,7 +110,7 @@ func (d *desk) Swap(ctx context.Context, k string, value []byte, old coord.Rev) 
 }
 
 func newWorld(t *testing.T, prepare ...func(*desk)) *world {
-	w := &world{t: t, clock: bubbleClock{time.Now()}, nodes: map[topo.NodeID]*redistest.Fake{}, desks: map[topo.NodeID]*desk{}, wait: map[topo.NodeID]func(){}}
+	w := &world{t: t, clock: looptest.NewClock(), nodes: map[topo.NodeID]*redistest.Fake{}, desks: map[topo.NodeID]*desk{}, wait: map[topo.NodeID]func(){}}
 	w.servers = redistest.NewNet(w.clock)
 	w.store = memstore.New(w.clock, "n1", "n2", "n3")
 	spec := topo.Spec{Durability: topo.Quorum, AckReplicas: 1, Timing: topo.LANTiming()}
@@ -146,7 +141,7 @@ func newWorld(t *testing.T, prepare ...func(*desk)) *world {
 }
 
 func (w *world) start(id topo.NodeID) {
-	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	log := slog.New(slog.DiscardHandler)
 	member := w.desks[id].Store
 	v := view.New(member, w.clock, key, log)
 	a, err := agent.New(agent.Options{ID: id, Node: w.nodes[id], View: v, Beats: member, Clock: w.clock, Dir: w.t.TempDir(), Log: log})
@@ -157,16 +152,9 @@ func (w *world) start(id topo.NodeID) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	var running sync.WaitGroup
-	for name, run := range map[string]func(context.Context) error{"view": v.Run, "agent": a.Run, "controller": c.Run} {
-		running.Go(func() {
-			if err := run(ctx); !errors.Is(err, context.Canceled) {
-				w.t.Errorf("%s of %s ended with %v", name, id, err)
-			}
-		})
-	}
-	w.wait[id] = func() { cancel(); running.Wait() }
+	w.wait[id] = looptest.Start(w.t, map[string]func(context.Context) error{
+		"view of " + string(id): v.Run, "agent of " + string(id): a.Run, "controller of " + string(id): c.Run,
+	})
 }
 
 func (w *world) note(e event.Event) {
@@ -187,14 +175,7 @@ func (w *world) rules() (out []string) {
 	return out
 }
 
-func (w *world) agreed() topo.Assigned {
-	doc, _ := w.store.Doc(key)
-	shard, err := topo.DecodeShard(doc.Value)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	return shard.Assigned
-}
+func (w *world) agreed() topo.Assigned { return looptest.Agreed(w.t, w.store, key) }
 
 func (w *world) timeline() (rules []string) {
 	doc, _ := w.store.Doc(topo.KeyTimeline + "s")
@@ -212,22 +193,9 @@ func (w *world) timeline() (rules []string) {
 
 func (w *world) until(what string, limit time.Duration, cond func() bool) time.Duration {
 	w.t.Helper()
-	began := time.Now()
-	for {
-		synctest.Wait()
-		if cond() {
-			return time.Since(began)
-		}
-		if time.Since(began) > limit {
-			w.t.Fatalf("not within %s: %s; agreed is %+v; rules so far: %s", limit, what, w.agreed(), w.rules())
-		}
-		<-time.After(time.Millisecond)
-	}
-}
-
-func (w *world) pass(d time.Duration) {
-	<-time.After(d)
-	synctest.Wait()
+	return looptest.Until(w.t, what, limit, cond, func() string {
+		return fmt.Sprintf("agreed is %+v; rules so far: %s", w.agreed(), w.rules())
+	})
 }
 
 // whole: somebody serves, and everybody has a vote.
@@ -239,7 +207,7 @@ func (w *world) whole() bool {
 func (w *world) bootstrap() {
 	w.t.Helper()
 	w.until("the shard is whole", patience, w.whole)
-	w.pass(500 * time.Millisecond) // the timeline is written, and everything is quiet
+	looptest.Pass(500 * time.Millisecond) // the timeline is written, and everything is quiet
 }
 
 // failover waits for service by somebody else than the primary of epoch e, and for three votes.
@@ -266,7 +234,7 @@ func TestBootstrapOfThreeNodesEndsServingWithAllEnrolled(t *testing.T) {
 				t.Errorf("%s does not hold what was written at the primary", id)
 			}
 		}
-		w.pass(20 * time.Second)
+		looptest.Pass(20 * time.Second)
 		if now := w.agreed(); now.Epoch != a.Epoch || now.Phase != topo.PhaseServing {
 			t.Fatalf("a shard that is well changed: %+v", now)
 		}
@@ -368,7 +336,7 @@ func TestFirstActOfAControllerIsItsTerm(t *testing.T) {
 		w.bootstrap()
 		before := w.agreed()
 		w.store.MoveController("n3")
-		w.pass(time.Second)
+		looptest.Pass(time.Second)
 		d := w.desks["n3"]
 		d.mu.Lock()
 		defer d.mu.Unlock()
@@ -407,7 +375,7 @@ func TestLateReportDoesNotReplaceANewerOne(t *testing.T) {
 				if err := w.store.Member("n1").Send(ctx, topo.BeatNode+"n1", body, time.Second); err != nil {
 					t.Fatal(err)
 				}
-				w.pass(time.Second)
+				looptest.Pass(time.Second)
 				if after := w.agreed(); (after.Epoch == before.Epoch) != late {
 					t.Fatalf("after a report: %+v", after)
 				}
@@ -422,7 +390,7 @@ func TestTimelineRecordsEachDecision(t *testing.T) {
 		w.bootstrap()
 		w.nodes["n1"].Crash()
 		w.failover(w.agreed().Epoch)
-		w.pass(time.Second)
+		looptest.Pass(time.Second)
 		decided := slices.DeleteFunc(w.rules(), func(r string) bool { return r == "claim-term" }) // changes no epoch, no phase, no vote
 		line := w.timeline()
 		if !slices.Equal(line, decided) {
@@ -440,10 +408,10 @@ func TestTimelineIsWrittenOnceAlthoughTheOutcomeIsUnknown(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t, func(d *desk) { d.unsure = slices.Clone(unsure) })
 				w.bootstrap() // its events are written together
-				w.pass(2 * time.Second)
+				looptest.Pass(2 * time.Second)
 				w.nodes["n1"].Crash()
 				w.failover(w.agreed().Epoch)
-				w.pass(2 * time.Second)
+				looptest.Pass(2 * time.Second)
 				decided := slices.DeleteFunc(w.rules(), func(r string) bool { return r == "claim-term" })
 				if line := w.timeline(); !slices.Equal(line, decided) {
 					t.Fatalf("timeline: %s\ndecided:  %s", line, decided)
@@ -458,7 +426,7 @@ func TestTimelineHoldsTheLastDecisions(t *testing.T) {
 	for name, end := range map[string]func(*world){
 		"the controller stops":       func(w *world) { w.wait["n1"]() },
 		"the controller is deposed":  func(w *world) { w.store.MoveController("n2") },
-		"deposed, and then it stops": func(w *world) { w.store.MoveController("n2"); w.pass(time.Millisecond); w.wait["n1"]() },
+		"deposed, and then it stops": func(w *world) { w.store.MoveController("n2"); looptest.Pass(time.Millisecond); w.wait["n1"]() },
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -469,7 +437,7 @@ func TestTimelineHoldsTheLastDecisions(t *testing.T) {
 				w.until("a decision that nobody wrote down yet", patience, func() bool { return len(w.rules()) > len(w.timeline())+1 })
 				mine := len(w.rules())
 				end(w)
-				w.pass(time.Second)
+				looptest.Pass(time.Second)
 				decided := slices.DeleteFunc(w.rules()[:mine], func(r string) bool { return r == "claim-term" })
 				if line := w.timeline(); len(line) < len(decided) || !slices.Equal(line[:len(decided)], decided) {
 					t.Fatalf("timeline: %s\ndecided:  %s", line, decided)
@@ -484,9 +452,9 @@ func TestEverythingStopsWithItsContext(t *testing.T) {
 	for name, before := range map[string]func(*world){
 		"in peace":         func(*world) {},
 		"in an outage":     func(w *world) { w.store.Outage(true) },
-		"in a failover":    func(w *world) { w.nodes["n1"].Crash(); w.pass(2 * time.Millisecond) },
-		"beside a hang":    func(w *world) { w.nodes["n1"].SetHealth(topo.HealthHung); w.pass(30 * time.Millisecond) },
-		"with unsaid news": func(w *world) { w.nodes["n1"].Crash(); w.pass(2 * time.Millisecond); w.store.Outage(true) },
+		"in a failover":    func(w *world) { w.nodes["n1"].Crash(); looptest.Pass(2 * time.Millisecond) },
+		"beside a hang":    func(w *world) { w.nodes["n1"].SetHealth(topo.HealthHung); looptest.Pass(30 * time.Millisecond) },
+		"with unsaid news": func(w *world) { w.nodes["n1"].Crash(); looptest.Pass(2 * time.Millisecond); w.store.Outage(true) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -4,13 +4,13 @@ package converge
 
 import (
 	"fmt"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/cockroachdb/datadriven"
 
+	"redoubt/internal/storytest"
 	"redoubt/internal/topo"
 )
 
@@ -21,23 +21,22 @@ import (
 //	self [promised=5] [now=10s] [lease=11s] [insync=5]                       the agent
 //	server [health=up] [role=replica] [run=r1] [frozen] [following=n2:1] [link] [partial] [at=A:100] [problem=…]
 //	next                                                                     the one next thing to do
-//	explain                                                                  every rule and what settled it
 func TestScenarios(t *testing.T) {
 	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
 		in := Input{Self: "n1", Now: 10 * time.Second, LeaseEnd: 11 * time.Second}
 		datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string {
-			a := args{d}
+			a := storytest.Args{T: t, D: d}
 			switch d.Cmd {
 			case "order":
-				in.Shard, in.Read = order(t, a), !a.has("pushed")
+				in.Shard, in.Read = order(a), !a.Has("pushed")
 			case "none":
 				in.Shard = nil
 			case "self":
-				in.Promised = topo.Epoch(a.num(t, "promised", int64(in.Promised)))
-				in.Memory.InSync = topo.Epoch(a.num(t, "insync", int64(in.Memory.InSync)))
-				in.Now, in.LeaseEnd = a.dur(t, "now", in.Now), a.dur(t, "lease", in.LeaseEnd)
+				in.Promised = topo.Epoch(a.Num("promised", int64(in.Promised)))
+				in.Memory.InSync = topo.Epoch(a.Num("insync", int64(in.Memory.InSync)))
+				in.Now, in.LeaseEnd = a.Dur("now", topo.Duration(in.Now)).D(), a.Dur("lease", topo.Duration(in.LeaseEnd)).D()
 			case "server":
-				in.Seen = server(t, a)
+				in.Seen = server(a)
 			case "next":
 				in.Memory = Remember(in.Memory, in)
 				o := Next(in)
@@ -63,84 +62,35 @@ func TestScenarios(t *testing.T) {
 	})
 }
 
-func order(t *testing.T, a args) *topo.Shard {
+func order(a storytest.Args) *topo.Shard {
 	s := &topo.Shard{Format: topo.Format, ID: "story/0", Spec: topo.Spec{Durability: topo.Quorum, AckReplicas: 1, Timing: topo.LANTiming()}}
 	for i := 1; i <= 3; i++ {
 		id := fmt.Sprintf("n%d", i)
 		s.Spec.Nodes = append(s.Spec.Nodes, topo.Node{ID: topo.NodeID(id), Addr: id + ":1"})
 	}
 	s.Assigned = topo.Assigned{
-		Epoch: topo.Epoch(a.num(t, "epoch", 0)), Phase: topo.Phase(a.str("phase", "serving")), Primary: topo.NodeID(a.str("primary", "")), RunID: a.str("run", ""),
+		Epoch: topo.Epoch(a.Num("epoch", 0)), Phase: topo.Phase(a.Str("phase", "serving")), Primary: topo.NodeID(a.Str("primary", "")), RunID: a.Str("run", ""),
 		History: []topo.HistoryEntry{{Epoch: 1, ReplID: "A"}},
 	}
-	if v := a.str("elected", ""); v != "" {
+	if v := a.Str("elected", ""); v != "" {
 		id, off, _ := strings.Cut(v, ":")
-		n, _ := strconv.ParseInt(off, 10, 64)
-		s.Assigned.Elected = &topo.Elected{Node: s.Assigned.Primary, RunID: s.Assigned.RunID, ReplID: id, Offset: n}
+		s.Assigned.Elected = &topo.Elected{Node: s.Assigned.Primary, RunID: s.Assigned.RunID, ReplID: id, Offset: storytest.Num(a.T, off)}
 	}
 	return s
 }
 
-func server(t *testing.T, a args) topo.Sighting {
-	s := topo.Sighting{Health: topo.Health(a.str("health", "up")), Frozen: a.has("frozen"), Following: a.str("following", ""), LinkUp: a.has("link"), Whole: !a.has("partial")}
+func server(a storytest.Args) topo.Sighting {
+	s := topo.Sighting{Health: topo.Health(a.Str("health", "up")), Frozen: a.Has("frozen"), Following: a.Str("following", ""), LinkUp: a.Has("link"), Whole: !a.Has("partial")}
 	if s.Health == topo.HealthUp {
-		s.Role = topo.Role(a.str("role", "replica"))
-		s.RunID = a.str("run", "r1")
+		s.Role = topo.Role(a.Str("role", "replica"))
+		s.RunID = a.Str("run", "r1")
 	}
-	if v := a.str("at", ""); v != "" {
+	if v := a.Str("at", ""); v != "" {
 		id, off, _ := strings.Cut(v, ":")
-		n, err := strconv.ParseInt(off, 10, 64)
-		if err != nil {
-			t.Fatal(err)
-		}
-		s.Pos = topo.Position{ReplID: id, Offset: n}
+		s.Pos = topo.Position{ReplID: id, Offset: storytest.Num(a.T, off)}
 	}
-	if p := a.str("problem", ""); p != "" {
+	if p := a.Str("problem", ""); p != "" {
 		s.Problems = []string{p}
 	}
 	return s
-}
-
-type args struct{ d *datadriven.TestData }
-
-func (a args) has(key string) bool {
-	for _, arg := range a.d.CmdArgs {
-		if arg.Key == key {
-			return true
-		}
-	}
-	return false
-}
-
-func (a args) str(key, def string) string {
-	for _, arg := range a.d.CmdArgs {
-		if arg.Key == key && len(arg.Vals) > 0 {
-			return strings.Join(arg.Vals, ",")
-		}
-	}
-	return def
-}
-
-func (a args) num(t *testing.T, key string, def int64) int64 {
-	v := a.str(key, "")
-	if v == "" {
-		return def
-	}
-	n, err := strconv.ParseInt(v, 10, 64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
-}
-
-func (a args) dur(t *testing.T, key string, def time.Duration) time.Duration {
-	v := a.str(key, "")
-	if v == "" {
-		return def
-	}
-	n, err := time.ParseDuration(v)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
 }

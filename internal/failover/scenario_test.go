@@ -7,13 +7,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/cockroachdb/datadriven"
 
+	"redoubt/internal/storytest"
 	"redoubt/internal/topo"
 )
 
@@ -64,7 +64,7 @@ func TestSavedStatesDecideAsRecorded(t *testing.T) {
 type story struct{ s State }
 
 func (w *story) run(t *testing.T, d *datadriven.TestData) string {
-	a := args{t: t, d: d}
+	a := storytest.Args{T: t, D: d}
 	switch d.Cmd {
 	case "shard":
 		w.shard(a)
@@ -75,7 +75,7 @@ func (w *story) run(t *testing.T, d *datadriven.TestData) string {
 		for _, arg := range d.CmdArgs {
 			f := strings.Split(arg.Key, ":")
 			w.s.Shard.Assigned.History = append(w.s.Shard.Assigned.History, topo.HistoryEntry{
-				Epoch: topo.Epoch(num(t, f[0])), ReplID: f[1], Start: num(t, f[2]), Parent: topo.Epoch(num(t, f[3])), Node: topo.NodeID(f[4]),
+				Epoch: topo.Epoch(storytest.Num(t, f[0])), ReplID: f[1], Start: storytest.Num(t, f[2]), Parent: topo.Epoch(storytest.Num(t, f[3])), Node: topo.NodeID(f[4]),
 			})
 		}
 	case "clock":
@@ -87,7 +87,7 @@ func (w *story) run(t *testing.T, d *datadriven.TestData) string {
 			delete(w.s.Sightings, topo.NodeID(arg.Key))
 		}
 	case "decide":
-		return w.decide(a.has("apply"))
+		return w.decide(a.Has("apply"))
 	case "explain":
 		var b strings.Builder
 		for _, tr := range Explain(w.s) {
@@ -107,13 +107,13 @@ func (w *story) run(t *testing.T, d *datadriven.TestData) string {
 	return ""
 }
 
-func (w *story) shard(a args) {
-	n := int(a.num("n", 3))
-	spec := topo.Spec{Deployment: "story", Durability: topo.Durability(a.str("durability", "quorum")), Timing: topo.LANTiming()}
-	spec.Timing.Burst = int(a.num("burst", 5))
+func (w *story) shard(a storytest.Args) {
+	n := int(a.Num("n", 3))
+	spec := topo.Spec{Deployment: "story", Durability: topo.Durability(a.Str("durability", "quorum")), Timing: topo.LANTiming()}
+	spec.Timing.Burst = int(a.Num("burst", 5))
 	spec.Timing.Silence = topo.Duration(600 * time.Millisecond) // the stories were told with it
 	if spec.Durability == topo.Quorum {
-		spec.AckReplicas = int(a.num("k", int64(n/2)))
+		spec.AckReplicas = int(a.Num("k", int64(n/2)))
 	}
 	for i := range n {
 		id := topo.NodeID(fmt.Sprintf("n%d", i+1))
@@ -123,81 +123,77 @@ func (w *story) shard(a args) {
 	w.s.Shard = topo.Shard{Format: topo.Format, ID: "story/0", Spec: spec, Assigned: topo.Assigned{Term: 1, Phase: topo.PhaseNew}}
 }
 
-func (w *story) assigned(a args) {
+func (w *story) assigned(a storytest.Args) {
 	as := &w.s.Shard.Assigned
-	as.Epoch = topo.Epoch(a.num("epoch", int64(as.Epoch)))
-	as.Phase = topo.Phase(a.str("phase", string(as.Phase)))
-	as.Primary = topo.NodeID(a.str("primary", string(as.Primary)))
-	as.RunID = a.str("run", as.RunID)
-	as.Secret = topo.Secret(a.str("secret", string(as.Secret)))
-	if as.Enrolled == nil || a.has("enrolled") {
+	as.Epoch = topo.Epoch(a.Num("epoch", int64(as.Epoch)))
+	as.Phase = topo.Phase(a.Str("phase", string(as.Phase)))
+	as.Primary = topo.NodeID(a.Str("primary", string(as.Primary)))
+	as.RunID = a.Str("run", as.RunID)
+	as.Secret = topo.Secret(a.Str("secret", string(as.Secret)))
+	if as.Enrolled == nil || a.Has("enrolled") {
 		as.Enrolled = map[topo.NodeID]string{}
 	}
-	for _, v := range a.list("enrolled") {
+	for _, v := range a.List("enrolled") {
 		id, run, _ := strings.Cut(v, "=")
 		as.Enrolled[topo.NodeID(id)] = run
 	}
-	if v := a.str("intent", ""); v != "" {
+	if v := a.Str("intent", ""); v != "" {
 		f := strings.Split(v+"::", ":")
 		as.Intent = &topo.Intent{ID: "i1", Kind: topo.IntentKind(f[0]), To: topo.NodeID(f[1]), By: "ops", Budget: topo.Duration(2 * time.Second), AcceptDataLoss: f[2] == "lossy"}
 	}
 	as.Paused = nil
-	if a.has("paused") {
+	if a.Has("paused") {
 		as.Paused = &topo.Pause{By: "ops"}
 	}
-	if v := a.str("elected", ""); v != "" {
+	if v := a.Str("elected", ""); v != "" {
 		f := strings.Split(v, ":")
 		as.Elected = &topo.Elected{Node: topo.NodeID(f[0]), RunID: f[1]}
 		if len(f) > 4 {
-			as.Elected.ReplID, as.Elected.Offset, as.Elected.Parent = f[2], num(a.t, f[3]), topo.Epoch(num(a.t, f[4]))
+			as.Elected.ReplID, as.Elected.Offset, as.Elected.Parent = f[2], storytest.Num(a.T, f[3]), topo.Epoch(storytest.Num(a.T, f[4]))
 		}
 	}
-	for _, v := range a.list("recent") {
-		as.Recent = append(as.Recent, num(a.t, v))
+	for _, v := range a.List("recent") {
+		as.Recent = append(as.Recent, storytest.Num(a.T, v))
 	}
 }
 
-func (w *story) clock(a args) {
-	w.s.Term = uint64(a.num("term", int64(w.s.Term)))
-	w.s.LedFor = a.dur("led", w.s.LedFor)
-	w.s.PhaseFor = a.dur("phase", w.s.PhaseFor)
-	w.s.WallMS = a.num("wall", w.s.WallMS)
-	for _, v := range a.list("read-age") {
+func (w *story) clock(a storytest.Args) {
+	w.s.Term = uint64(a.Num("term", int64(w.s.Term)))
+	w.s.LedFor = a.Dur("led", w.s.LedFor)
+	w.s.PhaseFor = a.Dur("phase", w.s.PhaseFor)
+	w.s.WallMS = a.Num("wall", w.s.WallMS)
+	for _, v := range a.List("read-age") {
 		id, age, _ := strings.Cut(v, "=")
-		d, err := time.ParseDuration(age)
-		if err != nil {
-			a.t.Fatal(err)
-		}
-		w.s.ReadAge[topo.NodeID(id)] = topo.Duration(d)
+		w.s.ReadAge[topo.NodeID(id)] = storytest.Dur(a.T, age)
 	}
 }
 
-func (w *story) see(a args) {
+func (w *story) see(a storytest.Args) {
 	as := w.s.Shard.Assigned
-	id := topo.NodeID(a.d.CmdArgs[0].Key)
-	s := Seen{Age: a.dur("age", topo.Duration(5*time.Millisecond))}
+	id := topo.NodeID(a.D.CmdArgs[0].Key)
+	s := Seen{Age: a.Dur("age", topo.Duration(5*time.Millisecond))}
 	s.Node = id
-	s.Epoch = topo.Epoch(a.num("epoch", int64(as.Epoch)))
-	s.Phase = topo.Phase(a.str("phase", string(as.Phase)))
-	s.Health = topo.Health(a.str("health", "up"))
-	s.HealthFor = a.dur("for", 0)
-	s.Role = topo.Role(a.str("role", "replica"))
-	s.RunID = a.str("run", "r"+strings.TrimPrefix(string(id), "n"))
-	s.Whole = !a.has("partial")
-	s.Backlog = !a.has("no-backlog")
-	s.Frozen, s.Fenced, s.LinkUp, s.Kept = a.has("frozen"), a.has("fenced") || a.has("frozen"), a.has("link"), a.has("kept")
-	s.Promised = topo.Epoch(a.num("promised", int64(s.Epoch)))
-	s.InSync = topo.Epoch(a.num("sync", 0))
-	s.Keys = a.num("keys", 0)
-	s.Refused = a.str("refused", "")
-	s.Open = a.has("open")
-	s.Settings = a.list("settings")
-	s.Impaired, s.ImpairedFor = a.str("impaired", ""), a.dur("impaired-for", 0)
-	if f := strings.Split(a.str("at", ""), ":"); len(f) == 2 {
-		s.Pos.ReplID, s.Pos.Offset, s.Pos.Offset2 = f[0], num(a.t, f[1]), -1
+	s.Epoch = topo.Epoch(a.Num("epoch", int64(as.Epoch)))
+	s.Phase = topo.Phase(a.Str("phase", string(as.Phase)))
+	s.Health = topo.Health(a.Str("health", "up"))
+	s.HealthFor = a.Dur("for", 0)
+	s.Role = topo.Role(a.Str("role", "replica"))
+	s.RunID = a.Str("run", "r"+strings.TrimPrefix(string(id), "n"))
+	s.Whole = !a.Has("partial")
+	s.Backlog = !a.Has("no-backlog")
+	s.Frozen, s.Fenced, s.LinkUp, s.Kept = a.Has("frozen"), a.Has("fenced") || a.Has("frozen"), a.Has("link"), a.Has("kept")
+	s.Promised = topo.Epoch(a.Num("promised", int64(s.Epoch)))
+	s.InSync = topo.Epoch(a.Num("sync", 0))
+	s.Keys = a.Num("keys", 0)
+	s.Refused = a.Str("refused", "")
+	s.Open = a.Has("open")
+	s.Settings = a.List("settings")
+	s.Impaired, s.ImpairedFor = a.Str("impaired", ""), a.Dur("impaired-for", 0)
+	if f := strings.Split(a.Str("at", ""), ":"); len(f) == 2 {
+		s.Pos.ReplID, s.Pos.Offset, s.Pos.Offset2 = f[0], storytest.Num(a.T, f[1]), -1
 	}
-	if f := strings.Split(a.str("from", ""), ":"); len(f) == 2 {
-		s.Pos.ReplID2, s.Pos.Offset2 = f[0], num(a.t, f[1])
+	if f := strings.Split(a.Str("from", ""), ":"); len(f) == 2 {
+		s.Pos.ReplID2, s.Pos.Offset2 = f[0], storytest.Num(a.T, f[1])
 	}
 	w.s.Sightings[id] = s
 }
@@ -239,61 +235,4 @@ func (w *story) decide(apply bool) string {
 		w.s.Shard.Assigned = *n
 	}
 	return out
-}
-
-// args reads a command's arguments.
-type args struct {
-	t *testing.T
-	d *datadriven.TestData
-}
-
-func (a args) list(key string) []string {
-	for _, arg := range a.d.CmdArgs {
-		if arg.Key == key {
-			return arg.Vals
-		}
-	}
-	return nil
-}
-
-func (a args) has(key string) bool {
-	for _, arg := range a.d.CmdArgs {
-		if arg.Key == key {
-			return true
-		}
-	}
-	return false
-}
-
-func (a args) str(key, def string) string {
-	if v := a.list(key); len(v) > 0 {
-		return strings.Join(v, ",")
-	}
-	return def
-}
-
-func (a args) num(key string, def int64) int64 {
-	if v := a.str(key, ""); v != "" {
-		return num(a.t, v)
-	}
-	return def
-}
-
-func (a args) dur(key string, def topo.Duration) topo.Duration {
-	if v := a.str(key, ""); v != "" {
-		d, err := time.ParseDuration(v)
-		if err != nil {
-			a.t.Fatal(err)
-		}
-		return topo.Duration(d)
-	}
-	return def
-}
-
-func num(t *testing.T, s string) int64 {
-	n, err := strconv.ParseInt(s, 10, 64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
 }

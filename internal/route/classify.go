@@ -70,13 +70,13 @@ func (t *Table) Classify(args [][]byte) Verdict {
 func refusal(row *Row) (Class, string) {
 	switch row.verb {
 	case verbReplicaof:
-		return Forbidden, "ERR " + row.Name + " is refused: Redoubt decides who is primary; use 'redoubt switchover' or 'redoubt node add'"
+		return Forbidden, "ERR " + row.Name + " is refused: Redoubt decides who is primary; use 'redoubt switchover' to move it"
 	case verbShutdown:
-		return Forbidden, "ERR SHUTDOWN is refused: use 'redoubt switchover' first, then 'redoubt node remove' or stop the agent"
+		return Forbidden, "ERR SHUTDOWN is refused: stop the member instead (SIGTERM), which hands the primary over and stops its server"
 	case verbFailover:
 		return Forbidden, "ERR FAILOVER is refused: use 'redoubt switchover' (planned) or 'redoubt failover'"
 	case verbSync:
-		return Forbidden, "ERR " + row.Name + " is refused: only nodes of the roster replicate; use 'redoubt node add', or 'redoubt backup' for a copy"
+		return Forbidden, "ERR " + row.Name + " is refused: only nodes of the roster replicate"
 	case verbSentinel:
 		return Write, "" // the backend's error is what a client that probes for a Sentinel expects
 	}
@@ -116,7 +116,7 @@ func classifyConfig(args [][]byte) (Class, string) {
 		for i := 2; i < len(args); i += 2 {
 			name := " " + strings.ToLower(string(args[i])) + " "
 			if len(args[i]) < nameMax && strings.Contains(strings.ReplaceAll(replicationSettings, "\n", " "), name) {
-				return Forbidden, "ERR CONFIG SET" + name + "is refused: Redoubt manages this setting; change the deployment's configuration, or see 'redoubt doctor'"
+				return Forbidden, "ERR CONFIG SET" + name + "is refused: Redoubt manages this setting; change the deployment's configuration"
 			}
 		}
 	}
@@ -132,7 +132,7 @@ func classifyDebug(args [][]byte) (Class, string) {
 			}
 		}
 	}
-	return Forbidden, "ERR this DEBUG subcommand is refused through the proxy: it can end or alter a server behind Redoubt's back; use 'redoubt drill' to try faults"
+	return Forbidden, "ERR this DEBUG subcommand is refused through the proxy: it can end or alter a server behind Redoubt's back"
 }
 
 // Is compares an argument with an upper-case word, whatever the argument's case.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"redoubt/internal/topo"
+	"redoubt/internal/view"
 )
 
 const noSuchMaster = "ERR No such master with that name"
@@ -152,9 +153,9 @@ func (se *session) infoCache(names []string) {
 		se.array(0)
 		return
 	}
-	var nodes []seen
+	var nodes []view.Seen
 	for _, n := range snap.Shard.Spec.Nodes {
-		if g, ok := r.nodes[n.ID]; ok {
+		if g, ok := r.Nodes[n.ID]; ok {
 			nodes = append(nodes, g)
 		}
 	}
@@ -167,7 +168,7 @@ func (se *session) infoCache(names []string) {
 			role = "master"
 		}
 		se.array(2)
-		se.number((g.age + se.s.o.Clock.Uptime() - r.at).Milliseconds())
+		se.number((g.Age + se.s.o.Clock.Uptime() - r.at).Milliseconds())
 		se.bulk(fmt.Sprintf("# Server\r\nredis_version:%s\r\nprocess_id:%d\r\nrun_id:%s\r\n\r\n# Replication\r\nrole:%s\r\nmaster_replid:%s\r\nmaster_repl_offset:%d\r\n",
 			g.Version, g.PID, g.RunID, role, g.Pos.ReplID, g.Pos.Offset))
 	}

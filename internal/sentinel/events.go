@@ -96,10 +96,10 @@ func (s *Server) announceMembers(old, now *reports) {
 		return
 	}
 	known := map[string]bool{}
-	for _, m := range old.members {
+	for _, m := range old.Members {
 		known[m.ID+" "+m.SentinelAddr] = true
 	}
-	for _, m := range now.members {
+	for _, m := range now.Members {
 		if m.SentinelAddr != "" && m.ID != s.o.Member && !known[m.ID+" "+m.SentinelAddr] {
 			id := identity("sentinel", s.o.Name, m.ID)
 			ip, port := split(m.SentinelAddr)

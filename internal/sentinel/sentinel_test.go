@@ -175,7 +175,7 @@ func TestSentinelClientOfGoRedisReadsAllMaps(t *testing.T) {
 	w.report(t, topo.BeatNode+"n2", topo.Sighting{Node: "n2", Health: topo.HealthUp, Role: topo.RoleReplica, LinkUp: true, RunID: "r2", Pos: topo.Position{Offset: 42}})
 	w.report(t, topo.BeatNode+"n3", topo.Sighting{Node: "n3", Health: topo.HealthExited, HealthFor: topo.Duration(5 * time.Second)})
 	s := face(t, w, Options{Mode: ModeDirect, Voters: func() int { return 5 }})
-	eventually(t, "the reports", func() bool { return len(s.reports.Load().nodes) == 2 })
+	eventually(t, "the reports", func() bool { return len(s.reports.Load().Nodes) == 2 })
 	c := goredis.NewSentinelClient(&goredis.Options{Addr: s.Addr()})
 	defer c.Close()
 	ctx := t.Context()

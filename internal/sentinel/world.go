@@ -6,26 +6,19 @@ import (
 	"context"
 	"crypto/sha1"
 	"encoding/hex"
-	"encoding/json"
 	"fmt"
 	"net"
-	"slices"
 	"strings"
 	"time"
 
 	"redoubt/internal/topo"
+	"redoubt/internal/view"
 )
 
 // reports is what members and agents said lately. It is replaced as a whole, never changed.
 type reports struct {
-	at      time.Duration // clock.Uptime; zero: never read
-	nodes   map[topo.NodeID]seen
-	members []topo.MemberReport // sorted by id
-}
-
-type seen struct {
-	topo.Sighting
-	age time.Duration // when read
+	view.Reports
+	at time.Duration // clock.Uptime; zero: never read
 }
 
 // refreshLoop keeps the reports at most refreshBusy old while somebody is connected.
@@ -54,24 +47,9 @@ func (s *Server) refresh(ctx context.Context) {
 	if err != nil {
 		return
 	}
-	r := &reports{at: s.o.Clock.Uptime(), nodes: map[topo.NodeID]seen{}}
-	for name, b := range beats {
-		if id, ok := strings.CutPrefix(name, topo.BeatNode); ok {
-			var g topo.Sighting
-			if json.Unmarshal(b.Body, &g) == nil {
-				r.nodes[topo.NodeID(id)] = seen{g, b.Age}
-			}
-		}
-		if strings.HasPrefix(name, topo.BeatMember) {
-			var m topo.MemberReport
-			if json.Unmarshal(b.Body, &m) == nil {
-				r.members = append(r.members, m)
-			}
-		}
-	}
-	slices.SortFunc(r.members, func(x, y topo.MemberReport) int { return strings.Compare(x.ID, y.ID) })
+	r := &reports{view.DecodeReports(beats), s.o.Clock.Uptime()}
 	old := s.reports.Load()
-	if len(r.members) == 0 && len(r.nodes) == 0 && len(old.members) > 0 && r.at-old.at < 5*time.Second {
+	if len(r.Members) == 0 && len(r.Nodes) == 0 && len(old.Members) > 0 && r.at-old.at < 5*time.Second {
 		return // the controller moved a moment ago, and nobody has reported to the new one yet
 	}
 	s.reports.Store(r)
@@ -126,7 +104,7 @@ func (s *Server) primary() (i instance, ok bool) {
 	}
 	ip, port := split(addr)
 	i = instance{name: s.o.Name, ip: ip, port: port, down: !serving}
-	for id, g := range s.reports.Load().nodes {
+	for id, g := range s.reports.Load().Nodes {
 		if n, in := snap.Shard.Spec.Node(id); in && n.Addr == addr {
 			i.runID, i.downFor = g.RunID, g.HealthFor.D()
 		}
@@ -139,7 +117,7 @@ func (s *Server) proxyAddr() string {
 	if s.o.ProxyAddr != "" {
 		return s.o.ProxyAddr
 	}
-	for _, m := range s.reports.Load().members {
+	for _, m := range s.reports.Load().Members {
 		if m.ProxyAddr != "" {
 			return m.ProxyAddr
 		}
@@ -162,10 +140,10 @@ func (s *Server) replicas() []replica {
 	var out []replica
 	if s.o.Mode == ModeProxy {
 		best := int64(0)
-		for _, g := range r.nodes {
+		for _, g := range r.Nodes {
 			best = max(best, g.Pos.Offset)
 		}
-		for _, m := range r.members {
+		for _, m := range r.Members {
 			if m.ReadonlyAddr != "" {
 				ip, port := split(m.ReadonlyAddr)
 				i := instance{name: m.ReadonlyAddr, ip: ip, port: port, runID: identity("readonly", m.ReadonlyAddr)}
@@ -184,14 +162,14 @@ func (s *Server) replicas() []replica {
 		if i.addr() == p.addr() {
 			continue
 		}
-		g, reported := r.nodes[n.ID]
+		g, reported := r.Nodes[n.ID]
 		i.runID, i.down, i.downFor = g.RunID, !reported || g.Health != topo.HealthUp, g.HealthFor.D()
 		rep := replica{instance: i, linkUp: g.LinkUp && g.Role == topo.RoleReplica, priority: n.Priority, offset: g.Pos.Offset}
 		if rep.priority == 0 {
 			rep.priority = 100 // what Sentinel shows by default; 0 would mean "never promote"
 		}
 		if !rep.linkUp {
-			rep.linkDown = g.age + time.Millisecond
+			rep.linkDown = g.Age + time.Millisecond
 		}
 		out = append(out, rep)
 	}
@@ -201,7 +179,7 @@ func (s *Server) replicas() []replica {
 // others returns the faces of the other live members.
 func (s *Server) others() []instance {
 	var out []instance
-	for _, m := range s.reports.Load().members {
+	for _, m := range s.reports.Load().Members {
 		if m.SentinelAddr == "" || m.ID == s.o.Member {
 			continue
 		}
@@ -214,7 +192,7 @@ func (s *Server) others() []instance {
 
 // usable is how many members report, and voters how many there are.
 func (s *Server) usable() (usable, voters int) {
-	usable = len(s.reports.Load().members)
+	usable = len(s.reports.Load().Members)
 	voters = usable
 	if s.o.Voters != nil {
 		voters = max(s.o.Voters(), usable)

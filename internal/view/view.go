@@ -2,6 +2,7 @@
 
 // Package view keeps this process's copy of a shard's document: one read loop and one watch per process, an atomic
 // pointer for everybody else. Agents, proxies and faces read it; only controllers write documents, through the store.
+// Beside it, DecodeReports reads what agents and members report, for the faces that show it.
 // Its invariant: a snapshot never goes back in revision, and ReadStart is the start of a linearizable read that returned
 // this revision, so leases can be counted from it. One goroutine, inside Run.
 package view

@@ -5,7 +5,6 @@ package view_test
 import (
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"sync"
 	"testing"
@@ -14,15 +13,10 @@ import (
 
 	"redoubt/internal/coord"
 	"redoubt/internal/coord/memstore"
+	"redoubt/internal/looptest"
 	"redoubt/internal/topo"
 	"redoubt/internal/view"
 )
-
-// bubbleClock counts on package time, which is fake inside a synctest bubble.
-type bubbleClock struct{ began time.Time }
-
-func (c bubbleClock) Now() time.Time        { return time.Now() }
-func (c bubbleClock) Uptime() time.Duration { return time.Hour + time.Since(c.began) }
 
 // gate stands between a view and its store, and holds reads back or answers them from the past.
 type gate struct {
@@ -70,7 +64,7 @@ const key = topo.KeyShard + "s"
 // world is a view over a store in memory, in a bubble.
 type world struct {
 	t     *testing.T
-	clock bubbleClock
+	clock looptest.Clock
 	store *memstore.Cluster
 	gate  *gate
 	view  *view.View
@@ -79,11 +73,11 @@ type world struct {
 }
 
 func start(t *testing.T, pushs chan coord.Doc) *world {
-	w := &world{t: t, clock: bubbleClock{time.Now()}, ended: make(chan error, 1)}
+	w := &world{t: t, clock: looptest.NewClock(), ended: make(chan error, 1)}
 	w.store = memstore.New(w.clock, "m1")
 	w.gate = &gate{Docs: w.store.Member("m1"), pushs: pushs}
 	w.write(serving(1, "run1"))
-	w.view = view.New(w.gate, w.clock, key, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	w.view = view.New(w.gate, w.clock, key, slog.New(slog.DiscardHandler))
 	var ctx context.Context
 	ctx, w.end = context.WithCancel(t.Context())
 	go func() { w.ended <- w.view.Run(ctx) }()
@@ -121,11 +115,6 @@ func (w *world) put(b []byte) coord.Doc {
 	return doc
 }
 
-func (w *world) pass(d time.Duration) {
-	<-time.After(d)
-	synctest.Wait()
-}
-
 func (w *world) fresh() bool { return w.view.Load().Fresh(w.clock.Uptime()) }
 
 func TestReadsConfirmTheDocumentAndExtendTheLease(t *testing.T) {
@@ -136,7 +125,7 @@ func TestReadsConfirmTheDocumentAndExtendTheLease(t *testing.T) {
 			t.Fatalf("after the first read: %+v", first)
 		}
 		for range 20 {
-			w.pass(100 * time.Millisecond)
+			looptest.Pass(100 * time.Millisecond)
 			if s := w.view.Load(); s.ReadStart <= first.ReadStart || s.Rev != first.Rev || !w.fresh() {
 				t.Fatalf("after another beat: %+v", s)
 			}
@@ -157,7 +146,7 @@ func TestPushedRevisionOfTheSameTenureKeepsTheLease(t *testing.T) {
 		if s.Rev != doc.Rev || s.Confirmed || s.ReadStart != before.ReadStart || !w.fresh() {
 			t.Fatalf("read at %s; the pushed revision of the same tenure: %+v", before.ReadStart, s)
 		}
-		w.pass(topo.LANTiming().Lease.D())
+		looptest.Pass(topo.LANTiming().Lease.D())
 		if w.fresh() {
 			t.Fatal("pushes alone kept a lease alive")
 		}
@@ -181,7 +170,7 @@ func TestPushedRevisionOfANewTenureEndsTheLease(t *testing.T) {
 					t.Fatalf("a push of another tenure: %+v", s)
 				}
 				w.gate.set(func(g *gate) { g.fail = nil })
-				w.pass(topo.LANTiming().Beat.D())
+				looptest.Pass(topo.LANTiming().Beat.D())
 				if s := w.view.Load(); !s.Confirmed || !w.fresh() {
 					t.Fatalf("after a read: %+v", s)
 				}
@@ -193,7 +182,7 @@ func TestPushedRevisionOfANewTenureEndsTheLease(t *testing.T) {
 func TestPushIsConfirmedAtOnceByARead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := start(t, nil)
-		w.pass(30 * time.Millisecond) // between two beats
+		looptest.Pass(30 * time.Millisecond) // between two beats
 		changed := w.view.Next()
 		doc := w.write(serving(2, "run1"))
 		select {
@@ -213,7 +202,7 @@ func TestViewNeverGoesBack(t *testing.T) {
 		w := start(t, pushs)
 		old, _ := w.store.Doc(key)
 		w.gate.set(func(g *gate) { g.delay = 300 * time.Millisecond }) // a read that sees the old revision and answers late
-		w.pass(150 * time.Millisecond)
+		looptest.Pass(150 * time.Millisecond)
 		newer := w.write(serving(2, "run1"))
 		pushs <- newer
 		synctest.Wait()
@@ -221,7 +210,7 @@ func TestViewNeverGoesBack(t *testing.T) {
 		if pushed.Rev != newer.Rev || pushed.Confirmed {
 			t.Fatalf("after the push: %+v", pushed)
 		}
-		w.pass(260 * time.Millisecond) // the late answer is there, the next one is not
+		looptest.Pass(260 * time.Millisecond) // the late answer is there, the next one is not
 		if s := w.view.Load(); s != pushed {
 			t.Fatalf("the answer of an older read: %+v", s)
 		}
@@ -230,7 +219,7 @@ func TestViewNeverGoesBack(t *testing.T) {
 		if s := w.view.Load(); s != pushed {
 			t.Fatalf("an old push: %+v", s)
 		}
-		w.pass(time.Second)
+		looptest.Pass(time.Second)
 		if s := w.view.Load(); s.Rev != newer.Rev || !s.Confirmed {
 			t.Fatalf("after a read: %+v", s)
 		}
@@ -241,13 +230,13 @@ func TestLeaseCountsFromTheStartOfTheRead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := start(t, nil)
 		w.gate.set(func(g *gate) { g.delay = 400 * time.Millisecond })
-		w.pass(2 * time.Second)
+		looptest.Pass(2 * time.Second)
 		var asked []time.Time
 		w.gate.set(func(g *gate) { asked = g.asked })
 		s := w.view.Load()
 		last := time.Duration(0)
 		for _, at := range asked {
-			if begun := time.Hour + at.Sub(w.clock.began); begun+400*time.Millisecond <= w.clock.Uptime() {
+			if begun := w.clock.Uptime() - time.Since(at); begun+400*time.Millisecond <= w.clock.Uptime() {
 				last = begun
 			}
 		}
@@ -260,19 +249,19 @@ func TestLeaseCountsFromTheStartOfTheRead(t *testing.T) {
 func TestOutageOfTheStoreLetsTheSnapshotAge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := start(t, nil)
-		w.pass(time.Second)
+		looptest.Pass(time.Second)
 		w.store.Outage(true)
 		kept := w.view.Load()
-		w.pass(topo.LANTiming().Lease.D() - 101*time.Millisecond) // the latest read is a beat old at most
+		looptest.Pass(topo.LANTiming().Lease.D() - 101*time.Millisecond) // the latest read is a beat old at most
 		if !w.fresh() {
 			t.Fatal("the lease ended too early")
 		}
-		w.pass(101 * time.Millisecond)
+		looptest.Pass(101 * time.Millisecond)
 		if w.fresh() || w.view.Load() != kept {
 			t.Fatalf("a lease outlived an outage: %+v", w.view.Load())
 		}
 		w.store.Outage(false)
-		w.pass(topo.LANTiming().Beat.D())
+		looptest.Pass(topo.LANTiming().Beat.D())
 		if !w.fresh() {
 			t.Fatal("no lease after the outage")
 		}
@@ -284,7 +273,7 @@ func TestUnusableDocumentDoesNotReplaceAGoodOne(t *testing.T) {
 		w := start(t, nil)
 		for _, b := range []string{"{", `{"format": 999}`, `{"format": 1, "assigned": {"phase": "dancing"}}`} {
 			w.put([]byte(b))
-			w.pass(time.Second)
+			looptest.Pass(time.Second)
 			if s := w.view.Load(); s.Rev != 1 || s.Shard.Assigned.Epoch != 1 || w.fresh() {
 				t.Fatalf("after %s: %+v", b, s)
 			}
@@ -303,7 +292,7 @@ func TestViewEndsWithItsContext(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := start(t, nil)
 				w.gate.set(func(g *gate) { g.delay = delay })
-				w.pass(150 * time.Millisecond)
+				looptest.Pass(150 * time.Millisecond)
 				at := time.Now()
 				w.end()
 				err := <-w.ended
