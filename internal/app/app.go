@@ -14,6 +14,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -170,10 +171,16 @@ func (m *member) startNode(ctx context.Context) error {
 func (m *member) startFaces(shard string) error {
 	c := m.o.Config
 	if c.Proxy.Listen != "" {
+		limits := proxy.Limits{Clients: c.Proxy.Clients, ParkedCommands: c.Proxy.ParkCommands, ParkedBytes: int(c.Proxy.ParkBytes), LagMax: int64(c.Proxy.ReadonlyLag)}
+		limits.Loops = proxy.DefaultLimits().Loops
+		if os.Getenv("GOMAXPROCS") == "" {
+			// A loop that waits for events counts as running for up to 10 ms; nothing else may have to wait for that.
+			runtime.GOMAXPROCS(runtime.NumCPU() + limits.Loops)
+		}
 		p, err := proxy.New(proxy.Options{
 			View: m.view, Clock: m.clock, ID: c.Member.ID, Listen: c.Proxy.Listen, ListenReadonly: c.Proxy.ReadonlyListen,
 			Beats: m.store, Password: m.deploy.Password, ReadConsistency: proxy.Consistency(c.Proxy.Reads), Log: m.log, Events: m.event,
-			Limits: proxy.Limits{Clients: c.Proxy.Clients, ParkedCommands: c.Proxy.ParkCommands, ParkedBytes: int(c.Proxy.ParkBytes), LagMax: int64(c.Proxy.ReadonlyLag)},
+			Limits: limits,
 		})
 		if err != nil {
 			return fmt.Errorf("set up the proxy: %w", err)

@@ -7,6 +7,7 @@ package clock
 
 import (
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -28,8 +29,9 @@ func (Real) Now() time.Time { return time.Now() }
 // Uptime returns CLOCK_BOOTTIME (Linux), which counts suspend.
 func (Real) Uptime() time.Duration {
 	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
-		panic("read CLOCK_BOOTTIME: " + err.Error()) // every supported kernel has it
+	// Called for every batch of the data path. It never blocks, so the runtime need not know of it.
+	if _, _, errno := unix.RawSyscall(unix.SYS_CLOCK_GETTIME, unix.CLOCK_BOOTTIME, uintptr(unsafe.Pointer(&ts)), 0); errno != 0 {
+		panic("read CLOCK_BOOTTIME: " + errno.Error()) // every supported kernel has it
 	}
 	return time.Duration(ts.Nano())
 }

@@ -121,7 +121,7 @@ func (s *session) describe() string {
 		flag = "r"
 	}
 	return fmt.Sprintf("id=%d addr=%s laddr=%s fd=0 name=%s age=%d idle=%d flags=%s db=%d sub=0 psub=0 ssub=0 multi=-1 qbuf=0 qbuf-free=0 argv-mem=0 multi-mem=0 obl=0 oll=%d omem=%d tot-mem=0 events=r cmd=%s user=default redir=-1 resp=%d lib-name=%s lib-ver=%s",
-		s.id, s.conn.RemoteAddr(), s.conn.LocalAddr(), s.name, int(time.Since(s.born).Seconds()), 0, flag, s.dbA.Load(), s.inflight.Load(), s.out.pending(),
+		s.id, s.sock.far, s.sock.near(), s.name, int(time.Since(s.born).Seconds()), 0, flag, s.dbA.Load(), s.inflight.Load(), s.out.pending(),
 		"NULL", s.protoNow(), s.lib, s.libVer)
 }
 
@@ -159,7 +159,7 @@ func (s *session) clientKill(args [][]byte) []byte {
 	if len(args) == 1 {
 		skipMe = false
 		addr := string(args[0])
-		want = append(want, func(o *session) bool { return o.conn.RemoteAddr().String() == addr })
+		want = append(want, func(o *session) bool { return o.sock.far.String() == addr })
 	}
 	for i := 0; i+1 < len(args); i += 2 {
 		v := string(args[i+1])
@@ -167,9 +167,9 @@ func (s *session) clientKill(args [][]byte) []byte {
 		case route.Is(args[i], "ID"):
 			want = append(want, func(o *session) bool { return strconv.FormatUint(o.id, 10) == v })
 		case route.Is(args[i], "ADDR"):
-			want = append(want, func(o *session) bool { return o.conn.RemoteAddr().String() == v })
+			want = append(want, func(o *session) bool { return o.sock.far.String() == v })
 		case route.Is(args[i], "LADDR"):
-			want = append(want, func(o *session) bool { return o.conn.LocalAddr().String() == v })
+			want = append(want, func(o *session) bool { return o.sock.near().String() == v })
 		case route.Is(args[i], "SKIPME"):
 			skipMe = !strings.EqualFold(v, "no")
 		default:

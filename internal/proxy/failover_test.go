@@ -191,6 +191,7 @@ func TestAHungPrimaryIsLeftBehindWhenTheNextOneServes(t *testing.T) {
 	waitFor(t, "replicated", func() bool { return s.nodes[1].do(t, "GET", "a") == "1" })
 	s.nodes[0].signal(syscall.SIGSTOP)
 	c.send("SET", "a", "2")
+	waitFor(t, "in flight", func() bool { return s.p.Stats().InFlight >= 2 })
 	r.send("GET", "a")
 	waitFor(t, "in flight", func() bool { return s.p.Stats().InFlight >= 3 })
 	s.write(func(a *topo.Assigned) { a.Epoch++; a.Phase = topo.PhaseFencing })

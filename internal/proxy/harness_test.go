@@ -452,11 +452,12 @@ func (s *shard) switchover(from, to *node) {
 
 // failover promotes the replica that holds most, after the primary has died.
 func (s *shard) failover() {
+	dead := s.spec.Assigned.Primary
 	s.write(func(a *topo.Assigned) { a.Epoch++; a.Phase = topo.PhaseFencing })
 	var to *node
 	best := int64(-1)
 	for _, n := range s.nodes {
-		if n.isGone() || n.id == s.spec.Assigned.Primary {
+		if n.isGone() || n.id == dead {
 			continue
 		}
 		n.do(s.t, "REPLICAOF", "127.0.0.1", "0")
@@ -467,7 +468,7 @@ func (s *shard) failover() {
 	to.do(s.t, "REPLICAOF", "NO", "ONE")
 	s.serve(to)
 	for _, n := range s.nodes {
-		if n != to && !n.isGone() {
+		if n != to && n.id != dead && !n.isGone() {
 			s.follow(n, to)
 		}
 	}

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"runtime"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,7 +16,8 @@ type poolKey struct {
 	proto    int
 	db       int
 	readonly bool // of the read-only port
-	own      bool // for one session at a time
+	loop     int  // which reads and writes the connection
+	own      bool // for one session at a time, by goroutines
 	user     string
 	password string
 }
@@ -36,9 +36,12 @@ type lane struct {
 	slot int // within its pool: spreads replicas
 	// readsOnly marks the lane of a pool on which nothing waits behind a WAIT; constant.
 	readsOnly bool
+	loop      *loop // nil: an own lane
+	dirty     bool  // owned by the loop: got commands in this round
 	wake      chan struct{}
 	over      chan struct{} // closed by shut
 
+	send     sync.Mutex // held from taking a batch until it is written; before mu
 	mu       sync.Mutex // guards what follows
 	own      *session   // own lanes: whose; nil: spare
 	pend     *batch
@@ -84,6 +87,7 @@ var (
 	errParkFull = errors.New("too much is parked")
 	errClosed   = errors.New("lane is closed")
 	errBroken   = errors.New("a part of the transaction was given up")
+	errFull     = errors.New("the lane's batch is full")
 )
 
 func (p *Proxy) newLane(key poolKey, slot int) *lane {
@@ -130,7 +134,7 @@ func (l *lane) shut() {
 // cut closes the connection, or the one that is being made; the caller holds l.mu.
 func (l *lane) cut() {
 	if l.link != nil {
-		_ = l.link.conn.Close()
+		l.link.cut()
 	}
 	if l.dialing != nil {
 		l.dialing()
@@ -141,111 +145,11 @@ func (l *lane) cutIfStale(o *order) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.link != nil && l.link.to.t != nil && l.link.to.t != o.t {
-		_ = l.link.conn.Close()
+		l.link.cut()
 	}
 	if l.dialing != nil && l.dialTo.t != nil && l.dialTo.t != o.t {
 		l.dialing()
 	}
-}
-
-// push queues a session's commands: chunk holds their bytes one behind the other. errParkFull: nothing was queued,
-// because there is no primary and the parking limits are reached.
-func (l *lane) push(s *session, chunk []byte, items []item) error {
-	l.mu.Lock()
-	for l.up && len(l.pend.buf) > batchBytesMax && !l.closed {
-		l.room.Wait()
-	}
-	if l.closed {
-		l.mu.Unlock()
-		return errClosed
-	}
-	if t := l.st.txn; t != nil && t.broken && (items[0].op == opQueued || items[0].op.ends()) {
-		l.mu.Unlock()
-		return errBroken
-	}
-	var at uint32
-	if !l.up {
-		if !l.p.budget.room(int64(len(items)), int64(len(chunk))) {
-			l.mu.Unlock()
-			return errParkFull
-		}
-		at = l.p.stamp()
-		l.hold(int64(len(items)), int64(len(chunk)))
-		l.p.stats.parked.Add(uint64(len(items)))
-	}
-	s.inflight.Add(int64(len(items)))
-	if s.redo.Load() > 0 || len(l.redo) > 0 && l.key.own {
-		l.pushRedo(s, chunk, items, at)
-	} else {
-		l.pushPend(s, chunk, items, at)
-	}
-	l.mu.Unlock()
-	l.nudge()
-	return nil
-}
-
-func (l *lane) pushPend(s *session, chunk []byte, items []item, at uint32) {
-	for _, it := range items {
-		if it.flags&fence != 0 && l.pend.wants {
-			l.queue = append(l.queue, l.pend)
-			l.pend = l.p.newBatch()
-		}
-		b, command := l.pend, chunk[:it.n]
-		chunk = chunk[it.n:]
-		if l.key.own {
-			command = l.st.pushed(&it, command)
-		}
-		s.seq++
-		b.ents = append(b.ents, entry{s: s, x: it.x, off: uint32(len(b.buf)), n: uint32(len(command)), seq: s.seq, at: at, flags: it.flags, op: it.op})
-		b.buf = append(b.buf, command...)
-		b.wants = b.wants || it.flags&commits != 0
-	}
-}
-
-// pushRedo queues behind commands of the same session that have to be sent again first.
-func (l *lane) pushRedo(s *session, chunk []byte, items []item, at uint32) {
-	if at == 0 {
-		at = l.p.stamp()
-		l.hold(int64(len(items)), int64(len(chunk)))
-	}
-	for _, it := range items {
-		command := chunk[:it.n]
-		chunk = chunk[it.n:]
-		if l.key.own {
-			command = l.st.pushed(&it, command)
-		}
-		s.seq++
-		s.redo.Add(1)
-		e := entry{s: s, x: it.x, n: uint32(len(command)), seq: s.seq, at: at, flags: it.flags, op: it.op}
-		e.need().data = slices.Clone(command)
-		l.redo = append(l.redo, e)
-	}
-}
-
-// hold keeps the account of what is parked; the caller holds l.mu.
-func (l *lane) hold(commands, bytes int64) {
-	l.held += commands
-	l.heldMem += bytes
-	l.p.budget.add(commands, bytes)
-}
-
-// recount puts the account right after commands have left the queues; the caller holds l.mu.
-func (l *lane) recount() {
-	commands, bytes := int64(0), int64(0)
-	add := func(ents []entry) {
-		for i := range ents {
-			if ents[i].at != 0 {
-				commands++
-				bytes += int64(ents[i].n)
-			}
-		}
-	}
-	add(l.redo)
-	add(l.pend.ents)
-	for _, b := range l.queue {
-		add(b.ents)
-	}
-	l.hold(commands-l.held, bytes-l.heldMem)
 }
 
 // run is the lane's goroutine: it connects, sends, recovers and gives up what was parked too long.
@@ -274,7 +178,7 @@ func (l *lane) finish() {
 	k := l.link
 	l.mu.Unlock()
 	if k != nil {
-		_ = k.conn.Close()
+		k.cut()
 		<-k.done
 		l.recover(k)
 	}
@@ -301,7 +205,9 @@ func (l *lane) step(o *order) time.Duration {
 		k = l.connect(to, o)
 	}
 	if k != nil {
+		l.send.Lock()
 		l.flush(k, o)
+		l.send.Unlock()
 		if k.demoted.Load() || k.ended() {
 			return time.Millisecond
 		}
@@ -336,7 +242,7 @@ func (l *lane) dropLink(k *link, o *order) bool {
 	} else if !stale {
 		l.retryAt = time.Now().Add(backoffMin)
 	}
-	_ = k.conn.Close()
+	k.cut()
 	<-k.done
 	l.recover(k)
 	if stale {
@@ -354,10 +260,14 @@ func (l *lane) delay() {
 // retryFor reports whether the pacing still applies: a new destination is tried at once.
 func (l *lane) retryFor(to target) bool { return l.last == to }
 
-// flush sends what has accumulated, for as long as that is allowed.
+// flush sends what has accumulated, for as long as that is allowed; the caller holds l.send.
 func (l *lane) flush(k *link, o *order) {
 	for !k.demoted.Load() && !k.ended() {
-		runtime.Gosched() // sessions that are ready to run add their commands to this batch
+		if k.sock == nil {
+			runtime.Gosched() // sessions that are ready to run add their commands to this batch
+		} else if !k.finishRest() {
+			return
+		}
 		if k.to.t != nil {
 			l.p.inflight.Add(1)
 			if !l.p.maySend(o) {
@@ -380,6 +290,25 @@ func (l *lane) flush(k *link, o *order) {
 	}
 }
 
+// flushOnLoop sends what the clients of the loop have given to the lane in this round. Whatever is not usual is left to
+// the lane's goroutine.
+func (l *lane) flushOnLoop() {
+	k, o := l.current(), l.p.order.Load()
+	if k == nil {
+		l.nudge()
+		return
+	}
+	l.send.Lock()
+	l.flush(k, o)
+	l.send.Unlock()
+	l.mu.Lock()
+	usual := l.up && len(l.redo) == 0 && len(l.unacked) == 0
+	l.mu.Unlock()
+	if !usual || k.demoted.Load() || k.ended() {
+		l.nudge()
+	}
+}
+
 // finishWaits asks again for acknowledgements that a switchover waits for.
 func (l *lane) finishWaits(k *link, o *order) {
 	l.mu.Lock()
@@ -397,6 +326,9 @@ func (l *lane) finishWaits(k *link, o *order) {
 
 // write sends a batch and reports whether the connection is still of use.
 func (l *lane) write(k *link, b *batch) bool {
+	if k.sock != nil {
+		return k.transmit(b)
+	}
 	n, err := k.conn.Write(b.buf)
 	if err == nil {
 		l.p.release(b)

@@ -35,8 +35,9 @@ type serverInfo struct {
 type link struct {
 	l        *lane
 	to       target
-	conn     net.Conn
-	clientID string // of this connection, in the server
+	conn     net.Conn // of an own lane; of every lane while it greets the server
+	sock     *sock    // of a shared lane: read and written without waiting
+	clientID string   // of this connection, in the server
 	done     chan struct{}
 
 	idle      atomic.Bool // the reader has no batch that is not answered
@@ -49,7 +50,12 @@ type link struct {
 	scan resp.Scanner
 	cur  *batch
 	run  run
-	wet  []*session // got replies that were not flushed
+	kept []*batch // acknowledged, about to be handed out
+
+	rest   []byte // of the batch that the kernel took only a part of; guarded by the lane's send, as is restOf
+	restOf *batch
+	choked atomic.Bool // rest is not empty
+	wet    []*session  // got replies that were not flushed
 }
 
 const (
@@ -75,6 +81,15 @@ func (k *link) ended() bool {
 	default:
 		return false
 	}
+}
+
+// cut ends the connection; its reader notices. Safe for concurrent use.
+func (k *link) cut() {
+	if k.sock != nil {
+		k.sock.shut()
+		return
+	}
+	_ = k.conn.Close()
 }
 
 func (k *link) epoch() topo.Epoch {
@@ -106,7 +121,7 @@ func (l *lane) connect(to target, o *order) *link {
 	l.mu.Lock()
 	if l.closed || to.t != nil && l.p.order.Load().t != to.t || l.key.own && l.own == nil {
 		l.mu.Unlock()
-		_ = k.conn.Close()
+		k.cut()
 		l.delay()
 		return nil
 	}
@@ -117,7 +132,12 @@ func (l *lane) connect(to target, o *order) *link {
 	l.mu.Unlock()
 	l.backoff, l.retryAt = 0, time.Time{}
 	k.idle.Store(true)
-	go k.read()
+	if k.sock == nil {
+		go k.read()
+	} else if !l.loop.post(k.begin) {
+		close(k.done)
+		k.sock.close()
+	}
 	return k
 }
 
@@ -162,6 +182,11 @@ func (l *lane) dial(to target) (*link, error) {
 	}
 	if !stop() {
 		return nil, errNotIt // given up meanwhile
+	}
+	if l.loop != nil {
+		if k.sock, err = takeOver(conn, l.loop); err != nil {
+			return nil, err
+		}
 	}
 	return k, nil
 }
@@ -280,8 +305,21 @@ func (k *link) frameNow() ([]byte, error) {
 	}
 }
 
-// fill reads more into the buffer, which grows up to one whole reply.
+// fill reads more into the buffer.
 func (k *link) fill() error {
+	if err := k.makeRoom(); err != nil {
+		return err
+	}
+	n, err := k.conn.Read(k.buf[k.w:])
+	k.w += n
+	if n > 0 {
+		return nil
+	}
+	return err
+}
+
+// makeRoom sees to free space behind what was read; the buffer grows up to one whole reply.
+func (k *link) makeRoom() error {
 	have := k.w - k.r
 	switch {
 	case have == 0:
@@ -301,12 +339,7 @@ func (k *link) fill() error {
 		copy(grown, k.buf[k.r:k.w])
 		k.buf, k.r, k.w = grown, 0, have
 	}
-	n, err := k.conn.Read(k.buf[k.w:])
-	k.w += n
-	if n > 0 {
-		return nil
-	}
-	return err
+	return nil
 }
 
 // read is the reader goroutine: it gives every reply to its session until the connection ends.
@@ -317,12 +350,12 @@ func (k *link) read() {
 	for {
 		if err := k.frames(); err != nil {
 			k.l.p.log.Debug("upstream connection ends", "node", k.to.node, "err", err)
-			_ = k.conn.Close()
+			k.cut()
 			return
 		}
 		k.settle()
 		if err := k.fill(); err != nil {
-			_ = k.conn.Close()
+			k.cut()
 			return
 		}
 	}

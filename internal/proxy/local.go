@@ -54,6 +54,7 @@ func (s *session) reset() {
 	if s.lane != nil && s.lane.key.own {
 		s.lane.shut() // its server side ends with the connection
 	}
+	s.home = [2]*lane{}
 	s.lane, s.multi, s.poison, s.quiet, s.skip, s.db, s.proto = nil, false, false, false, false, 0, 2
 	s.protoA.Store(2)
 	s.dbA.Store(0)
@@ -116,7 +117,7 @@ func (s *session) speak(proto int) {
 	if s.lane != nil && s.lane.key.own {
 		s.lane.shut()
 	}
-	s.lane, s.proto = nil, proto
+	s.lane, s.proto, s.home = nil, proto, [2]*lane{}
 	s.protoA.Store(int32(proto))
 }
 
@@ -190,12 +191,12 @@ func (s *session) selectDB(args [][]byte, raw []byte, f flags) bool {
 		s.lane.mu.Lock()
 		s.lane.st.db = int(n)
 		s.lane.mu.Unlock()
-		s.db = int(n)
+		s.db, s.home = int(n), [2]*lane{}
 		s.dbA.Store(int32(n))
 		return s.sendOwn(raw, item{flags: f | resendable})
 	}
 	s.dropOwn()
-	s.db = int(n)
+	s.db, s.home = int(n), [2]*lane{}
 	s.dbA.Store(int32(n))
 	if f&muted != 0 {
 		return true

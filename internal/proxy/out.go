@@ -3,9 +3,7 @@
 package proxy
 
 import (
-	"net"
 	"sync"
-	"syscall"
 )
 
 // output is what one client has not taken yet. Whoever has replies appends them; flush writes without waiting, and
@@ -13,27 +11,19 @@ import (
 type output struct {
 	s *session
 
-	mu      sync.Mutex // guards what follows; held across writes that cannot block
-	buf     []byte
-	busy    bool // a goroutine is writing
-	raw     syscall.RawConn
-	attempt func(fd uintptr) bool
-	wrote   int
-	err     error
+	mu   sync.Mutex // guards what follows; held across writes that cannot block
+	buf  []byte
+	own  []byte // what the client keeps while buf is borrowed
+	busy bool   // a goroutine is writing
 }
 
-const outputKept = 64 << 10
+const (
+	outputKept  = 1 << 10  // bytes that an idle client keeps
+	outputSpare = 64 << 10 // largest buffer that goes to the next client
+)
 
-func (o *output) init(s *session) {
-	o.s = s
-	if tcp, ok := s.conn.(*net.TCPConn); ok {
-		o.raw, _ = tcp.SyscallConn()
-	}
-	o.attempt = func(fd uintptr) bool {
-		o.wrote, o.err = syscall.Write(int(fd), o.buf)
-		return true // never wait for the socket to become writable
-	}
-}
+// spareOutput is a buffer on its way from one client to another.
+type spareOutput struct{ b []byte }
 
 // add appends bytes and reports false when the client has to be disconnected because it does not take its replies.
 func (o *output) add(b []byte) bool {
@@ -41,6 +31,12 @@ func (o *output) add(b []byte) bool {
 	defer o.mu.Unlock()
 	if len(o.buf)+len(b) > o.s.p.o.Limits.Output {
 		return false
+	}
+	if need := len(o.buf) + len(b); need > cap(o.buf) && need > outputKept/2 {
+		if spare, _ := o.s.p.outputs.Get().(*spareOutput); spare != nil {
+			o.own, o.buf, spare.b = o.buf[:0], append(spare.b, o.buf...), nil
+			o.s.p.shells.Put(spare)
+		}
 	}
 	o.buf = append(o.buf, b...)
 	return true
@@ -53,29 +49,39 @@ func (o *output) flush() {
 	if o.busy || len(o.buf) == 0 {
 		return
 	}
-	if o.raw != nil {
-		o.wrote, o.err = 0, nil
-		if err := o.raw.Write(o.attempt); err != nil || o.err != nil && o.err != syscall.EAGAIN && o.err != syscall.EINTR {
-			o.buf = nil
-			o.s.kill()
-			return
-		}
-		if o.wrote == len(o.buf) {
-			o.empty()
-			return
-		}
-		o.buf = o.buf[:copy(o.buf, o.buf[max(o.wrote, 0):])]
+	n, err := o.s.sock.write(o.buf)
+	switch err {
+	case nil:
+		o.empty()
+		return
+	case errAgain:
+	default:
+		o.buf = nil
+		o.s.kill()
+		return
 	}
+	o.buf = o.buf[:copy(o.buf, o.buf[n:])]
 	o.busy = true
+	o.s.sock.waiter() // before the goroutine tries, so that no event is missed
 	o.s.p.spawn(o.drain)
 }
 
+// empty lets go of a buffer that an idle client need not keep.
 func (o *output) empty() {
-	if cap(o.buf) > outputKept {
-		o.buf = nil
-		return
+	switch c := cap(o.buf); {
+	case c <= outputKept:
+		o.buf = o.buf[:0]
+	case c <= outputSpare:
+		shell, _ := o.s.p.shells.Get().(*spareOutput)
+		if shell == nil {
+			shell = &spareOutput{}
+		}
+		shell.b = o.buf[:0]
+		o.s.p.outputs.Put(shell)
+		o.buf = o.own
+	default:
+		o.buf = o.own
 	}
-	o.buf = o.buf[:0]
 }
 
 // drain writes until nothing is left; it ends when the connection is closed.
@@ -91,22 +97,26 @@ func (o *output) drain() {
 		out := o.buf
 		o.buf = spare[:0]
 		o.mu.Unlock()
-		if _, err := o.s.conn.Write(out); err != nil {
+		if err := o.s.sock.writeAll(out); err != nil {
 			o.s.kill()
 			o.mu.Lock()
 			o.buf, o.busy = nil, false
 			o.mu.Unlock()
 			return
 		}
-		if spare = out; cap(spare) > outputKept {
+		if spare = out; cap(spare) > outputSpare {
 			spare = nil
 		}
 	}
 }
 
-// pending reports whether something waits to be written.
+// pending returns how many bytes wait to be written.
 func (o *output) pending() int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return len(o.buf)
+	n := len(o.buf)
+	if o.busy {
+		n++ // what the goroutine has
+	}
+	return n
 }

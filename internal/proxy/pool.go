@@ -14,9 +14,11 @@ import (
 	"redoubt/internal/topo"
 )
 
-// sharedLane returns the lane on which a session without commands in flight sends its next ones.
-func (p *Proxy) sharedLane(s *session, heavy bool) *lane {
-	key := poolKey{proto: s.proto, db: s.db, readonly: s.ro}
+// sharedLane returns the lane of the session's loop, protocol and database; of those for reads that wait for no
+// acknowledgement, or of the others.
+func (p *Proxy) sharedLane(s *session, reads bool) *lane {
+	lp := s.sock.loop
+	key := poolKey{loop: lp.index, proto: s.proto, db: s.db, readonly: s.ro}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	q := p.pools[key]
@@ -24,14 +26,16 @@ func (p *Proxy) sharedLane(s *session, heavy bool) *lane {
 		q = &pool{}
 		for i := range p.o.Limits.Upstreams {
 			l := p.newLane(key, i)
+			l.loop = lp
 			q.lanes = append(q.lanes, l)
 			p.startLane(l)
 		}
 		p.pools[key] = q
 	}
-	if !heavy && !s.ro && p.order.Load().acks > 0 && p.o.ReadConsistency != ReadLinearizable {
+	if reads {
 		if q.reads == nil {
 			q.reads = p.newLane(key, 0)
+			q.reads.loop = lp
 			q.reads.readsOnly = true
 			p.startLane(q.reads)
 		}

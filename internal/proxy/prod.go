@@ -42,6 +42,8 @@ const (
 
 // prodReplicas is a goroutine of the proxy. It costs one timer every prodAfter while WAITs are open, and nothing else.
 func (p *Proxy) prodReplicas() {
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
 	for {
 		select {
 		case <-p.ctx.Done():
@@ -51,8 +53,11 @@ func (p *Proxy) prodReplicas() {
 		pause := prodAfter
 		for p.prod.open.Load() > 0 {
 			before := p.prod.done.Load()
-			if !p.pause(pause) {
+			timer.Reset(pause)
+			select {
+			case <-p.ctx.Done():
 				return
+			case <-timer.C:
 			}
 			o := p.order.Load()
 			if p.prod.done.Load() != before || p.prod.open.Load() == 0 || o.t == nil {

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -64,6 +65,7 @@ type Limits struct {
 	Output         int   // bytes not yet taken by one client; beyond it, it is disconnected
 	Upstreams      int   // shared connections for each RESP version and database in use
 	Spare          int   // own connections kept for the next transaction or blocking command
+	Loops          int   // event loops; each has upstream connections of its own
 	LagMax         int64 // bytes that a replica may be behind and still answer reads
 }
 
@@ -71,7 +73,7 @@ type Limits struct {
 func DefaultLimits() Limits {
 	return Limits{
 		Clients: 10_000, ParkedCommands: 100_000, ParkedBytes: 256 << 20, Pipeline: 16_384, Query: 1 << 30, Bulk: 512 << 20,
-		Output: 256 << 20, Upstreams: 2, Spare: 64, LagMax: 1 << 20,
+		Output: 256 << 20, Upstreams: 1, Spare: 64, Loops: min(max(runtime.NumCPU()/2, 1), 8), LagMax: 1 << 20,
 	}
 }
 
@@ -79,7 +81,7 @@ func (l *Limits) fill() {
 	d := DefaultLimits()
 	for _, f := range []struct{ have, def *int }{
 		{&l.Clients, &d.Clients}, {&l.ParkedCommands, &d.ParkedCommands}, {&l.ParkedBytes, &d.ParkedBytes}, {&l.Pipeline, &d.Pipeline},
-		{&l.Query, &d.Query}, {&l.Bulk, &d.Bulk}, {&l.Output, &d.Output}, {&l.Upstreams, &d.Upstreams}, {&l.Spare, &d.Spare},
+		{&l.Query, &d.Query}, {&l.Bulk, &d.Bulk}, {&l.Output, &d.Output}, {&l.Upstreams, &d.Upstreams}, {&l.Spare, &d.Spare}, {&l.Loops, &d.Loops},
 	} {
 		if *f.have == 0 {
 			*f.have = *f.def
@@ -105,7 +107,7 @@ func (o Options) Validate() []error {
 	need(o.ReadConsistency == "" || o.ReadConsistency == ReadLocal || o.ReadConsistency == ReadLinearizable,
 		"proxy: read consistency is local or linearizable")
 	for _, v := range []int{o.Limits.Clients, o.Limits.ParkedCommands, o.Limits.ParkedBytes, o.Limits.Pipeline, o.Limits.Query,
-		o.Limits.Bulk, o.Limits.Output, o.Limits.Upstreams, o.Limits.Spare} {
+		o.Limits.Bulk, o.Limits.Output, o.Limits.Upstreams, o.Limits.Spare, o.Limits.Loops} {
 		need(v >= 0, "proxy: limits must not be negative")
 	}
 	return errs
@@ -115,8 +117,8 @@ func (o Options) Validate() []error {
 type Proxy struct {
 	o     Options
 	log   *slog.Logger
-	rw    net.Listener
-	ro    net.Listener
+	rw    *net.TCPListener
+	ro    *net.TCPListener
 	start time.Time
 	ctx   context.Context // of Run; set before any goroutine starts
 	stop  context.CancelFunc
@@ -132,6 +134,9 @@ type Proxy struct {
 	prod     prod
 	stats    counters
 	batches  sync.Pool
+	outputs  sync.Pool // of *spareOutput with a buffer
+	shells   sync.Pool // of *spareOutput without
+	loops    []*loop
 
 	mu       sync.Mutex // guards what follows
 	lanes    map[*lane]struct{}
@@ -182,16 +187,35 @@ func New(o Options) (*Proxy, error) {
 	p.fit.Store(&[]target{})
 	p.server.Store(&serverInfo{name: "redis", version: "7.0.0", databases: 0})
 	var err error
-	if p.rw, err = net.Listen("tcp", o.Listen); err != nil {
+	if p.rw, err = listen(o.Listen); err != nil {
 		return nil, fmt.Errorf("open the read-write port: %w", err)
 	}
 	if o.ListenReadonly != "" {
-		if p.ro, err = net.Listen("tcp", o.ListenReadonly); err != nil {
+		if p.ro, err = listen(o.ListenReadonly); err != nil {
 			_ = p.rw.Close()
 			return nil, fmt.Errorf("open the read-only port: %w", err)
 		}
 	}
+	for i := range o.Limits.Loops {
+		lp, err := newLoop(p, i)
+		if err != nil {
+			p.closeUnused()
+			return nil, err
+		}
+		p.loops = append(p.loops, lp)
+	}
 	return p, nil
+}
+
+// closeUnused undoes New.
+func (p *Proxy) closeUnused() {
+	_ = p.rw.Close()
+	if p.ro != nil {
+		_ = p.ro.Close()
+	}
+	for _, lp := range p.loops {
+		lp.closeFDs()
+	}
 }
 
 // Addr returns the address of the read-write port.
@@ -232,16 +256,26 @@ func (p *Proxy) Stats() Stats {
 func (p *Proxy) Run(ctx context.Context) error {
 	p.ctx, p.stop = context.WithCancel(ctx)
 	defer p.stop()
-	failed := make(chan error, 2)
+	var looping sync.WaitGroup
+	for _, lp := range p.loops {
+		looping.Go(lp.run)
+	}
+	failed := make(chan error, 1)
 	p.spawn(p.steer)
 	p.spawn(p.learn)
 	p.spawn(p.prodReplicas)
 	if p.o.Beats != nil && p.ro != nil {
 		p.spawn(p.sight)
 	}
-	p.spawn(func() { p.accept(p.rw, false, failed) })
+	fail := func(err error) {
+		select {
+		case failed <- err:
+		default:
+		}
+	}
+	doors := []*door{p.open(p.rw, false, fail)}
 	if p.ro != nil {
-		p.spawn(func() { p.accept(p.ro, true, failed) })
+		doors = append(doors, p.open(p.ro, true, fail))
 	}
 	var err error
 	select {
@@ -249,19 +283,22 @@ func (p *Proxy) Run(ctx context.Context) error {
 	case err = <-failed:
 	}
 	p.stop()
-	_ = p.rw.Close()
-	if p.ro != nil {
-		_ = p.ro.Close()
+	for _, d := range doors {
+		d.shut()
 	}
 	p.mu.Lock()
 	for _, s := range p.sessions {
-		_ = s.conn.Close()
+		s.kill()
 	}
 	for l := range p.lanes {
 		l.shut()
 	}
 	p.mu.Unlock()
 	p.wg.Wait()
+	for _, lp := range p.loops {
+		lp.end()
+	}
+	looping.Wait()
 	if err == nil {
 		err = ctx.Err()
 	}
@@ -276,30 +313,6 @@ func (p *Proxy) spawn(f func()) {
 	}()
 }
 
-// accept takes clients until the listener is closed. Errors of a moment (no file descriptor) are waited out.
-func (p *Proxy) accept(l net.Listener, readonly bool, failed chan<- error) {
-	for {
-		conn, err := l.Accept()
-		switch {
-		case p.ctx.Err() != nil:
-			if err == nil {
-				_ = conn.Close()
-			}
-			return
-		case errors.Is(err, net.ErrClosed):
-			failed <- fmt.Errorf("accept clients: %w", err)
-			return
-		case err != nil:
-			p.log.Warn("accept a client", "err", err)
-			if !p.pause(50 * time.Millisecond) {
-				return
-			}
-		default:
-			p.admit(conn, readonly)
-		}
-	}
-}
-
 // pause waits for d and reports whether the proxy is still to run.
 func (p *Proxy) pause(d time.Duration) bool {
 	t := time.NewTimer(d)
@@ -312,23 +325,24 @@ func (p *Proxy) pause(d time.Duration) bool {
 	}
 }
 
-func (p *Proxy) admit(conn net.Conn, readonly bool) {
+func (p *Proxy) admit(c *sock, readonly bool) {
 	p.mu.Lock()
 	full := len(p.sessions) >= p.o.Limits.Clients
 	if p.ctx.Err() != nil || full {
 		p.mu.Unlock()
 		if full {
-			_ = conn.SetWriteDeadline(time.Now().Add(10 * time.Millisecond)) // a fresh socket takes 40 bytes at once
-			_, _ = conn.Write([]byte("-ERR max number of clients reached\r\n"))
+			_, _ = c.write([]byte("-ERR max number of clients reached\r\n")) // a fresh socket takes 40 bytes at once
 		}
-		_ = conn.Close()
+		c.close()
 		return
 	}
 	p.lastID++
-	s := newSession(p, conn, p.lastID, readonly)
+	c.loop = p.loops[p.lastID%uint64(len(p.loops))]
+	s := newSession(p, c, p.lastID, readonly)
 	p.sessions[s.id] = s
+	p.wg.Add(1) // until s.end
 	p.mu.Unlock()
-	p.spawn(s.serve)
+	c.loop.post(s.begin)
 }
 
 func (p *Proxy) now() time.Duration { return p.o.Clock.Uptime() }

@@ -44,9 +44,9 @@ func TestRepliesComeInTheOrderOfPipelinedCommands(t *testing.T) {
 	}
 }
 
-func TestAHundredClientsShareTwoUpstreams(t *testing.T) {
+func TestAHundredClientsShareFewUpstreams(t *testing.T) {
 	t.Parallel()
-	s := newShard(t, 0, nil)
+	s := newShard(t, 0, func(_ *spec, o *Options) { o.Limits.Loops, o.Limits.Upstreams = 2, 1 })
 	var wg sync.WaitGroup
 	for id := range 100 {
 		wg.Go(func() {

@@ -39,7 +39,7 @@ func (k *link) next() *batch {
 			return nil
 		}
 		k.cur = k.l.sent[0]
-		k.l.sent = k.l.sent[1:]
+		k.l.sent = slices.Delete(k.l.sent, 0, 1) // few, and the memory is used again
 		k.l.mu.Unlock()
 		k.skipCanned()
 	}
@@ -294,9 +294,8 @@ func (k *link) acknowledge(b *batch, f []byte) error {
 		b.at = l.p.stamp()
 		l.unacked = append(l.unacked, b)
 	}
-	var done []*batch
 	if int(n) >= b.acks {
-		done, l.unacked = l.unacked, nil
+		k.kept, l.unacked = append(k.kept, l.unacked...), l.unacked[:0]
 		l.refusals = 0
 		l.commit = 0
 		for _, s := range l.sent {
@@ -313,38 +312,52 @@ func (k *link) acknowledge(b *batch, f []byte) error {
 		k.idle.Store(true)
 	}
 	l.mu.Unlock()
-	for _, u := range done {
+	for i, u := range k.kept {
 		k.hand(u)
 		l.p.landed()
 		l.p.release(u)
+		k.kept[i] = nil
 	}
+	k.kept = k.kept[:0]
 	if bare {
 		l.p.landed()
 		l.p.release(b)
 	}
-	l.nudge()
+	if l.loop != nil {
+		l.loop.touched(l)
+	} else {
+		l.nudge()
+	}
 	return nil
 }
 
-// hand delivers the replies of an acknowledged batch.
+// hand delivers the replies of an acknowledged batch, neighbouring ones of a session at once.
 func (k *link) hand(b *batch) {
-	for i := range b.ents {
+	for i := 0; i < len(b.ents); {
 		e := &b.ents[i]
-		if e.s != nil && e.flags&moved == 0 {
-			k.direct(e.s, b.reply(i), e.answers())
+		if e.s == nil || e.flags&moved != 0 {
+			i++
+			continue
 		}
+		from, count := b.startOf(i), int64(0)
+		j := i
+		for ; j < len(b.ents) && b.ents[j].s == e.s && b.ents[j].flags&moved == 0; j++ {
+			count += b.ents[j].answers()
+		}
+		k.direct(e.s, b.held[from:b.startOf(j)], count)
+		i = j
 	}
 }
 
 // reply returns the withheld reply of entry i.
-func (b *batch) reply(i int) []byte {
-	if i >= len(b.ends) {
-		return nil
+func (b *batch) reply(i int) []byte { return b.held[b.startOf(i):b.startOf(i+1)] }
+
+// startOf returns where the withheld reply of entry i begins: where the one before it ends.
+func (b *batch) startOf(i int) int {
+	if i = min(i, len(b.ends)); i == 0 {
+		return 0
 	}
-	if i == 0 {
-		return b.held[:b.ends[0]]
-	}
-	return b.held[b.ends[i-1]:b.ends[i]]
+	return b.ends[i-1]
 }
 
 // answers returns how many commands the reply to e answers.

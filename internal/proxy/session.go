@@ -3,7 +3,6 @@
 package proxy
 
 import (
-	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -12,12 +11,13 @@ import (
 	"redoubt/internal/route"
 )
 
-// session is one client. Its goroutine (serve) owns the fields without another note. Commands in flight are all on one
-// lane, so that replies come in order; whatever needs another lane waits until nothing is in flight.
+// session is one client. Whoever drives it owns the fields without another note: its loop, or, while it needs waiting or
+// is in a state of its own, a goroutine (serve). Commands in flight are all on one lane, so that replies come in order;
+// whatever needs another lane waits until nothing is in flight.
 type session struct {
 	p    *Proxy
 	id   uint64
-	conn net.Conn
+	sock *sock
 	ro   bool
 	born time.Time
 	out  output
@@ -38,11 +38,17 @@ type session struct {
 	user   string // not the deployment's: a user of the backend
 	pass   string
 	lane   *lane
-	multi  bool // between MULTI and EXEC
-	poison bool // a command of the transaction was refused here
-	quiet  bool // CLIENT REPLY OFF
-	skip   bool // CLIENT REPLY SKIP: the next reply is dropped
-	dirty  bool // has replies of its own making to flush
+	home   [2]*lane    // shared lanes: for writes, for reads; nil: not known yet
+	stash  []byte      // holds the start of a command while the loop reads the rest
+	driven atomic.Bool // by a goroutine
+	eof    bool        // the client sends no more
+	over   bool
+	bad    error // protocol error: the session ends with it
+	multi  bool  // between MULTI and EXEC
+	poison bool  // a command of the transaction was refused here
+	quiet  bool  // CLIENT REPLY OFF
+	skip   bool  // CLIENT REPLY SKIP: the next reply is dropped
+	dirty  bool  // has replies of its own making to flush
 	one    [1]item
 
 	infoMu sync.Mutex // guards what other clients may see
@@ -62,15 +68,16 @@ type session struct {
 const (
 	queryBuffer     = 16 << 10
 	queryBufferKept = 256 << 10
+	stashKept       = 2 << 10
 	runMax          = 512 // commands handed to a lane at once
 )
 
-func newSession(p *Proxy, conn net.Conn, id uint64, readonly bool) *session {
-	s := &session{p: p, id: id, conn: conn, ro: readonly, born: time.Now(), buf: make([]byte, queryBuffer), proto: 2, ready: make(chan struct{}, 1)}
+func newSession(p *Proxy, c *sock, id uint64, readonly bool) *session {
+	s := &session{p: p, id: id, sock: c, ro: readonly, born: time.Now(), proto: 2, ready: make(chan struct{}, 1)}
 	s.limit.Store(-1)
 	s.protoA.Store(2)
 	s.authed = p.o.Password == ""
-	s.out.init(s)
+	s.out.s = s
 	return s
 }
 
@@ -79,7 +86,7 @@ func (s *session) protoNow() int { return int(s.protoA.Load()) }
 // kill disconnects the client; safe for concurrent use.
 func (s *session) kill() {
 	s.closed.Store(true)
-	_ = s.conn.Close()
+	s.sock.shut()
 }
 
 // deliver appends replies to count commands; flush writes them. Safe for concurrent use.
@@ -106,16 +113,22 @@ func (s *session) await(limit int64) bool {
 	s.limit.Store(limit)
 	defer s.limit.Store(-1)
 	s.out.flush()
-	var watch *hangup
-	defer func() { watch.end() }()
+	var gone <-chan struct{}
 	patience := time.NewTimer(100 * time.Millisecond)
 	defer patience.Stop()
 	for s.inflight.Load() > limit {
 		select {
 		case <-s.ready:
 		case <-patience.C:
-			watch = s.watchHangup()
-		case <-watch.gone():
+			// A client that leaves must not keep its blocked command, and the connection that it holds, for ever. One that
+			// only has no more to say gets the replies that come without its doing.
+			switch {
+			case !s.eof:
+				gone = s.sock.waiter().gone
+			case s.lane.key.own:
+				return false
+			}
+		case <-gone:
 			s.kill()
 			return false
 		case <-s.p.ctx.Done():
@@ -125,29 +138,45 @@ func (s *session) await(limit int64) bool {
 	return !s.closed.Load()
 }
 
-// serve is the session's goroutine.
+// serve drives the session from a goroutine, until the client leaves or the loop can go on with it.
 func (s *session) serve() {
-	defer s.end()
+	s.sock.waiter() // before anything is read, so that no event is missed
 	for {
+		if s.bad != nil {
+			s.refuseProtocol(s.bad)
+			break
+		}
 		again, err := s.commands()
 		if err != nil {
-			s.refuseProtocol(err)
-			return
+			s.bad = err
+			continue
 		}
 		if !again || !s.flushRun() {
-			return
+			break
 		}
 		if s.dirty {
 			s.dirty = false
 			s.out.flush()
 		}
 		if s.inflight.Load() >= int64(s.p.o.Limits.Pipeline) && !s.await(int64(s.p.o.Limits.Pipeline)/2) {
+			break
+		}
+		more, back := s.fill()
+		if back {
 			return
 		}
-		if !s.fill() {
-			return
+		if !more {
+			s.lastReplies()
+			break
 		}
 	}
+	s.end()
+}
+
+// lastReplies waits for what a client that sends no more is still owed: it may have closed only its own side.
+func (s *session) lastReplies() {
+	s.eof = true
+	s.await(0)
 }
 
 func (s *session) refuseProtocol(err error) {
@@ -160,24 +189,57 @@ func (s *session) refuseProtocol(err error) {
 
 // linger lets the last reply out before the connection is closed.
 func (s *session) linger() {
-	if tcp, ok := s.conn.(*net.TCPConn); ok && s.out.pending() == 0 {
-		_ = tcp.CloseWrite()
+	if s.out.pending() == 0 {
+		s.sock.shutWrite()
 	}
 }
 
 // end lets go of everything that the session had.
 func (s *session) end() {
+	s.over = true
 	s.kill()
 	s.dropOwn()
 	s.p.mu.Lock()
 	delete(s.p.sessions, s.id)
 	s.p.mu.Unlock()
+	lp := s.sock.loop
+	lp.post(func() { lp.forget(s.sock) })
+	s.p.wg.Done()
 }
 
-// fill reads more of the client's input.
-func (s *session) fill() bool {
+// fill reads more of the client's input. back: there is none, and the loop drives the session from now on.
+func (s *session) fill() (more, back bool) {
+	if !s.makeRoom() {
+		return false, false
+	}
+	w := s.sock.waiter()
+	for {
+		n, err := s.sock.read(s.buf[s.w:])
+		if err != errAgain {
+			s.w += n
+			return n > 0, false
+		}
+		if s.calm() {
+			s.giveBack()
+			return false, true
+		}
+		select {
+		case <-w.in:
+		case <-w.gone:
+			if s.closed.Load() {
+				return false, false
+			}
+			w = &waiting{in: w.in} // what is still to be read comes with its own events
+		}
+	}
+}
+
+// makeRoom sees to free space behind the input that is not handled yet, and reports false when there is too much of it.
+func (s *session) makeRoom() bool {
 	have := s.w - s.r
 	switch {
+	case len(s.buf) == 0:
+		s.buf = make([]byte, queryBuffer)
 	case have == 0:
 		s.r, s.w = 0, 0
 		if len(s.buf) > queryBufferKept {
@@ -197,13 +259,13 @@ func (s *session) fill() bool {
 		s.buf, s.r, s.w = grown, 0, have
 	}
 	s.from, s.to = s.r, s.r
-	n, err := s.conn.Read(s.buf[s.w:])
-	s.w += n
-	return n > 0 || err == nil
+	return true
 }
 
-// commands handles all complete commands in the buffer; again is false when the session is over.
+// commands handles all complete commands in the buffer; again is false when the session is over. On the loop, it is also
+// false in front of a command that the loop must not handle.
 func (s *session) commands() (again bool, err error) {
+	onLoop := !s.driven.Load()
 	s.from, s.to = s.r, s.r
 	table := s.p.table.Load()
 	limits := resp.Limits{Bulk: s.p.o.Limits.Bulk, Unauth: !s.authed}
@@ -227,6 +289,10 @@ func (s *session) commands() (again bool, err error) {
 			s.from, s.to = s.r, s.r
 			continue
 		}
+		if onLoop && (!s.loopable() || s.parser.Inline) {
+			s.r -= n
+			return false, nil
+		}
 		count++
 		if !s.authed || s.skip || s.quiet || s.multi || s.parser.Inline {
 			if !s.slow(table, args, raw) {
@@ -236,7 +302,12 @@ func (s *session) commands() (again bool, err error) {
 			continue
 		}
 		v := table.Classify(args)
-		if v.Class > route.Write || s.ro && v.Class == route.Write || v.Row.Name == "PING" || s.user != "" {
+		if v.Class > route.Write || s.ro && v.Class == route.Write || v.Row.Name == "PING" && !s.p.maySend(s.p.order.Load()) || s.user != "" {
+			if onLoop {
+				count--
+				s.r -= n
+				return false, nil
+			}
 			if !s.special(v, args, raw, 0) {
 				return false, nil
 			}
@@ -282,7 +353,13 @@ func (s *session) flushRun() bool {
 	if len(s.items) == 0 {
 		return true
 	}
-	ok := s.hand(s.buf[s.from:s.to], s.items, s.heavy)
+	var ok bool
+	if s.driven.Load() {
+		ok = s.hand(s.buf[s.from:s.to], s.items, s.heavy)
+	} else if ok = s.handOnLoop(); !ok {
+		s.r = s.from // once more, by a goroutine
+		s.parser.Reset()
+	}
 	clear(s.items)
 	s.items, s.heavy = s.items[:0], false
 	s.from, s.to = s.r, s.r
@@ -297,7 +374,7 @@ func (s *session) hand(chunk []byte, items []item, heavy bool) bool {
 // handTo gives commands to the present lane.
 func (s *session) handTo(items []item, chunk []byte) bool {
 	for {
-		err := s.lane.push(s, chunk, items)
+		err := s.lane.push(s, chunk, items, false)
 		switch {
 		case err == nil:
 			return true
@@ -338,6 +415,18 @@ func (s *session) choose(heavy bool) bool {
 			return false
 		}
 	}
-	s.lane = s.p.sharedLane(s, heavy)
+	s.lane = s.shared(heavy)
 	return true
+}
+
+// shared returns the shared lane for the next commands of a session without commands in flight.
+func (s *session) shared(heavy bool) *lane {
+	kind := 0
+	if !heavy && !s.ro && s.p.order.Load().acks > 0 && s.p.o.ReadConsistency != ReadLinearizable {
+		kind = 1
+	}
+	if s.home[kind] == nil {
+		s.home[kind] = s.p.sharedLane(s, kind == 1)
+	}
+	return s.home[kind]
 }

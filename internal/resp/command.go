@@ -100,6 +100,9 @@ func (p *Parser) Missing(have int) int {
 	return max(1, p.pos+p.bulk+2-have)
 }
 
+// Reset forgets an incomplete command: the next call of Next starts with the first byte of a command.
+func (p *Parser) Reset() { p.reset() }
+
 func (p *Parser) reset() {
 	p.want, p.pos, p.bulk = 0, 0, -1
 	if cap(p.spans) > spansKept {

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// door is a port that clients come in by. The first loop accepts for all of them.
+type door struct {
+	p        *Proxy
+	l        *net.TCPListener
+	c        *sock // the same port
+	readonly bool
+	fail     func(error)
+}
+
+const (
+	acceptsInARow = 64
+	acceptPause   = 50 * time.Millisecond // after an error, such as a lack of descriptors
+	keepAlive     = 30                    // seconds
+)
+
+// listen opens a port whose connections are without delay and kept alive: accepted sockets inherit that (Linux).
+func listen(addr string) (*net.TCPListener, error) {
+	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
+		var errs []error
+		err := raw.Control(func(fd uintptr) {
+			for _, o := range [][3]int{
+				{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
+				{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+				{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, keepAlive}, {unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, keepAlive / 3}, {unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 3},
+			} {
+				errs = append(errs, os.NewSyscallError("setsockopt", unix.SetsockoptInt(int(fd), o[0], o[1], o[2])))
+			}
+		})
+		return errors.Join(append(errs, err)...)
+	}}
+	l, err := config.Listen(context.Background(), "tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	return l.(*net.TCPListener), nil
+}
+
+// open begins to take clients. fail is told when that cannot go on.
+func (p *Proxy) open(l *net.TCPListener, readonly bool, fail func(error)) *door {
+	d := &door{p: p, l: l, readonly: readonly, fail: fail}
+	lp := p.loops[0]
+	c, err := duplicate(l, lp)
+	if err != nil {
+		fail(fmt.Errorf("accept clients: %w", err))
+		return d
+	}
+	d.c = c
+	lp.post(func() {
+		if err := lp.watch(c, endpoint{d: d}); err != nil {
+			fail(fmt.Errorf("accept clients: %w", err))
+		}
+	})
+	return d
+}
+
+// shut closes the port.
+func (d *door) shut() {
+	_ = d.l.Close()
+	if d.c != nil {
+		d.c.loop.post(func() { d.c.loop.forget(d.c) })
+	}
+}
+
+// event takes the clients that have come, on the loop.
+func (d *door) event() {
+	for range acceptsInARow {
+		if d.p.ctx.Err() != nil {
+			return
+		}
+		fd, from, err := unix.Accept4(d.c.fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+		switch err {
+		case nil:
+			d.p.admit(&sock{fd: fd, far: addrOf(from)}, d.readonly)
+		case unix.EAGAIN:
+			return
+		case unix.EINTR, unix.ECONNABORTED:
+		case unix.EBADF, unix.EINVAL, unix.ENOTSOCK:
+			d.fail(fmt.Errorf("accept clients: %w", err))
+			return
+		default:
+			d.p.log.Warn("accept a client", "err", err)
+			time.AfterFunc(acceptPause, func() { d.c.loop.post(d.event) })
+			return
+		}
+	}
+	d.c.loop.later(d.c.fd)
+}

@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+import (
+	"fmt"
+	"os"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// loop is one event loop: a goroutine with an epoll set. It reads the clients that are in no special state and the
+// shared upstream connections, hands commands over in one go for all clients that were readable at once, and never
+// waits for anything but events. A client whose command needs waiting is driven by a goroutine of its own for a while.
+//
+// Sockets are watched edge-triggered, once and for all, so that no event costs a second system call.
+type loop struct {
+	p     *Proxy
+	index int
+	epoll int
+	bell  int // eventfd that ends the wait
+
+	asleep atomic.Bool
+	mu     sync.Mutex // guards posted and over
+	posted []func()
+	over   bool
+
+	// owned by run:
+	ends      []endpoint // by descriptor
+	more      []int32    // descriptors with something left to read
+	moreSpare []int32
+	dirty     []*lane // lanes that got commands in this round
+	input     []byte  // where clients are read into; what is left of a command goes to the session's own buffer
+	items     []item
+	spare     []func()
+}
+
+// endpoint is what a descriptor belongs to: a client, an upstream connection or a port.
+type endpoint struct {
+	s *session
+	k *link
+	d *door
+}
+
+const (
+	loopInput  = 64 << 10
+	loopEvents = 256
+	watched    = unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET
+)
+
+func newLoop(p *Proxy, index int) (*loop, error) {
+	lp := &loop{p: p, index: index, bell: -1, input: make([]byte, loopInput)}
+	var err error
+	if lp.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		return nil, fmt.Errorf("create an epoll set: %w", err)
+	}
+	if lp.bell, err = unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC); err == nil {
+		err = unix.EpollCtl(lp.epoll, unix.EPOLL_CTL_ADD, lp.bell, &unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET, Fd: int32(lp.bell)})
+	}
+	if err != nil {
+		lp.closeFDs()
+		return nil, fmt.Errorf("create a wake-up descriptor: %w", err)
+	}
+	return lp, nil
+}
+
+func (lp *loop) closeFDs() {
+	_ = unix.Close(lp.epoll)
+	if lp.bell >= 0 {
+		_ = unix.Close(lp.bell)
+	}
+}
+
+// post runs f on the loop, soon. It reports false when the loop has ended. Safe for concurrent use.
+func (lp *loop) post(f func()) bool {
+	lp.mu.Lock()
+	if lp.over {
+		lp.mu.Unlock()
+		return false
+	}
+	lp.posted = append(lp.posted, f)
+	lp.mu.Unlock()
+	if lp.asleep.Load() {
+		lp.ring()
+	}
+	return true
+}
+
+func (lp *loop) ring() { _, _ = unix.Write(lp.bell, []byte{1, 0, 0, 0, 0, 0, 0, 0}) }
+
+// end lets run return once nothing is left to do.
+func (lp *loop) end() {
+	lp.post(func() {
+		lp.mu.Lock()
+		lp.over = true
+		lp.mu.Unlock()
+	})
+}
+
+// run is the loop's goroutine.
+func (lp *loop) run() {
+	defer lp.closeFDs()
+	events := make([]unix.EpollEvent, loopEvents)
+	for {
+		n, err := unix.EpollWait(lp.epoll, events, lp.patience())
+		lp.asleep.Store(false)
+		if err != nil && err != unix.EINTR {
+			panic(os.NewSyscallError("epoll_wait", err)) // the descriptor is ours and valid: nothing can be served without it
+		}
+		again := lp.more
+		lp.more, lp.moreSpare = lp.moreSpare[:0], nil
+		for i := range max(n, 0) {
+			lp.event(events[i].Fd, events[i].Events)
+		}
+		for _, fd := range again {
+			lp.event(fd, unix.EPOLLIN)
+		}
+		lp.moreSpare = again
+		if !lp.errands() {
+			return
+		}
+		lp.send()
+	}
+}
+
+// patience returns for how long to wait for events, in milliseconds; -1: until there is one.
+func (lp *loop) patience() int {
+	if len(lp.more) > 0 {
+		return 0
+	}
+	lp.asleep.Store(true)
+	lp.mu.Lock()
+	waiting := len(lp.posted) > 0
+	lp.mu.Unlock()
+	if waiting {
+		return 0
+	}
+	return -1
+}
+
+// errands does what other goroutines posted, and reports false when the loop is to end.
+func (lp *loop) errands() bool {
+	for {
+		lp.mu.Lock()
+		todo := lp.posted
+		lp.posted = lp.spare
+		over := lp.over
+		lp.mu.Unlock()
+		for i, f := range todo {
+			f()
+			todo[i] = nil
+		}
+		lp.spare = todo[:0]
+		if len(todo) == 0 {
+			return !over
+		}
+	}
+}
+
+func (lp *loop) event(fd int32, events uint32) {
+	if int(fd) >= len(lp.ends) {
+		return // the bell, before anything was watched
+	}
+	switch end := lp.ends[fd]; {
+	case end.s != nil:
+		end.s.event(events)
+	case end.k != nil:
+		end.k.event(events)
+	case end.d != nil:
+		end.d.event()
+	}
+}
+
+// watch begins to report events of c to e. On the loop only.
+func (lp *loop) watch(c *sock, e endpoint) error {
+	for c.fd >= len(lp.ends) {
+		lp.ends = append(lp.ends, make([]endpoint, max(64, len(lp.ends)))...)
+	}
+	lp.ends[c.fd] = e
+	if err := unix.EpollCtl(lp.epoll, unix.EPOLL_CTL_ADD, c.fd, &unix.EpollEvent{Events: watched, Fd: int32(c.fd)}); err != nil {
+		lp.ends[c.fd] = endpoint{}
+		return os.NewSyscallError("epoll_ctl", err)
+	}
+	return nil
+}
+
+// forget closes c. On the loop only.
+func (lp *loop) forget(c *sock) {
+	if c.fd < len(lp.ends) {
+		lp.ends[c.fd] = endpoint{}
+	}
+	c.close()
+}
+
+// later has fd read again after everybody else had a turn. On the loop only.
+func (lp *loop) later(fd int) { lp.more = append(lp.more, int32(fd)) }
+
+// touched notes a lane that got commands. On the loop only.
+func (lp *loop) touched(l *lane) {
+	if !l.dirty {
+		l.dirty = true
+		lp.dirty = append(lp.dirty, l)
+	}
+}
+
+// send writes what lanes have got in this round.
+func (lp *loop) send() {
+	for i := 0; i < len(lp.dirty); i++ {
+		l := lp.dirty[i]
+		l.dirty = false
+		lp.dirty[i] = nil
+		l.flushOnLoop()
+	}
+	lp.dirty = lp.dirty[:0]
+}
