@@ -76,6 +76,10 @@ bench-partition: build ## 10 × isolation of the host of primary and controller,
 bench-switchover: build test-clients-deps ## 20 × planned switchover under load
 	@$(E2E) -run TestSwitchover -args -rounds $(or $(ROUNDS),20)
 
+.PHONY: bench-proxy
+bench-proxy: build ## the proxy beside a direct connection, twemproxy, predixy, HAProxy (ARGS="-rounds 3", OUT=file.md)
+	@scripts/bench-proxy.sh $(if $(OUT),-out $(OUT)) $(ARGS)
+
 .PHONY: show-first-ack
 show-first-ack: build ## kill the first primary right after its first acknowledged write, 50 fresh deployments
 	@$(E2E) -run TestFirstAck -args -rounds $(or $(ROUNDS),50)
@@ -87,6 +91,10 @@ show-restarts: build ## everything killed at once, wiped primaries, forgetful re
 .PHONY: show-sentinel
 show-sentinel: build test-clients-deps ## Sentinel-aware go-redis, ioredis and redis-py follow a failover, in both address modes
 	@$(E2E) -run TestSentinelClients
+
+.PHONY: show-churn
+show-churn: ## 200,000 connections that come and go: no leak of memory, goroutines or descriptors
+	@CHURN=200000 $(GO) test ./internal/proxy -count=1 -timeout 10m -run TestConnectionsComeAndGo -v
 
 .PHONY: show-stress
 show-stress: build ## MINUTES=10 of CPU stress with stalls of 500 ms: no failover
