@@ -179,7 +179,7 @@ func (m *member) startFaces(shard string) error {
 		}
 		p, err := proxy.New(proxy.Options{
 			View: m.view, Clock: m.clock, ID: c.Member.ID, Listen: c.Proxy.Listen, ListenReadonly: c.Proxy.ReadonlyListen,
-			Beats: m.store, Password: m.deploy.Password, ReadConsistency: proxy.Consistency(c.Proxy.Reads), Log: m.log, Events: m.event,
+			Beats: m.store, Password: m.deploy.Password, ReadConsistency: proxy.Consistency(c.Proxy.Reads), HangUp: c.Proxy.UnknownOutcome == "disconnect", Log: m.log, Events: m.event,
 			Limits: limits,
 		})
 		if err != nil {

@@ -110,6 +110,7 @@ type Proxy struct {
 	Clients        int    `yaml:"clients"`         // most client connections
 	ParkCommands   int    `yaml:"park-commands"`   // most commands held while there is no primary
 	ParkBytes      Bytes  `yaml:"park-bytes"`
+	UnknownOutcome string `yaml:"unknown-outcome"` // error or disconnect
 	ReadonlyLag    Bytes  `yaml:"readonly-lag"` // a replica further behind serves no reads
 	Reads          string `yaml:"reads"`        // "local" or "linearizable"
 }
@@ -139,7 +140,7 @@ func Default() Config {
 		Store:  Store{Kind: "raft"},
 		Proxy: Proxy{
 			Clients: 10_000, ParkCommands: 100_000, ParkBytes: 256 << 20,
-			ReadonlyLag: 1 << 20, Reads: "local",
+			ReadonlyLag: 1 << 20, Reads: "local", UnknownOutcome: "error",
 		},
 		Sentinel: Sentinel{Addresses: "proxy"},
 		API:      API{Listen: "127.0.0.1:7379"},

@@ -258,6 +258,7 @@ func (c Config) validateFaces(f *findings) {
 			f.add(n.path, "must be more than 0")
 		}
 	}
+	f.oneOf("proxy.unknown-outcome", c.Proxy.UnknownOutcome, "error", "disconnect")
 	f.oneOf("proxy.reads", c.Proxy.Reads, "local", "linearizable")
 	f.oneOf("sentinel.addresses", c.Sentinel.Addresses, "proxy", "direct")
 	if c.Sentinel.Listen != "" && c.Sentinel.Addresses == "proxy" && c.Proxy.Listen == "" {

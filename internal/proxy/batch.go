@@ -41,6 +41,10 @@ const (
 	opTracking
 	opSelect
 	opWait
+	opInfo // the proxy's own section follows the server's
+	opScan
+	opEvalSHA
+	opEverywhere
 )
 
 // entry is one command on its way.
@@ -69,6 +73,7 @@ type extra struct {
 	milli  bool
 	db     int
 	words  [][]byte
+	scan   scanNote
 }
 
 // item is a command that a session hands to its lane: n bytes of the chunk.
@@ -92,6 +97,7 @@ type batch struct {
 	ents  []entry
 	head  int  // next entry to be answered
 	wants bool // holds an entry that commits
+	scans bool // holds an entry with a cursor
 
 	// Once sent:
 	primary bool

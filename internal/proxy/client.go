@@ -18,6 +18,9 @@ func (s *session) client(args [][]byte, raw []byte, f flags) bool {
 	if route.Is(args[1], "REPLY") {
 		return s.clientReply(args, f)
 	}
+	if route.Is(args[1], "MAINT_NOTIFICATIONS") {
+		return s.maintain(args, f)
+	}
 	if !s.flushRun() || !s.await(0) {
 		return false
 	}
@@ -74,8 +77,8 @@ func (s *session) clientAnswer(args [][]byte) (reply []byte, known bool) {
 		return ok, true
 	case sub == "SETINFO" && n == 4:
 		return s.setInfo(strings.ToUpper(string(args[2])), string(args[3])), true
-	case sub == "MAINT_NOTIFICATIONS" && n >= 3, sub == "CAPA" && n >= 3:
-		return ok, true // accepted; this proxy has nothing to announce, because its address stays
+	case sub == "CAPA" && n >= 3:
+		return ok, true // accepted: this proxy redirects nobody
 	case (sub == "NO-EVICT" || sub == "NO-TOUCH") && n == 3:
 		if !route.Is(args[2], "ON") && !route.Is(args[2], "OFF") {
 			return resp.AppendError(nil, "ERR syntax error"), true

@@ -303,6 +303,54 @@ func TestWritesThatTheServerRefusedForLackOfReplicasAreTriedAgain(t *testing.T) 
 	}
 }
 
+func TestATransactionThatWasRefusedForLackOfReplicasIsSaidAgain(t *testing.T) {
+	t.Parallel()
+	for _, quorum := range []bool{false, true} {
+		s := newShard(t, 1, func(sp *spec, _ *Options) {
+			if quorum {
+				sp.Durability, sp.AckReplicas = topo.Quorum, 1
+			}
+		})
+		c, slow := s.client(), s.client()
+		c.want("OK", "SET", "n", "1")
+		slow.want("OK", "MULTI")
+		slow.want("QUEUED", "INCR", "n")
+		s.nodes[0].do(t, "CONFIG", "SET", "min-replicas-to-write", "2")
+		for _, words := range [][]string{{"MULTI"}, {"INCR", "n"}, {"SET", "m", "x"}, {"EXEC"}} {
+			c.send(words...)
+		}
+		slow.send("INCR", "n")
+		waitFor(t, "the transaction is tried again", func() bool { return s.p.stats.resent.Load() > 4 })
+		s.nodes[0].do(t, "CONFIG", "SET", "min-replicas-to-write", "1")
+		for _, want := range []string{"OK", "QUEUED", "QUEUED", "*2 :2 +OK"} {
+			if got := c.recv(); got != want {
+				t.Fatalf("quorum %v: %q, want %q", quorum, got, want)
+			}
+		}
+		if got := slow.recv(); got != "QUEUED" {
+			t.Fatal(got)
+		}
+		slow.want("*2 :3 :4", "EXEC")
+		c.want("4", "GET", "n")
+	}
+}
+
+func TestAClientMayBeDisconnectedInsteadOfToldThatTheOutcomeIsUnknown(t *testing.T) {
+	t.Parallel()
+	s := newShard(t, 1, func(_ *spec, o *Options) { o.HangUp = true })
+	c, other := s.client(), s.client()
+	c.want("OK", "SET", "a", "1")
+	s.nodes[0].signal(syscall.SIGSTOP)
+	c.send("SET", "a", "2")
+	waitFor(t, "in flight", func() bool { return s.p.Stats().InFlight > 0 })
+	s.nodes[0].signal(syscall.SIGKILL)
+	s.failover()
+	if b, err := c.r.ReadByte(); err == nil {
+		t.Fatalf("got %q, want the end of the connection", b)
+	}
+	other.want("1", "GET", "a")
+}
+
 func TestParkingIsBoundedInNumberAndTime(t *testing.T) {
 	t.Parallel()
 	s := newShard(t, 0, func(sp *spec, o *Options) {

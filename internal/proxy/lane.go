@@ -386,6 +386,13 @@ func (l *lane) take(k *link, o *order) *batch {
 
 // seal ends a batch with what it waits for and puts it among those that are sent; the caller holds l.mu.
 func (l *lane) seal(k *link, b *batch) {
+	if b.scans {
+		for i := range b.ents {
+			if e := &b.ents[i]; e.op == opScan && e.n > 0 {
+				e.x.scan.unmark(b.bytes(e), k.mark)
+			}
+		}
+	}
 	if b.acks > 0 {
 		if !b.bare {
 			b.buf = append(b.buf, marker...)

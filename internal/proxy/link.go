@@ -38,6 +38,8 @@ type link struct {
 	conn     net.Conn // of an own lane; of every lane while it greets the server
 	sock     *sock    // of a shared lane: read and written without waiting
 	clientID string   // of this connection, in the server
+	runID    string
+	mark     uint64 // in cursors of this server process
 	done     chan struct{}
 
 	idle      atomic.Bool // the reader has no batch that is not answered
@@ -68,10 +70,11 @@ const (
 
 // Errors that end a connection.
 var (
-	errLease    = errors.New("the lease ended before the reply could be released")
-	errSpoke    = errors.New("the server sent a reply that nobody asked for")
-	errReplyBig = errors.New("the server sent a reply of more than 1 GiB")
-	errNotIt    = errors.New("the server is not the process that was promoted, or not a primary")
+	errLease      = errors.New("the lease ended before the reply could be released")
+	errSpoke      = errors.New("the server sent a reply that nobody asked for")
+	errReplyBig   = errors.New("the server sent a reply of more than 1 GiB")
+	errTxnRefused = errors.New("a transaction is said again, because replicas were missing for a moment")
+	errNotIt      = errors.New("the server is not the process that was promoted, or not a primary")
 )
 
 func (k *link) ended() bool {
@@ -114,6 +117,9 @@ func (l *lane) connect(to target, o *order) *link {
 	k, err := l.dial(to)
 	if err != nil {
 		l.p.log.Debug("connect upstream", "node", to.node, "addr", to.addr, "err", err)
+		if to.t != nil && !l.key.own && !errors.Is(err, errNotIt) {
+			l.p.herald.reached(to.t, false)
+		}
 		l.delay()
 		return nil
 	}
@@ -131,6 +137,9 @@ func (l *lane) connect(to target, o *order) *link {
 	}
 	l.mu.Unlock()
 	l.backoff, l.retryAt = 0, time.Time{}
+	if to.t != nil && !l.key.own {
+		l.p.herald.reached(to.t, true)
+	}
 	k.idle.Store(true)
 	if k.sock == nil {
 		go k.read()
@@ -269,6 +278,7 @@ func (k *link) identify() error {
 		role = string(resp.Text(e[0]))
 	}
 	runID := infoField(info, "run_id")
+	k.runID, k.mark = runID, markOf(runID)
 	if t := k.to.t; t != nil && (t.runID != "" && runID != t.runID || role != "master") {
 		return fmt.Errorf("%w: run id %s (want %s), role %s", errNotIt, runID, t.runID, role)
 	}

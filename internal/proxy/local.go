@@ -5,10 +5,8 @@ package proxy
 import (
 	"bytes"
 	"crypto/subtle"
-	"fmt"
 	"math"
 	"strconv"
-	"strings"
 
 	"redoubt/internal/resp"
 	"redoubt/internal/route"
@@ -39,7 +37,7 @@ func (s *session) local(v route.Verdict, args [][]byte, raw []byte, f flags) boo
 		s.reset()
 		reply = []byte("+RESET\r\n")
 	case "INFO":
-		reply = s.infoRedoubt()
+		return s.info(args, raw, f)
 	default: // CLUSTER, READONLY, READWRITE, ASKING
 		reply = []byte("-ERR This instance has cluster support disabled\r\n")
 	}
@@ -54,6 +52,7 @@ func (s *session) reset() {
 	if s.lane != nil && s.lane.key.own {
 		s.lane.shut() // its server side ends with the connection
 	}
+	s.hush()
 	s.home = [2]*lane{}
 	s.lane, s.multi, s.poison, s.quiet, s.skip, s.db, s.proto = nil, false, false, false, false, 0, 2
 	s.protoA.Store(2)
@@ -119,6 +118,9 @@ func (s *session) speak(proto int) {
 	}
 	s.lane, s.proto, s.home = nil, proto, [2]*lane{}
 	s.protoA.Store(int32(proto))
+	if proto == 2 {
+		s.hush()
+	}
 }
 
 func (s *session) helloReply() []byte {
@@ -202,25 +204,6 @@ func (s *session) selectDB(args [][]byte, raw []byte, f flags) bool {
 		return true
 	}
 	return s.say([]byte("+OK\r\n"))
-}
-
-// infoRedoubt answers INFO redoubt.
-func (s *session) infoRedoubt() []byte {
-	st, o := s.p.Stats(), s.p.order.Load()
-	state := o.why
-	if s.p.maySend(o) {
-		state = "serving"
-	}
-	var b strings.Builder
-	fmt.Fprintf(&b, "# Redoubt\r\nproxy_id:%s\r\nepoch:%d\r\nsending:%t\r\n", s.p.o.ID, st.Epoch, st.Sending)
-	if o.t != nil {
-		fmt.Fprintf(&b, "primary:%s\r\nprimary_run_id:%s\r\n", o.t.node, o.t.runID)
-	}
-	fmt.Fprintf(&b, "state:%s\r\nack_replicas:%d\r\nclients:%d\r\npinned:%d\r\nparked:%d\r\nparked_bytes:%d\r\nin_flight:%d\r\n",
-		state, o.acks, st.Clients, st.Pinned, st.Parked, st.ParkedBytes, st.InFlight)
-	fmt.Fprintf(&b, "commands:%d\r\noutcome_unknown:%d\r\nresent:%d\r\nwas_parked:%d\r\nrefused:%d\r\n",
-		st.Commands, st.Unknown, st.Resent, st.WasParked, st.Refused)
-	return resp.AppendBulk(nil, b.String())
 }
 
 func printable(name string) bool {

@@ -204,27 +204,36 @@ func (p *Proxy) learn() {
 	}
 }
 
-// ask runs a few administrative commands on a connection of their own.
-func (p *Proxy) ask(addr string, commands ...[]string) ([][]byte, error) {
+// errand greets a server on a connection of its own, for administrative commands. The caller closes it.
+func (p *Proxy) errand(addr string) (*link, error) {
 	l := &lane{p: p, key: poolKey{proto: 2, own: true}, st: state{db: -1}}
 	k := &link{l: l, to: target{addr: addr}, buf: make([]byte, readBuffer), done: make(chan struct{})}
-	conn, err := net.DialTimeout("tcp", addr, dialTimeout)
+	var err error
+	if k.conn, err = net.DialTimeout("tcp", addr, dialTimeout); err != nil {
+		return nil, err
+	}
+	if err = k.handshake(); err == nil {
+		err = k.conn.SetDeadline(time.Now().Add(handshakeTimeout))
+	}
+	if err != nil {
+		_ = k.conn.Close()
+		return nil, err
+	}
+	return k, nil
+}
+
+// ask runs a few administrative commands on a connection of their own.
+func (p *Proxy) ask(addr string, commands ...[]string) ([][]byte, error) {
+	k, err := p.errand(addr)
 	if err != nil {
 		return nil, err
 	}
-	defer conn.Close()
-	k.conn = conn
-	if err := k.handshake(); err != nil {
-		return nil, err
-	}
-	if err := conn.SetDeadline(time.Now().Add(handshakeTimeout)); err != nil {
-		return nil, err
-	}
+	defer k.conn.Close()
 	var out []byte
 	for _, c := range commands {
 		out = resp.AppendCommand(out, c...)
 	}
-	if _, err := conn.Write(out); err != nil {
+	if _, err := k.conn.Write(out); err != nil {
 		return nil, err
 	}
 	var replies [][]byte

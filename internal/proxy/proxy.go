@@ -49,6 +49,7 @@ type Options struct {
 	Username        string      // upstream user; empty: default
 	Password        string      // of the deployment: upstream, and what clients must present; empty: none
 	ReadConsistency Consistency // default ReadLocal
+	HangUp          bool        // a client is disconnected, instead of answered, when the outcome of its write is unknown
 	Limits          Limits
 	Log             *slog.Logger // default: slog.Default
 	Events          event.Sink   // may be nil
@@ -131,7 +132,9 @@ type Proxy struct {
 	server   atomic.Pointer[serverInfo]
 	fit      atomic.Pointer[[]target] // replicas that may answer reads, best first
 	budget   parking
+	herald   herald
 	prod     prod
+	lore     lore
 	stats    counters
 	batches  sync.Pool
 	outputs  sync.Pool // of *spareOutput with a buffer
@@ -179,7 +182,8 @@ func New(o Options) (*Proxy, error) {
 		o: o, log: o.Log, start: time.Now(),
 		lanes: map[*lane]struct{}{}, pools: map[poolKey]*pool{}, spare: map[poolKey][]*lane{}, sessions: map[uint64]*session{},
 	}
-	p.prod.wake = make(chan struct{}, 1)
+	p.prod.wake, p.herald.wake = make(chan struct{}, 1), make(chan struct{}, 1)
+	p.lore = newLore()
 	p.batches.New = func() any { return new(batch) }
 	p.budget.commandsMax, p.budget.bytesMax = int64(o.Limits.ParkedCommands), int64(o.Limits.ParkedBytes)
 	p.order.Store(&order{why: "the shard's document has not been read yet"})
@@ -264,6 +268,8 @@ func (p *Proxy) Run(ctx context.Context) error {
 	p.spawn(p.steer)
 	p.spawn(p.learn)
 	p.spawn(p.prodReplicas)
+	p.spawn(p.announce)
+	p.spawn(p.teach)
 	if p.o.Beats != nil && p.ro != nil {
 		p.spawn(p.sight)
 	}

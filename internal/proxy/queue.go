@@ -65,6 +65,7 @@ func (l *lane) pushPend(s *session, chunk []byte, items []item, at uint32) {
 		b.ents = append(b.ents, entry{s: s, x: it.x, off: uint32(len(b.buf)), n: uint32(len(command)), seq: s.seq, at: at, flags: it.flags, op: it.op})
 		b.buf = append(b.buf, command...)
 		b.wants = b.wants || it.flags&commits != 0
+		b.scans = b.scans || it.op == opScan
 	}
 }
 

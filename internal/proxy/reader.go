@@ -59,12 +59,27 @@ func (k *link) reply(f []byte) error {
 		if !k.confirmed(b, e, f) {
 			return nil
 		}
+	} else if k.refusedForNow(e, f) {
+		return errTxnRefused
 	} else {
 		k.answer(b, e, f)
 	}
 	b.head++
 	k.skipCanned()
 	return nil
+}
+
+// refusedForNow reports whether a command of a transaction was refused for want of replicas, as happens for some
+// milliseconds after a promotion: its EXEC can only fail, so nothing of it has run or will. The connection is given up, and
+// the transaction is said again on the next one.
+func (k *link) refusedForNow(e *entry, f []byte) bool {
+	if e.op != opQueued || f[0] != '-' || e.s == nil || e.x == nil || e.x.txn == nil || route.ClassifyReply(f) != route.NotYet {
+		return false
+	}
+	k.l.mu.Lock()
+	defer k.l.mu.Unlock()
+	e.x.txn.sent = false
+	return true
 }
 
 // skipCanned hands out replies that were decided without the server, and finishes the batch when it is complete.
@@ -115,17 +130,21 @@ func (k *link) answer(b *batch, e *entry, f []byte) {
 		switch {
 		case fate == route.NotExecuted && e.flags&blocks != 0 && k.unblocked.Swap(false):
 			fate = route.Deliver // the wish of a client
-		case fate == route.NotYet && e.op == opQueued:
-			fate = route.Deliver // the server has failed the transaction with it
 		case e.op == opExec && k.demoted.Load() && bytes.HasPrefix(f, []byte("-EXECABORT ")):
 			fate = route.NotExecuted
 		}
+	}
+	if e.op == opEvalSHA && e.s != nil && bytes.HasPrefix(f, []byte("-NOSCRIPT")) && k.heal(b, e, f) {
+		return
 	}
 	if e.op != opNone {
 		f = k.transition(e, f, fate)
 	}
 	if e.s == nil {
 		return // restored state
+	}
+	if e.op == opInfo {
+		f = k.l.p.withSection(f, k.l.key.proto)
 	}
 	if k.to.t == nil {
 		fate = k.replicaFate(e, fate)

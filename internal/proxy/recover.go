@@ -97,6 +97,9 @@ func (l *lane) outcome(b *batch, e *entry, answered bool) {
 		verdict = diedUnanswered()
 		l.p.stats.unknown.Add(1)
 	}
+	if answered && verdict == nil && (e.op == opMulti || e.op == opQueued) {
+		e.x.txn.answered-- // its reply was withheld, and it is said again with the others
+	}
 	l.moveToRedo(b, e, nil)
 	r := &l.redo[slices.IndexFunc(l.redo, func(r entry) bool { return r.s == e.s && r.seq == e.seq })]
 	switch {
@@ -202,6 +205,7 @@ func (l *lane) takeRedo() *batch {
 		}
 		b.ents = append(b.ents, r)
 		b.wants = b.wants || r.flags&commits != 0
+		b.scans = b.scans || r.op == opScan
 	}
 	l.redo = slices.Delete(l.redo, 0, taken)
 	return b
@@ -227,6 +231,7 @@ func (l *lane) dropGone(b *batch) *batch {
 		kept.buf = append(kept.buf, b.buf[from:from+e.n]...)
 		kept.ents = append(kept.ents, e)
 		kept.wants = kept.wants || e.flags&commits != 0
+		kept.scans = kept.scans || e.op == opScan
 	}
 	return kept
 }

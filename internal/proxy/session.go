@@ -3,6 +3,7 @@
 package proxy
 
 import (
+	"bytes"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -51,7 +52,9 @@ type session struct {
 	dirty  bool  // has replies of its own making to flush
 	one    [1]item
 
-	infoMu sync.Mutex // guards what other clients may see
+	maint  atomic.Bool // wants to be told of a change of the primary
+	infoMu sync.Mutex  // guards what other clients may see
+	told   int64       // the latest notification
 	name   string
 	lib    string
 	libVer string
@@ -91,6 +94,10 @@ func (s *session) kill() {
 
 // deliver appends replies to count commands; flush writes them. Safe for concurrent use.
 func (s *session) deliver(b []byte, count int64) {
+	if s.p.o.HangUp && bytes.HasPrefix(b, []byte("-OUTCOMEUNKNOWN ")) {
+		s.out.flush() // what is owed from before
+		s.kill()
+	}
 	if len(b) > 0 && !s.closed.Load() && !s.out.add(b) {
 		s.p.log.Warn("client disconnected: it does not take its replies", "client", s.id, "bytes", s.p.o.Limits.Output)
 		s.kill()
@@ -327,6 +334,9 @@ func (s *session) ordinary(v route.Verdict, n int) bool {
 	}
 	it := item{n: uint32(n)}
 	s.classed(&it, v)
+	if v.Row.Care != route.NoCare {
+		s.careful(&it, v.Row, s.parser.Args, s.buf[s.r-n:s.r])
+	}
 	s.heavy = s.heavy || it.flags&writes != 0
 	s.items = append(s.items, it)
 	s.to = s.r

@@ -103,6 +103,7 @@ func (s *session) special(v route.Verdict, args [][]byte, raw []byte, f flags) b
 		}
 		it := item{flags: f}
 		s.classed(&it, v)
+		s.careful(&it, v.Row, args, raw)
 		return s.send(raw, it)
 	case route.Multi:
 		if len(args) != 1 {
@@ -296,7 +297,16 @@ func (s *session) inMulti(v route.Verdict, args [][]byte, raw []byte, f flags) b
 			}
 		}
 	}
-	return s.sendOwn(raw, item{flags: f | resendable, op: opQueued})
+	it := item{flags: f | resendable, op: opQueued}
+	switch v.Row.Care {
+	case route.Cursor: // the reply comes inside that of EXEC, so what is scanned here begins anew after a failover
+		noteCursor(&it, v.Row, raw)
+		it.x.scan.unmark(raw, s.p.markNow())
+		it.op = opQueued
+	case route.Eval:
+		s.careful(&it, v.Row, args, raw)
+	}
+	return s.sendOwn(raw, it)
 }
 
 func (s *session) poisoned(text string, f flags) bool {

@@ -133,6 +133,12 @@ func (k *link) transition(e *entry, f []byte, fate route.Fate) []byte {
 			st.over(e.x.txn)
 		}
 		return verdictOf(e.op, ok, l.key.proto)
+	case opScan:
+		return marked(f, k.mark)
+	case opEverywhere:
+		if f[0] != '-' {
+			l.p.lore.told(e.x.words)
+		}
 	case opWatch:
 		st.watch = st.watch || ok
 	case opUnwatch:

@@ -86,6 +86,7 @@ func (p *Proxy) obey(s *view.Snapshot) {
 	if o.t != old.t || o.sending != old.sending {
 		p.log.Info("obeying the shard's document", "shard", s.Shard.ID, "epoch", a.Epoch, "phase", a.Phase, "node", a.Primary, "sending", o.sending)
 		p.tell(s.Shard.ID, a)
+		p.lore.poke()
 	}
 	if o.draining && !old.draining {
 		p.spawn(p.unblockAll)
@@ -117,6 +118,7 @@ func explain(a topo.Assigned) string {
 // rouse makes every lane look at its orders. Connections of an earlier tenure are cut here, because their lane may be
 // blocked in a write to a server that hangs.
 func (p *Proxy) rouse() {
+	p.herald.look()
 	o := p.order.Load()
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -132,7 +134,9 @@ func (p *Proxy) maySend(o *order) bool {
 		return false
 	}
 	if !o.t.good(p.now()) {
-		p.lapsed.Store(true)
+		if !p.lapsed.Swap(true) {
+			p.herald.look()
+		}
 		return false
 	}
 	return true

@@ -4,6 +4,7 @@ package route
 
 import (
 	"bytes"
+	"slices"
 	"strings"
 )
 
@@ -58,13 +59,18 @@ func (t *Table) Classify(args [][]byte) Verdict {
 			v.Class, v.Why = Forbidden, "ERR SCRIPT DEBUG needs a connection of its own; connect to the server directly"
 		}
 	case verbInfo:
-		if len(args) == 2 && Is(args[1], "REDOUBT") {
+		if len(args) == 1 || slices.ContainsFunc(args[1:], ownSection) {
 			v.Class = Local
 		}
 	default:
 		v.Class, v.Why = refusal(row)
 	}
 	return v
+}
+
+// ownSection reports whether INFO of this section includes the proxy's own.
+func ownSection(section []byte) bool {
+	return Is(section, "REDOUBT") || Is(section, "DEFAULT") || Is(section, "ALL") || Is(section, "EVERYTHING")
 }
 
 func refusal(row *Row) (Class, string) {
@@ -90,7 +96,7 @@ func classifyClient(args [][]byte) Class {
 	switch a := args[1]; {
 	case Is(a, "TRACKING"), Is(a, "CACHING"), Is(a, "TRACKINGINFO"):
 		return Tracking
-	case Is(a, "PAUSE"), Is(a, "UNPAUSE"), Is(a, "HELP"):
+	case Is(a, "HELP"):
 		return Write
 	}
 	return Local
@@ -133,6 +139,22 @@ func classifyDebug(args [][]byte) (Class, string) {
 		}
 	}
 	return Forbidden, "ERR this DEBUG subcommand is refused through the proxy: it can end or alter a server behind Redoubt's back"
+}
+
+// IsEverywhere reports whether a command whose row has care Everywhere changes something that servers do not replicate.
+func IsEverywhere(args [][]byte) bool {
+	if len(args) < 2 {
+		return false
+	}
+	switch sub := args[1]; {
+	case Is(args[0], "CONFIG"):
+		return Is(sub, "SET") && len(args) > 3
+	case Is(args[0], "ACL"):
+		return Is(sub, "SETUSER") || Is(sub, "DELUSER")
+	case Is(args[0], "SCRIPT"):
+		return Is(sub, "LOAD") && len(args) == 3 || Is(sub, "FLUSH")
+	}
+	return false
 }
 
 // Is compares an argument with an upper-case word, whatever the argument's case.

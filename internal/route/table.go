@@ -22,11 +22,24 @@ const (
 	NoMulti                    // refused inside MULTI by the proxy
 )
 
+// Care is what a proxy has to mind about a command besides its class.
+type Care uint8
+
+// The cares.
+const (
+	NoCare     Care = iota
+	Cursor          // its cursor means something on one server process only: argument 1 of SCAN, 2 of HSCAN, SSCAN and ZSCAN
+	Eval            // carries a script that a later EVALSHA may name
+	EvalSHA         // names a script that the server may not know
+	Everywhere      // changes something that servers do not replicate: CONFIG SET, ACL SETUSER and DELUSER, SCRIPT LOAD and FLUSH
+)
+
 // Row is what is known of one command.
 type Row struct {
 	Name  string // upper case
 	Flags Flags
 	Class Class
+	Care  Care // of the command as a whole; for Everywhere, the subcommand decides
 	verb  verb
 }
 
@@ -90,6 +103,21 @@ func (t *Table) special() {
 			t.rows[name] = row
 		}
 	}
+	for care, names := range map[Care]string{Cursor: "SCAN HSCAN SSCAN ZSCAN", Eval: "EVAL EVAL_RO", EvalSHA: "EVALSHA EVALSHA_RO", Everywhere: "CONFIG ACL SCRIPT"} {
+		for name := range strings.FieldsSeq(names) {
+			if row := t.rows[name]; row != nil {
+				row.Care = care
+			}
+		}
+	}
+}
+
+// CursorIndex returns the index of the argument that holds the cursor of a command with care Cursor.
+func CursorIndex(name string) int {
+	if name == "SCAN" {
+		return 1
+	}
+	return 2
 }
 
 // FromCommand builds a table from a backend's reply to COMMAND (RESP2 or RESP3, every version), so that new commands
