@@ -107,6 +107,7 @@ type batch struct {
 	tail    int // replies seen behind those of the entries: marker, WAIT
 	got     int // replicas that acknowledged so far
 	bare    bool
+	aside   bool   // its replicas are waited for on another connection
 	held    []byte // withheld replies
 	ends    []int  // where each entry's reply ends in held
 	at      uint32 // stamp of when its replies were complete

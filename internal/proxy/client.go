@@ -24,6 +24,9 @@ func (s *session) client(args [][]byte, raw []byte, f flags) bool {
 	if !s.flushRun() || !s.await(0) {
 		return false
 	}
+	if text := s.mayUse(args); text != "" {
+		return s.refuse(text, f)
+	}
 	reply, known := s.clientAnswer(args)
 	if !known {
 		return s.send(raw, item{flags: f | commits | writes}) // the server's error

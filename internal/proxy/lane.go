@@ -312,7 +312,7 @@ func (l *lane) flushOnLoop() {
 // finishWaits asks again for acknowledgements that a switchover waits for.
 func (l *lane) finishWaits(k *link, o *order) {
 	l.mu.Lock()
-	if !o.draining || len(l.unacked) == 0 || l.waiting > 0 || o.acks == 0 {
+	if !o.draining || l.key.user != "" || len(l.unacked) == 0 || l.waiting > 0 || o.acks == 0 {
 		l.mu.Unlock()
 		return
 	}
@@ -355,7 +355,7 @@ func (l *lane) take(k *link, o *order) *batch {
 	switch {
 	case l.prefix != nil:
 		b, l.prefix = l.prefix, nil
-	case len(l.unacked) > 0 && l.waiting == 0 && l.commit > 0 && acks > 0:
+	case len(l.unacked) > 0 && l.waiting == 0 && l.commit > 0 && acks > 0 && l.key.user == "":
 		b = l.p.newBatch()
 		b.bare = true
 	case l.commit >= commitsMax, l.key.own && l.commit > 0:
@@ -393,7 +393,11 @@ func (l *lane) seal(k *link, b *batch) {
 			}
 		}
 	}
-	if b.acks > 0 {
+	switch {
+	case b.acks > 0 && l.key.user != "":
+		b.aside = true
+		l.commit++
+	case b.acks > 0:
 		if !b.bare {
 			b.buf = append(b.buf, marker...)
 			l.commit++

@@ -117,6 +117,13 @@ func (l *lane) connect(to target, o *order) *link {
 	k, err := l.dial(to)
 	if err != nil {
 		l.p.log.Debug("connect upstream", "node", to.node, "addr", to.addr, "err", err)
+		if errors.Is(err, errUser) { // deleted, or with another password: the server would have closed the connection
+			l.mu.Lock()
+			if l.own != nil {
+				l.own.kill()
+			}
+			l.mu.Unlock()
+		}
 		if to.t != nil && !l.key.own && !errors.Is(err, errNotIt) {
 			l.p.herald.reached(to.t, false)
 		}
@@ -214,10 +221,7 @@ func (k *link) handshake() error {
 	var out []byte
 	must := 0
 	ask := func(args ...string) { out = resp.AppendCommand(out, args...); must++ }
-	user, password := key.user, key.password
-	if user == "" && password == "" {
-		user, password = p.o.Username, p.o.Password
-	}
+	user, password := p.o.Username, p.o.Password
 	switch {
 	case password != "" && user != "":
 		ask("AUTH", user, password)
@@ -248,6 +252,9 @@ func (k *link) handshake() error {
 		}
 	}
 	if err := k.identify(); err != nil {
+		return err
+	}
+	if err := k.logIn(); err != nil {
 		return err
 	}
 	return k.conn.SetDeadline(time.Time{})

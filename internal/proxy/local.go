@@ -14,8 +14,11 @@ import (
 
 // local answers what the proxy knows itself.
 func (s *session) local(v route.Verdict, args [][]byte, raw []byte, f flags) bool {
-	if v.Row.Name == "CLIENT" {
+	switch name := v.Row.Name; {
+	case name == "CLIENT":
 		return s.client(args, raw, f)
+	case name == "CLUSTER" && len(args) < 2, (name == "READONLY" || name == "READWRITE" || name == "ASKING") && len(args) > 1:
+		return s.send(raw, item{flags: f | resendable}) // the server's error
 	}
 	if !s.flushRun() || !s.await(0) {
 		return false
@@ -29,7 +32,9 @@ func (s *session) local(v route.Verdict, args [][]byte, raw []byte, f flags) boo
 	case "SELECT":
 		return s.selectDB(args, raw, f)
 	case "QUIT":
-		s.deliver([]byte("+OK\r\n"), 0)
+		if f&muted == 0 {
+			s.deliver([]byte("+OK\r\n"), 0)
+		}
 		s.out.flush()
 		s.linger()
 		return false
@@ -70,7 +75,7 @@ func (s *session) hello(args [][]byte) []byte {
 	i := 1
 	if len(args) > 1 {
 		n, err := strconv.Atoi(string(args[1]))
-		if err != nil {
+		if err != nil || strconv.Itoa(n) != string(args[1]) {
 			return resp.AppendError(nil, "ERR Protocol version is not an integer or out of range")
 		}
 		if n != 2 && n != 3 {
@@ -161,13 +166,21 @@ func (s *session) auth(args [][]byte) []byte {
 	return []byte("+OK\r\n")
 }
 
-// login checks credentials against the deployment's and returns the error's text. Without a password every one is
-// accepted for the default user, as the server's nopass does.
+// login checks credentials and returns the error's text: the deployment's here, those of other users by asking the server.
+// Without a password every one is accepted for the default user, as the server's nopass does.
 func (s *session) login(user string, password []byte) string {
-	mine := user == "default" || user == s.p.o.Username
-	if !mine || s.p.o.Password != "" && subtle.ConstantTimeCompare(password, []byte(s.p.o.Password)) != 1 {
+	if user != "default" && (user != s.p.o.Username || user == "") {
+		if text := s.checkUser(user, string(password)); text != "" {
+			return text
+		}
+		s.become(user, string(password))
+		s.authed = true
+		return ""
+	}
+	if s.p.o.Password != "" && subtle.ConstantTimeCompare(password, []byte(s.p.o.Password)) != 1 {
 		return "WRONGPASS invalid username-password pair or user is disabled."
 	}
+	s.become("", "")
 	s.authed = true
 	return ""
 }
@@ -179,7 +192,7 @@ func (s *session) selectDB(args [][]byte, raw []byte, f flags) bool {
 		return s.refuse("ERR wrong number of arguments for 'select' command", f)
 	}
 	n, err := strconv.ParseInt(string(args[1]), 10, 64)
-	if err != nil || n > math.MaxInt32 || n < math.MinInt32 {
+	if err != nil || n > math.MaxInt32 || n < math.MinInt32 || strconv.FormatInt(n, 10) != string(args[1]) { // servers take no leading zeros
 		return s.refuse("ERR value is not an integer or out of range", f)
 	}
 	databases := s.p.server.Load().databases

@@ -19,6 +19,7 @@ type herald struct {
 	lost atomic.Pointer[tenure] // that shared lanes cannot connect to
 
 	mu      sync.Mutex // guards what follows; before session.infoMu
+	served  bool       // there was a primary that could be used
 	away    bool
 	seq     int64
 	seconds int64 // for which commands are held
@@ -56,15 +57,20 @@ func (p *Proxy) announce() {
 		if o.t == nil {
 			continue // there never was a primary
 		}
-		away := !o.sending || !o.t.good(p.now()) || h.lost.Load() == o.t
+		lapsed := o.sending && !o.t.good(p.now())
+		if lapsed {
+			p.lapsed.Store(true) // so that the next good read wakes the herald
+		}
+		away := !o.sending || lapsed || h.lost.Load() == o.t
 		h.mu.Lock()
-		if away == h.away {
+		h.served = h.served || !away
+		if away == h.away || !h.served {
 			h.mu.Unlock()
 			continue
 		}
 		h.away = away
 		h.seq++
-		h.seconds = int64((o.park + time.Second - 1) / time.Second)
+		h.seconds = int64((o.parkFor() + time.Second - 1) / time.Second)
 		frame, seq := h.frame(), h.seq
 		h.mu.Unlock()
 		for _, s := range p.listeners() {

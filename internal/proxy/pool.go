@@ -205,11 +205,13 @@ func (p *Proxy) learn() {
 }
 
 // errand greets a server on a connection of its own, for administrative commands. The caller closes it.
-func (p *Proxy) errand(addr string) (*link, error) {
+func (p *Proxy) errand(addr string) (*link, error) { return p.errandTo(target{addr: addr}) }
+
+func (p *Proxy) errandTo(to target) (*link, error) {
 	l := &lane{p: p, key: poolKey{proto: 2, own: true}, st: state{db: -1}}
-	k := &link{l: l, to: target{addr: addr}, buf: make([]byte, readBuffer), done: make(chan struct{})}
+	k := &link{l: l, to: to, buf: make([]byte, readBuffer), done: make(chan struct{})}
 	var err error
-	if k.conn, err = net.DialTimeout("tcp", addr, dialTimeout); err != nil {
+	if k.conn, err = net.DialTimeout("tcp", to.addr, dialTimeout); err != nil {
 		return nil, err
 	}
 	if err = k.handshake(); err == nil {

@@ -275,7 +275,6 @@ func TestClientCommandsAreTheProxysOwn(t *testing.T) {
 	c.want("OK", "CLIENT", "SETNAME", "me")
 	c.want("me", "CLIENT", "GETNAME")
 	c.want("OK", "CLIENT", "SETINFO", "LIB-NAME", "x")
-	c.want("OK", "CLIENT", "MAINT_NOTIFICATIONS", "ON")
 	id := c.do("CLIENT", "ID")
 	if id == d.do("CLIENT", "ID") {
 		t.Fatal("ids are not unique")

@@ -95,9 +95,21 @@ func (k *link) skipCanned() {
 		}
 		b.head++
 	}
-	if b.acks == 0 {
+	switch {
+	case b.acks == 0:
 		k.cur = nil
 		k.finish(b)
+	case b.aside:
+		k.cur = nil
+		k.endRun()
+		k.l.mu.Lock()
+		b.at = k.l.p.stamp()
+		k.l.unacked = append(k.l.unacked, b)
+		if len(k.l.sent) == 0 {
+			k.idle.Store(true)
+		}
+		k.l.mu.Unlock()
+		k.l.p.spawn(func() { k.commitAside(b) })
 	}
 }
 

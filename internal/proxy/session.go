@@ -187,7 +187,7 @@ func (s *session) lastReplies() {
 }
 
 func (s *session) refuseProtocol(err error) {
-	if s.flushRun() && s.await(0) {
+	if s.flushRun() && s.await(0) && !s.quiet && !s.skip {
 		s.deliver(resp.AppendError(nil, "ERR "+err.Error()), 0)
 		s.out.flush()
 		s.linger()

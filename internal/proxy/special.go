@@ -79,7 +79,7 @@ func (s *session) own() bool {
 
 // sendOwn hands one command to the session's own lane, whatever its state.
 func (s *session) sendOwn(raw []byte, it item) bool {
-	if !s.own() || !s.flushRun() {
+	if !s.flushRun() || !s.own() { // in this order: flushing a run may let go of the own lane
 		return false
 	}
 	it.n = uint32(len(raw))
@@ -95,6 +95,9 @@ func (s *session) special(v route.Verdict, args [][]byte, raw []byte, f flags) b
 	}
 	if s.user != "" && !s.own() {
 		return false
+	}
+	if v.Class == route.Local && s.proto < 3 && v.Row.Name != "QUIT" && v.Row.Name != "RESET" && s.subscribed() {
+		return s.sendOwn(raw, item{flags: f | resendable}) // the server refuses it, in its own words
 	}
 	switch v.Class {
 	case route.Read, route.Write, route.Exec, route.Discard:
@@ -135,6 +138,16 @@ func (s *session) special(v route.Verdict, args [][]byte, raw []byte, f flags) b
 		return s.refuse(v.Why, f)
 	}
 	return s.local(v, args, raw, f)
+}
+
+// subscribed reports whether the session's connection is one for messages.
+func (s *session) subscribed() bool {
+	if s.lane == nil || !s.lane.key.own {
+		return false
+	}
+	s.lane.mu.Lock()
+	defer s.lane.mu.Unlock()
+	return s.lane.st.subscribed()
 }
 
 // idlePing answers PING while there is no primary and nothing to keep the order of.

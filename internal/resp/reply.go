@@ -138,8 +138,10 @@ func (s *Scanner) aggregate(kind byte, line []byte, head int) error {
 			count *= 2
 		}
 	}
-	if kind == '|' {
-		s.pos += head // what the attribute belongs to is still to come
+	if kind == '|' || kind == '>' && len(s.levels) > 1 {
+		// What an attribute belongs to is still to come. A push inside a reply is no element of it: Redis 7.0 writes one into
+		// the reply of an EXEC that publishes to its own client.
+		s.pos += head
 	} else {
 		s.pass(head)
 	}

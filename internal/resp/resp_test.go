@@ -65,7 +65,7 @@ func TestProtocolErrorsAreTheServers(t *testing.T) {
 var replies = []string{
 	"+OK\r\n", "-ERR x\r\n", ":-12\r\n", "$-1\r\n", "$0\r\n\r\n", "$3\r\na\nb\r\n", "*-1\r\n", "*0\r\n", "*2\r\n:1\r\n*1\r\n$1\r\nx\r\n", "_\r\n", "#t\r\n", ",1.5\r\n",
 	"(123456789012345678901234567890\r\n", "!5\r\nERR x\r\n", "=5\r\ntxt:a\r\n", "%1\r\n+a\r\n%1\r\n+b\r\n:1\r\n", "~2\r\n:1\r\n:2\r\n",
-	">2\r\n$3\r\nfoo\r\n:1\r\n", "|1\r\n+ttl\r\n:1\r\n*2\r\n:1\r\n|1\r\n+x\r\n:2\r\n:3\r\n", "$?\r\n;2\r\nab\r\n;1\r\nc\r\n;0\r\n", "*?\r\n:1\r\n*?\r\n.\r\n$?\r\n;0\r\n.\r\n", "%?\r\n+a\r\n:1\r\n.\r\n",
+	">2\r\n$3\r\nfoo\r\n:1\r\n", "*1\r\n>3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$1\r\nx\r\n:1\r\n", "|1\r\n+ttl\r\n:1\r\n*2\r\n:1\r\n|1\r\n+x\r\n:2\r\n:3\r\n", "$?\r\n;2\r\nab\r\n;1\r\nc\r\n;0\r\n", "*?\r\n:1\r\n*?\r\n.\r\n$?\r\n;0\r\n.\r\n", "%?\r\n+a\r\n:1\r\n.\r\n",
 }
 
 func TestRepliesOfEveryTypeAreMeasuredWhereverTheyAreSplit(t *testing.T) {
