@@ -214,7 +214,26 @@ func electBest(f *facts, rule string) *topo.Assigned {
 	if f.spec.Durability != topo.Quorum && !f.isWitness(f.a.Primary) {
 		lossy = "asynchronous: writes that had not reached " + string(best.Node) + " are lost"
 	}
-	return f.elect(best.Seen, best.at.Epoch, lossy)
+	next := f.elect(best.Seen, best.at.Epoch, lossy)
+	f.recordBranch(next, best)
+	return next
+}
+
+// recordBranch records the history of an earlier promotion that nobody had recorded, at the moment its holder is elected
+// again: a further promotion shifts it out of replid2, and then nobody could place the node any more (SAFETY A3). No proxy
+// ever wrote to it, and its holder has just been found to hold every acknowledged write, so it ranks above every history
+// before it. It takes the epoch of this fencing, which no tenure can have.
+func (f *facts) recordBranch(next *topo.Assigned, best rank) {
+	if slices.ContainsFunc(next.History, func(h topo.HistoryEntry) bool { return h.ReplID == best.Pos.ReplID }) {
+		return
+	}
+	next.History = append(next.History, topo.HistoryEntry{
+		Epoch: f.a.Epoch, ReplID: best.Pos.ReplID, Start: best.at.Offset, Parent: best.at.Epoch, Node: best.Node,
+	})
+	if extra := len(next.History) - topo.HistoryMax; extra > 0 {
+		next.History = next.History[extra:]
+	}
+	next.Elected.Parent = f.a.Epoch
 }
 
 func electColdBest(f *facts, _ string) *topo.Assigned {
@@ -222,6 +241,9 @@ func electColdBest(f *facts, _ string) *topo.Assigned {
 	at, _ := f.place(c.seat.Pos)
 	next := f.elect(*c.seat, at.Epoch, c.lossy)
 	next.Elected.Anew = true
+	if placed, ok := f.place(c.seat.Pos); ok {
+		f.recordBranch(next, rank{*c.seat, placed})
+	}
 	return next
 }
 

@@ -18,6 +18,7 @@ func (w *world) planFaults() {
 			w.after(at+w.between(0, 400*time.Millisecond), w.fault)
 		}
 	}
+	w.slowDisk()
 	w.after(healAt, w.heal)
 	w.after(0, w.superviseController)
 }
@@ -35,6 +36,7 @@ func (w *world) fault() {
 		w.killServer, w.killServer, w.killPrimary, w.killPrimary, w.stopServer, w.stallAgent, w.killAgent, w.killBoth, w.suspend,
 		w.isolate, w.isolate, w.cutOneWay, w.cutStoreOnly, w.cutPair, w.storeOutage, w.moveController, w.operate, w.operate, w.killAll,
 	}
+	faults = append(faults, w.unluckyFaults()...)
 	faults[w.rng.IntN(len(faults))](w.hosts[w.rng.IntN(w.n)])
 }
 
@@ -283,7 +285,7 @@ func (w *world) heal() {
 			w.cut[i][j] = false
 		}
 		w.store.fromHost[i], w.store.toHost[i] = false, false
-		h.stallUntil = min(h.stallUntil, w.now)
+		h.stallUntil, h.heldUntil, h.diskUntil = min(h.stallUntil, w.now), min(h.heldUntil, w.now), min(h.diskUntil, w.now)
 		h.restartAt = 0
 		if !h.agentUp {
 			h.startAgent()
@@ -300,6 +302,11 @@ func (w *world) heal() {
 		h.sleepUntil = min(h.sleepUntil, w.now)
 		if h.srv.stopped {
 			h.srv.cont()
+		}
+		sleepers := h.sleepers
+		h.sleepers = nil
+		for _, wake := range sleepers {
+			w.after(0, wake)
 		}
 		h.wake()
 	}

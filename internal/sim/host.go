@@ -22,6 +22,9 @@ type host struct {
 	suspended  time.Duration // total time that the monotonic clock missed
 	sleepUntil time.Duration // the host is suspended until then
 	stallUntil time.Duration // only the agent process is stopped until then
+	heldUntil  time.Duration // the replication stream to this host stands still until then
+	sleepers   []func()      // what waits for the agent's process to run again, in case it is woken early
+	diskUntil  time.Duration // the agent's disk hangs until then
 	ranSince   time.Duration // agent and server have both been running since then
 
 	agentUp    bool
@@ -96,16 +99,23 @@ func (h *host) wakesAt() time.Duration { return max(h.sleepUntil, h.stallUntil) 
 
 // whenAwake runs do now, or when the agent's process runs again.
 func (h *host) whenAwake(do func()) {
-	if at := h.wakesAt(); h.w.now < at {
-		gen := h.generation
-		h.w.after(at-h.w.now, func() {
-			if h.generation == gen {
-				h.whenAwake(do)
-			}
-		})
+	at := h.wakesAt()
+	if h.w.now >= at {
+		do()
 		return
 	}
-	do()
+	gen, woken := h.generation, false
+	wake := func() {
+		if h.w.now >= h.wakesAt() {
+			h.sleepers = nil // whoever is left has a timer that is due
+		}
+		if !woken && h.generation == gen {
+			woken = true
+			h.whenAwake(do)
+		}
+	}
+	h.sleepers = append(h.sleepers, wake)
+	h.w.after(at-h.w.now, wake)
 }
 
 func (h *host) startAgent() {
@@ -282,7 +292,7 @@ func (h *host) observe() topo.Sighting {
 			g.Role = topo.RolePrimary
 		}
 		g.Frozen = !s.primary && s.following == nil
-		g.Whole, g.RunID, g.Backlog, g.Kept = s.whole, s.run, s.backlog, s.kept
+		g.Whole, g.RunID, g.Backlog, g.Kept, g.Open = s.whole, s.run, s.backlog, s.kept, h.w.open
 		g.Pos = topo.Position{ReplID: s.replid, Offset: s.offset(), ReplID2: s.replid2, Offset2: s.offset2}
 		if s.following != nil {
 			g.Following = s.following.name
@@ -347,6 +357,7 @@ func (h *host) perform(in converge.Input, o converge.Order) bool {
 	}
 	switch o.Do {
 	case converge.Promise:
+		took += h.fsync()
 		later(func() { h.promised = max(h.promised, o.Epoch) })
 	case converge.Fence:
 		w.log("%s fences: %s (%s)", h.id, o.Rule, o.Why)

@@ -246,7 +246,7 @@ func (l *link) deliver(e *entry) {
 	if !l.open || !r.alive || r.run != l.fromRun || r.link != l {
 		return
 	}
-	if w.isCut(l.to, r) || r.stopped || r.hostAsleep() {
+	if w.isCut(l.to, r) || r.stopped || r.hostAsleep() || r.h.held() {
 		w.after(20*time.Millisecond, func() { l.deliver(e) })
 		return
 	}
@@ -320,6 +320,7 @@ func (s *server) attach(p *server) {
 		s.backlog, s.whole = true, true
 		l.sent = s.dataOff()
 		s.link = l
+		w.holdContinued(s.h)
 		p.replicas = append(p.replicas, l)
 		l.acked = s.dataOff()
 		var missing []*entry

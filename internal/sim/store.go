@@ -95,6 +95,9 @@ func (s *store) swap(rev uint64, c *controller, d failover.Decision) bool {
 	if a.Epoch < s.doc.Assigned.Epoch {
 		s.w.fail("epoch went back from %d to %d (rule %s)", s.doc.Assigned.Epoch, a.Epoch, d.Rule)
 	}
+	if a.Phase != s.doc.Assigned.Phase {
+		s.w.turn(a.Phase)
+	}
 	s.rev++
 	s.doc.Assigned = a
 	s.w.rules[d.Rule]++

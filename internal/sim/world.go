@@ -115,6 +115,9 @@ type world struct {
 	loss    float64
 	slow    float64 // share of messages that are delayed much
 	readAge bool    // the store knows when each member last read (coord.ReadAges)
+	unlucky bool    // see luck
+	open    bool    // no server lets its ACLs be changed
+	strikes int     // that turns may still bring
 
 	acked     []*entry
 	nextWrite uint64
@@ -134,13 +137,14 @@ type world struct {
 
 func newWorld(o Options) *world {
 	w := &world{rng: rand.New(rand.NewPCG(o.Seed, 0x5eed)), trace: o.Trace, rules: map[string]int{}, quiet: map[string]int{}}
+	w.luck(o.Seed)
 	w.n = []int{2, 3, 3, 3, 3, 5}[w.rng.IntN(6)]
 	w.persist = []persistence{persistNone, persistRDB, persistAOF}[w.rng.IntN(3)]
 	w.readAge = w.rng.IntN(2) == 0
 	w.loss = []float64{0, 0, 0.02, 0.1}[w.rng.IntN(4)]
 	w.slow = []float64{0, 0.02, 0.1}[w.rng.IntN(3)]
 	w.spec = topo.Spec{Deployment: "sim", Durability: topo.Quorum, AckReplicas: w.n / 2, Timing: topo.LANTiming()}
-	if w.rng.IntN(4) == 0 {
+	if w.rng.IntN(4) == 0 && !w.unlucky { // an unlucky world is about acknowledged writes
 		w.spec.Durability, w.spec.AckReplicas = topo.Async, 0
 	}
 	for i := range w.n {
@@ -166,7 +170,9 @@ func Run(o Options) Result {
 	}
 	w.store.start()
 	w.planFaults()
-	w.planGhost()
+	if !w.open { // open replication counts strangers, and is said to (SAFETY A7)
+		w.planGhost()
+	}
 	w.after(0, w.checkTick)
 	for len(w.events) > 0 && w.violation == "" {
 		e := w.events.pop()
@@ -182,7 +188,7 @@ func Run(o Options) Result {
 	}
 	return Result{
 		Seed: o.Seed, Violation: w.violation, Timeline: w.timeline, Rules: w.rules, Acked: len(w.acked), Events: w.handled, Asked: w.asked,
-		Shape: fmt.Sprintf("n=%d %s k=%d %s readage=%v loss=%.2f slow=%.2f", w.n, w.spec.Durability, w.spec.AckReplicas, w.persist, w.readAge, w.loss, w.slow),
+		Shape: fmt.Sprintf("n=%d %s k=%d %s readage=%v loss=%.2f slow=%.2f unlucky=%v open=%v", w.n, w.spec.Durability, w.spec.AckReplicas, w.persist, w.readAge, w.loss, w.slow, w.unlucky, w.open),
 	}
 }
 
