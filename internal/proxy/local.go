@@ -46,6 +46,9 @@ func (s *session) local(v route.Verdict, args [][]byte, raw []byte, f flags) boo
 	default: // CLUSTER, READONLY, READWRITE, ASKING
 		reply = []byte("-ERR This instance has cluster support disabled\r\n")
 	}
+	s.infoMu.Lock()
+	s.vis.user = s.user
+	s.infoMu.Unlock()
 	if f&muted == 0 {
 		s.deliver(reply, 0)
 		s.dirty = true
@@ -195,11 +198,7 @@ func (s *session) selectDB(args [][]byte, raw []byte, f flags) bool {
 	if err != nil || n > math.MaxInt32 || n < math.MinInt32 || strconv.FormatInt(n, 10) != string(args[1]) { // servers take no leading zeros
 		return s.refuse("ERR value is not an integer or out of range", f)
 	}
-	databases := s.p.server.Load().databases
-	if databases == 0 {
-		databases = 16 // the default; no server has answered yet
-	}
-	if n < 0 || n >= int64(databases) {
+	if n < 0 || n >= int64(s.p.databases()) {
 		return s.refuse("ERR DB index is out of range", f)
 	}
 	if s.lane != nil && s.lane.key.own && !s.lane.isClean() {
@@ -221,4 +220,12 @@ func (s *session) selectDB(args [][]byte, raw []byte, f flags) bool {
 
 func printable(name string) bool {
 	return bytes.IndexFunc([]byte(name), func(r rune) bool { return r < '!' || r > '~' }) < 0
+}
+
+// databases returns how many the server has: 16, its default, before one has answered.
+func (p *Proxy) databases() int {
+	if n := p.server.Load().databases; n > 0 {
+		return n
+	}
+	return 16
 }

@@ -205,6 +205,32 @@ func TestTransactionsWorkWithWatch(t *testing.T) {
 	}
 }
 
+func TestASelectInsideATransactionHoldsFromItsExecOn(t *testing.T) {
+	t.Parallel()
+	s := newShard(t, 0, nil)
+	c := s.client()
+	for _, words := range [][]string{{"MULTI"}, {"SET", "k", "v"}, {"SELECT", "3"}, {"SET", "k3", "v"}, {"EXEC"}, {"EXISTS", "k3"}} {
+		c.send(words...)
+	}
+	for _, want := range []string{"OK", "QUEUED", "QUEUED", "QUEUED", "*3 +OK +OK +OK", "1"} {
+		if got := c.recv(); got != want {
+			t.Fatalf("%q, want %q", got, want)
+		}
+	}
+	other := s.client()
+	other.want("1", "EXISTS", "k")
+	other.want("0", "EXISTS", "k3")
+	far := s.client()
+	for _, words := range [][]string{{"MULTI"}, {"SELECT", "99999"}, {"EXEC"}, {"EXISTS", "k"}} {
+		far.send(words...)
+	}
+	for _, want := range []string{"OK", "QUEUED", "*1 -ERR DB index is out of range", "1"} {
+		if got := far.recv(); got != want {
+			t.Fatalf("%q, want %q", got, want)
+		}
+	}
+}
+
 func TestBlockingCommandsHoldUpNobody(t *testing.T) {
 	t.Parallel()
 	s := newShard(t, 0, nil)

@@ -21,6 +21,7 @@ func (s *session) slow(table *route.Table, args [][]byte, raw []byte) bool {
 		raw = resp.AppendCommand(nil, args...)
 	}
 	v := table.Classify(args)
+	s.show(v.Row, args)
 	if !s.authed && !(v.Class == route.Local && (v.Row.Name == "AUTH" || v.Row.Name == "HELLO" || v.Row.Name == "QUIT" || v.Row.Name == "RESET")) {
 		return s.say(resp.AppendError(nil, "NOAUTH Authentication required."))
 	}
@@ -305,7 +306,7 @@ func (s *session) inMulti(v route.Verdict, args [][]byte, raw []byte, f flags) b
 		case v.Row.Name == "HELLO" || v.Row.Name == "AUTH" || v.Row.Name == "CLIENT":
 			return s.poisoned("ERR "+v.Row.Name+" is not allowed inside a transaction through the proxy", f)
 		case v.Row.Name == "SELECT" && len(args) == 2:
-			if n, err := strconv.Atoi(string(args[1])); err == nil && n >= 0 {
+			if n, err := strconv.Atoi(string(args[1])); err == nil && n >= 0 && n < s.p.databases() {
 				return s.sendOwn(raw, item{flags: f | resendable, op: opQueued, x: &extra{db: n + 1}})
 			}
 		}

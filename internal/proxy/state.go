@@ -80,9 +80,6 @@ func (st *state) pushed(it *item, command []byte) []byte {
 			it.op = opExecNull
 			return []byte(discard)
 		}
-		if t.db >= 0 {
-			st.db = t.db
-		}
 	}
 	return command
 }
@@ -126,6 +123,9 @@ func (k *link) transition(e *entry, f []byte, fate route.Fate) []byte {
 		}
 	case opExec, opDiscard:
 		if e.x != nil {
+			if t := e.x.txn; t != nil && e.op == opExec && t.db >= 0 && f[0] == '*' && !bytes.HasPrefix(f, []byte("*-1")) {
+				st.db = t.db // only now: what is sent before it goes to the database of before
+			}
 			st.over(e.x.txn)
 		}
 	case opExecNull, opExecAbort:
