@@ -54,6 +54,9 @@ type link struct {
 	run  run
 	kept []*batch // acknowledged, about to be handed out
 
+	left  int  // bytes of a long reply that are still to come
+	hurry bool // its client is not waited for any more
+
 	rest   []byte // of the batch that the kernel took only a part of; guarded by the lane's send, as is restOf
 	restOf *batch
 	choked atomic.Bool // rest is not empty
@@ -364,6 +367,7 @@ func (k *link) read() {
 	defer close(k.done)
 	defer k.l.nudge()
 	defer k.settle()
+	defer k.cutShort()
 	for {
 		if err := k.frames(); err != nil {
 			k.l.p.log.Debug("upstream connection ends", "node", k.to.node, "err", err)
@@ -371,6 +375,10 @@ func (k *link) read() {
 			return
 		}
 		k.settle()
+		room := make(chan struct{})
+		if k.left > 0 && k.tooFast(func() { close(room) }) {
+			<-room
+		}
 		if err := k.fill(); err != nil {
 			k.cut()
 			return
@@ -382,9 +390,19 @@ func (k *link) read() {
 func (k *link) frames() error {
 	leased := k.to.t == nil
 	for k.r < k.w {
+		if k.left > 0 {
+			k.streamed()
+			continue
+		}
 		n, err := k.scan.Next(k.buf[k.r:k.w])
-		if err != nil || n == 0 {
+		if err != nil {
 			return err
+		}
+		if n == 0 {
+			if (leased || k.to.t.good(k.l.p.now())) && k.beginStream() {
+				continue
+			}
+			return nil
 		}
 		f := k.buf[k.r : k.r+n : k.r+n]
 		k.r += n

@@ -31,6 +31,9 @@ const readsInARow = 4 // of one connection, before others have their turn
 // readable reads what there is, gives the replies to their sessions, and lets the connection go when it has ended.
 func (k *link) readable() {
 	for range readsInARow {
+		if k.pauseOnLoop() {
+			return
+		}
 		if err := k.makeRoom(); err != nil {
 			k.broke(err)
 			return
@@ -63,6 +66,7 @@ func (k *link) broke(err error) {
 
 // over ends the loop's part: the lane's goroutine settles what was not answered.
 func (k *link) over() {
+	k.cutShort()
 	k.settle()
 	k.l.loop.forget(k.sock)
 	close(k.done)

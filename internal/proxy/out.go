@@ -15,6 +15,8 @@ type output struct {
 	buf  []byte
 	own  []byte // what the client keeps while buf is borrowed
 	busy bool   // a goroutine is writing
+	away int    // bytes that it has
+	room func() // called once the client has taken some; under no lock
 }
 
 const (
@@ -29,7 +31,7 @@ type spareOutput struct{ b []byte }
 func (o *output) add(b []byte) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if len(o.buf)+len(b) > o.s.p.o.Limits.Output {
+	if o.away+len(o.buf)+len(b) > o.s.p.o.Limits.Output {
 		return false
 	}
 	if need := len(o.buf) + len(b); need > cap(o.buf) && need > outputKept/2 {
@@ -52,6 +54,7 @@ func (o *output) flush() {
 	n, err := o.s.sock.write(o.buf)
 	switch err {
 	case nil:
+		o.s.touch()
 		o.empty()
 		return
 	case errAgain:
@@ -90,33 +93,58 @@ func (o *output) drain() {
 	for {
 		o.mu.Lock()
 		if len(o.buf) == 0 {
-			o.busy = false
+			o.busy, o.away = false, 0
 			o.mu.Unlock()
 			return
 		}
 		out := o.buf
-		o.buf = spare[:0]
+		o.buf, o.away = spare[:0], len(out)
 		o.mu.Unlock()
-		if err := o.s.sock.writeAll(out); err != nil {
-			o.s.kill()
-			o.mu.Lock()
+		err := o.s.sock.writeAll(out)
+		o.mu.Lock()
+		o.away = 0
+		if err != nil {
 			o.buf, o.busy = nil, false
-			o.mu.Unlock()
+		}
+		var room func()
+		if err != nil || len(o.buf) < streamAhead {
+			room, o.room = o.room, nil
+		}
+		o.mu.Unlock()
+		if err != nil {
+			o.s.kill()
+		}
+		if room != nil {
+			room()
+		}
+		if err != nil {
 			return
 		}
+		o.s.touch()
 		if spare = out; cap(spare) > outputSpare {
 			spare = nil
 		}
 	}
 }
 
+// full reports whether streamAhead bytes wait for the client; f is called once it has taken some, or is gone.
+func (o *output) full(f func()) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if !o.busy || o.away+len(o.buf) < streamAhead {
+		return false
+	}
+	o.room = f
+	return true
+}
+
 // pending returns how many bytes wait to be written.
 func (o *output) pending() int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	n := len(o.buf)
-	if o.busy {
-		n++ // what the goroutine has
+	n := len(o.buf) + o.away
+	if o.busy && n == 0 {
+		n++ // its goroutine is about to end
 	}
 	return n
 }
