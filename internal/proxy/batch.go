@@ -19,6 +19,7 @@ const (
 	blocks                       // may wait in the server
 	writes                       // remembered for WAIT
 	moved                        // not part of its batch any more: on the redo list, or given up
+	long                         // too long to be kept: it passed through, and cannot be sent again
 	fence                        // on an own connection: the batch before it must be sealed, because no marker may follow
 )
 

@@ -88,6 +88,7 @@ var (
 	errClosed   = errors.New("lane is closed")
 	errBroken   = errors.New("a part of the transaction was given up")
 	errFull     = errors.New("the lane's batch is full")
+	errGone     = errors.New("the client is gone")
 )
 
 func (p *Proxy) newLane(key poolKey, slot int) *lane {

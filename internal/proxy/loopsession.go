@@ -72,9 +72,16 @@ func (s *session) readable() {
 	if err != nil && err != errAgain {
 		s.eof = true
 	}
+	if s.preface != HeaderOff && !s.introduced() {
+		if s.keep(lp); s.closed.Load() || s.eof {
+			s.end()
+		}
+		return
+	}
 	s.items = lp.items[:0]
 	handled, bad := true, error(nil)
 	if n > 0 {
+		s.touch()
 		handled, bad = s.commands()
 		if !s.flushRun() {
 			handled, bad = false, nil // a goroutine reads it once more
@@ -87,7 +94,7 @@ func (s *session) readable() {
 	switch {
 	case s.closed.Load() || s.eof && busy == 0 && s.out.pending() == 0:
 		s.end()
-	case !handled || bad != nil || s.eof || busy >= int64(s.p.o.Limits.Pipeline):
+	case s.longInput() || !handled || bad != nil || s.eof || busy >= int64(s.p.o.Limits.Pipeline):
 		s.drive()
 	case n == room:
 		lp.later(s.sock.fd)

@@ -155,6 +155,9 @@ func (k *link) answer(b *batch, e *entry, f []byte) {
 	if e.s == nil {
 		return // restored state
 	}
+	if e.flags&long != 0 && fate != route.Deliver {
+		f, fate = notSent("the primary refused it for a moment, and it is too long to be kept"), route.Deliver
+	}
 	if e.op == opInfo {
 		f = k.l.p.withSection(f, k.l.key.proto)
 	}

@@ -87,6 +87,8 @@ func (l *lane) outcome(b *batch, e *entry, answered bool) {
 	switch {
 	case e.n == 0:
 		verdict = e.x.canned
+	case unsent && e.flags&long != 0:
+		verdict = notSent("its primary failed before it had arrived as a whole, and it is too long to be kept")
 	case e.x != nil && e.x.txn != nil && !unsent:
 		verdict = e.x.txn.verdict(e, answered)
 	case e.op == opWait:

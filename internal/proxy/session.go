@@ -55,9 +55,13 @@ type session struct {
 	maint  atomic.Bool // wants to be told of a change of the primary
 	infoMu sync.Mutex  // guards what other clients may see
 	told   int64       // the latest notification
-	name   string
-	lib    string
-	libVer string
+	vis    visible
+
+	preface HeaderPolicy // owned by the loop: a PROXY header is still to come
+	begun   bool         // a part of it is there
+	name    string
+	lib     string
+	libVer  string
 
 	inflight atomic.Int64
 	limit    atomic.Int64 // serve waits until inflight is not above; -1: it does not wait
@@ -81,6 +85,9 @@ func newSession(p *Proxy, c *sock, id uint64, readonly bool) *session {
 	s.protoA.Store(2)
 	s.authed = p.o.Password == ""
 	s.out.s = s
+	s.vis.seen.Store(p.tick.Load())
+	s.preface = p.greeting()
+	s.introduce()
 	return s
 }
 
@@ -168,6 +175,12 @@ func (s *session) serve() {
 		if s.inflight.Load() >= int64(s.p.o.Limits.Pipeline) && !s.await(int64(s.p.o.Limits.Pipeline)/2) {
 			break
 		}
+		if s.longInput() {
+			if !s.intake() {
+				break
+			}
+			continue
+		}
 		more, back := s.fill()
 		if back {
 			return
@@ -223,6 +236,7 @@ func (s *session) fill() (more, back bool) {
 	for {
 		n, err := s.sock.read(s.buf[s.w:])
 		if err != errAgain {
+			s.touch()
 			s.w += n
 			return n > 0, false
 		}
@@ -277,7 +291,15 @@ func (s *session) commands() (again bool, err error) {
 	table := s.p.table.Load()
 	limits := resp.Limits{Bulk: s.p.o.Limits.Bulk, Unauth: !s.authed}
 	count := uint64(0)
-	defer func() { s.p.stats.commands.Add(count) }()
+	var last *route.Row
+	defer func() {
+		s.p.stats.commands.Add(count)
+		if last != nil && s.r == s.w {
+			s.show(last, s.parser.Args)
+		} else if last != nil {
+			s.show(last, nil)
+		}
+	}()
 	for s.r < s.w {
 		n, err := s.parser.Next(s.buf[s.r:s.w], limits)
 		if err != nil {
@@ -300,12 +322,23 @@ func (s *session) commands() (again bool, err error) {
 			s.r -= n
 			return false, nil
 		}
+		if s.p.paused.Load() != nil && s.holding(table, args) != nil {
+			if onLoop {
+				s.r -= n
+				return false, nil
+			}
+			if !s.held(table, args) {
+				return false, nil
+			}
+		}
 		count++
 		if !s.authed || s.skip || s.quiet || s.multi || s.parser.Inline {
 			if !s.slow(table, args, raw) {
 				return false, nil
 			}
-			limits.Unauth = !s.authed
+			if limits.Unauth = !s.authed; s.authed {
+				s.vis.due.Store(0)
+			}
 			continue
 		}
 		v := table.Classify(args)
@@ -315,11 +348,14 @@ func (s *session) commands() (again bool, err error) {
 				s.r -= n
 				return false, nil
 			}
+			last = nil
+			s.show(v.Row, args)
 			if !s.special(v, args, raw, 0) {
 				return false, nil
 			}
 			continue
 		}
+		last = v.Row
 		if !s.ordinary(v, len(raw)) {
 			return false, nil
 		}

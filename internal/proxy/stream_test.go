@@ -6,8 +6,11 @@ import (
 	"bufio"
 	"io"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
+
+	"redoubt/internal/topo"
 )
 
 // A value of 512 MiB, the server's limit, passes to its client in bounded memory. Counts in the whole process, so it does not
@@ -85,4 +88,81 @@ func TestAClientWhoseLongValueIsCutShortIsDisconnected(t *testing.T) {
 		t.Skip("everything had arrived before the kill")
 	}
 	other.want(strconv.Itoa(size), "STRLEN", "long")
+}
+
+// sendHuge writes MSET before 1 huge <size bytes> after 2, in the middle of a pipeline.
+func sendHuge(t *testing.T, w io.Writer, size int) {
+	t.Helper()
+	chunk := []byte(strings.Repeat("0123456789abcdef", 1<<12))
+	send := func(b []byte) {
+		if _, err := w.Write(b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	send([]byte("*1\r\n$4\r\nPING\r\n*7\r\n$4\r\nMSET\r\n$6\r\nbefore\r\n$1\r\n1\r\n$4\r\nhuge\r\n$" + strconv.Itoa(size) + "\r\n"))
+	for left := size; left > 0; left -= len(chunk) {
+		send(chunk[:min(left, len(chunk))])
+	}
+	send([]byte("\r\n$5\r\nafter\r\n$1\r\n2\r\n*2\r\n$3\r\nGET\r\n$5\r\nafter\r\n"))
+}
+
+func TestAHugeValueGoesInBoundedMemory(t *testing.T) {
+	for _, quorum := range []bool{false, true} {
+		size, replicas := 512<<20, 0
+		if quorum {
+			size, replicas = 64<<20, 1
+		}
+		s := newShard(t, replicas, func(sp *spec, _ *Options) {
+			if quorum {
+				sp.Durability, sp.AckReplicas = topo.Quorum, 1
+			}
+		})
+		c := s.client()
+		c.want("PONG", "PING")
+		before := resident(t)
+		sendHuge(t, c.c, size)
+		for _, want := range []string{"PONG", "OK", "2"} {
+			if got := c.recv(); got != want {
+				t.Fatalf("%q, want %q", got, want)
+			}
+		}
+		if grown := resident(t) - before; grown > 64<<20 {
+			t.Errorf("%d MiB more resident than before", grown>>20)
+		}
+		c.want(strconv.Itoa(size), "STRLEN", "huge")
+		c.want("0123456789abcdef", "GETRANGE", "huge", strconv.Itoa(size-16), "-1")
+		c.want("1", "GET", "before")
+	}
+}
+
+func TestALongValueThatItsPrimaryDidNotGetAsAWholeIsNotExecuted(t *testing.T) {
+	t.Parallel()
+	s := newShard(t, 1, nil)
+	c := s.client()
+	c.want("OK", "SET", "huge", "old")
+	const size = 64 << 20
+	half := strings.Repeat("h", size/2)
+	if _, err := io.WriteString(c.c, "*3\r\n$3\r\nSET\r\n$4\r\nhuge\r\n$"+strconv.Itoa(size)+"\r\n"+half); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "on its way", func() bool { return s.p.Stats().InFlight > 0 })
+	waitFor(t, "replicated", func() bool { return s.nodes[1].do(t, "GET", "huge") == "old" })
+	_ = s.nodes[0].cmd.Process.Kill()
+	<-s.nodes[0].gone
+	s.failover()
+	if _, err := io.WriteString(c.c, half+"\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if got := c.recv(); !strings.HasPrefix(got, "-TRYAGAIN ") {
+		t.Fatal(got)
+	}
+	c.want("old", "GET", "huge")
+	// A client that leaves in the middle has sent nothing.
+	gone := s.client()
+	if _, err := io.WriteString(gone.c, "*3\r\n$3\r\nSET\r\n$4\r\nhuge\r\n$"+strconv.Itoa(size)+"\r\n"+half); err != nil {
+		t.Fatal(err)
+	}
+	_ = gone.c.Close()
+	waitFor(t, "its session ends", func() bool { return s.p.Stats().Clients == 1 && s.p.Stats().InFlight == 0 })
+	c.want("old", "GET", "huge")
 }

@@ -100,6 +100,19 @@ func (p *Parser) Missing(have int) int {
 	return max(1, p.pos+p.bulk+2-have)
 }
 
+// Begun describes an incomplete command whose present argument is known to be long: the arguments before it (views on buf),
+// how many come after it, and how many bytes of it, with its line end, are missing behind buf. ok is false in any other
+// state.
+func (p *Parser) Begun(buf []byte) (args [][]byte, after, missing int, ok bool) {
+	if p.pos == 0 || p.bulk < 0 || len(buf) >= p.pos+p.bulk+2 {
+		return nil, 0, 0, false
+	}
+	for _, s := range p.spans {
+		args = append(args, buf[s.from:s.to:s.to])
+	}
+	return args, p.want - len(p.spans) - 1, p.pos + p.bulk + 2 - len(buf), true
+}
+
 // Reset forgets an incomplete command: the next call of Next starts with the first byte of a command.
 func (p *Parser) Reset() { p.reset() }
 
