@@ -172,6 +172,12 @@ func (m *member) startFaces(shard string) error {
 	c := m.o.Config
 	if c.Proxy.Listen != "" {
 		limits := proxy.Limits{Clients: c.Proxy.Clients, ParkedCommands: c.Proxy.ParkCommands, ParkedBytes: int(c.Proxy.ParkBytes), LagMax: int64(c.Proxy.ReadonlyLag)}
+		limits.Query, limits.Output, limits.OutputSoft = int(c.Proxy.QueryBytes), int(c.Proxy.OutputBytes), int(c.Proxy.OutputSoftBytes)
+		limits.OutputTime, limits.Idle, limits.Handshake = c.Proxy.OutputSoftTime.D(), c.Proxy.Idle.D(), c.Proxy.Handshake.D()
+		mode, err := c.Proxy.Mode()
+		if err != nil {
+			return fmt.Errorf("set up the proxy: socket mode: %w", err)
+		}
 		limits.Loops = proxy.DefaultLimits().Loops
 		if os.Getenv("GOMAXPROCS") == "" {
 			// A loop that waits for events counts as running for up to 10 ms; nothing else may have to wait for that.
@@ -179,14 +185,19 @@ func (m *member) startFaces(shard string) error {
 		}
 		p, err := proxy.New(proxy.Options{
 			View: m.view, Clock: m.clock, ID: c.Member.ID, Listen: c.Proxy.Listen, ListenReadonly: c.Proxy.ReadonlyListen,
-			Beats: m.store, Password: m.deploy.Password, ReadConsistency: proxy.Consistency(c.Proxy.Reads), HangUp: c.Proxy.UnknownOutcome == "disconnect", Log: m.log, Events: m.event,
-			Limits: limits,
+			Beats: m.store, Password: m.deploy.Password, ReadConsistency: proxy.Consistency(c.Proxy.Reads), HangUp: c.Proxy.UnknownOutcome == "disconnect",
+			SplitReads: c.Proxy.SplitReads, Staleness: c.Proxy.MaxStaleness.D(), Log: m.log, Events: m.event,
+			Limits:     limits,
+			SocketMode: mode, ProxyProtocol: proxy.HeaderPolicy(c.Proxy.ProxyProtocol),
 		})
 		if err != nil {
 			return fmt.Errorf("set up the proxy: %w", err)
 		}
-		m.proxy, m.faces.ProxyAddr = p, m.reach(p.Addr().String())
-		if ro := p.ReadonlyAddr(); ro != nil {
+		m.proxy = p
+		if p.Addr().Network() == "tcp" { // nobody else can reach a Unix socket
+			m.faces.ProxyAddr = m.reach(p.Addr().String())
+		}
+		if ro := p.ReadonlyAddr(); ro != nil && ro.Network() == "tcp" {
 			m.faces.ReadonlyAddr = m.reach(ro.String())
 		}
 		m.parts.start("proxy", p.Run)

@@ -47,11 +47,12 @@ var extra = map[string][]string{
 
 // modules are the third-party modules, each with the packages that may use it.
 var modules = map[string][]string{
-	"github.com/hashicorp/raft":     {"internal/coord/raftstore"}, // embedded consensus
-	"github.com/hashicorp/go-hclog": {"internal/coord/raftstore"}, // raft's logger
-	"golang.org/x/sys":              {"internal/clock", "internal/redisd", "internal/coord/raftstore", "internal/cli", "internal/app", "internal/proxy", "internal/agent"},
-	"github.com/goccy/go-yaml":      {"internal/config", "internal/cli"},
-	"github.com/spf13/cobra":        {"internal/cli"},
+	"github.com/hashicorp/raft":      {"internal/coord/raftstore"}, // embedded consensus
+	"github.com/hashicorp/go-hclog":  {"internal/coord/raftstore"}, // raft's logger
+	"golang.org/x/sys":               {"internal/clock", "internal/redisd", "internal/coord/raftstore", "internal/cli", "internal/app", "internal/proxy", "internal/agent"},
+	"github.com/goccy/go-yaml":       {"internal/config", "internal/cli"},
+	"github.com/spf13/cobra":         {"internal/cli"},
+	"github.com/pires/go-proxyproto": {"internal/proxy"}, // the PROXY protocol's header
 }
 
 // pureBans are imports that values and decisions must not have.

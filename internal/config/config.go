@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"sort"
+	"time"
 
 	"redoubt/internal/topo"
 )
@@ -105,14 +106,25 @@ type Timing struct {
 
 // Proxy is the data plane of this member.
 type Proxy struct {
-	Listen         string `yaml:"listen"`          // read-write; empty: no proxy here
-	ReadonlyListen string `yaml:"readonly-listen"` // replicas; empty: none
-	Clients        int    `yaml:"clients"`         // most client connections
-	ParkCommands   int    `yaml:"park-commands"`   // most commands held while there is no primary
-	ParkBytes      Bytes  `yaml:"park-bytes"`
-	UnknownOutcome string `yaml:"unknown-outcome"` // error or disconnect
-	ReadonlyLag    Bytes  `yaml:"readonly-lag"` // a replica further behind serves no reads
-	Reads          string `yaml:"reads"`        // "local" or "linearizable"
+	Listen         string        `yaml:"listen"`          // read-write; empty: no proxy here
+	ReadonlyListen string        `yaml:"readonly-listen"` // replicas; empty: none
+	Clients        int           `yaml:"clients"`         // most client connections
+	ParkCommands   int           `yaml:"park-commands"`   // most commands held while there is no primary
+	ParkBytes      Bytes         `yaml:"park-bytes"`
+	SplitReads     bool          `yaml:"split-reads"`     // reads of the read-write port may go to replicas
+	MaxStaleness   topo.Duration `yaml:"max-staleness"`   // of split reads
+	UnknownOutcome string        `yaml:"unknown-outcome"` // error or disconnect
+	ReadonlyLag    Bytes         `yaml:"readonly-lag"`    // a replica further behind serves no reads
+	Reads          string        `yaml:"reads"`           // "local" or "linearizable"
+
+	SocketMode      string        `yaml:"socket-mode"`       // permissions of Unix sockets, in octal
+	ProxyProtocol   string        `yaml:"proxy-protocol"`    // "off", "optional" or "required"
+	Idle            topo.Duration `yaml:"idle"`              // a silent client is disconnected after it; 0s: never
+	Handshake       topo.Duration `yaml:"handshake"`         // a client that has not sent the password by then is disconnected; 0s: never
+	QueryBytes      Bytes         `yaml:"query-bytes"`       // most bytes of one client's unhandled input
+	OutputBytes     Bytes         `yaml:"output-bytes"`      // most bytes that one client has not taken
+	OutputSoftBytes Bytes         `yaml:"output-soft-bytes"` // more than these for OutputSoftTime is too much as well; 0: no such limit
+	OutputSoftTime  topo.Duration `yaml:"output-soft-time"`
 }
 
 // Sentinel is the face that speaks Sentinel's protocol.
@@ -140,7 +152,9 @@ func Default() Config {
 		Store:  Store{Kind: "raft"},
 		Proxy: Proxy{
 			Clients: 10_000, ParkCommands: 100_000, ParkBytes: 256 << 20,
-			ReadonlyLag: 1 << 20, Reads: "local", UnknownOutcome: "error",
+			ReadonlyLag: 1 << 20, Reads: "local", UnknownOutcome: "error", MaxStaleness: topo.Duration(time.Second),
+			SocketMode: "0700", ProxyProtocol: "off", Handshake: topo.Duration(10 * time.Second),
+			QueryBytes: 1 << 30, OutputBytes: 256 << 20, OutputSoftTime: topo.Duration(time.Minute),
 		},
 		Sentinel: Sentinel{Addresses: "proxy"},
 		API:      API{Listen: "127.0.0.1:7379"},

@@ -202,3 +202,34 @@ func FuzzParse(f *testing.F) {
 		_, _ = Parse(data, "f", "/") // must not panic or hang
 	})
 }
+
+func TestThePortsOfAProxyMayBeUnixSockets(t *testing.T) {
+	file := func(change string) string {
+		old, with, _ := strings.Cut(change, " => ")
+		if !strings.Contains(string(Sample), old) {
+			t.Fatalf("the sample has no %q", old)
+		}
+		return strings.Replace(string(Sample), old, with, 1)
+	}
+	for change, want := range map[string]string{
+		"readonly-listen: 0.0.0.0:6389 => readonly-listen: unix:/run/ro.sock": "",
+		"readonly-listen: 0.0.0.0:6389 => readonly-listen: \"[::]:6389\"":     "",
+		"# socket-mode: 0700 => socket-mode: 0660":                            "",
+		"# proxy-protocol: off => proxy-protocol: required":                   "",
+		"# idle: 0s => idle: 5m":                                              "",
+		"readonly-listen: 0.0.0.0:6389 => readonly-listen: unix:run/ro.sock":  `proxy.readonly-listen: "unix:run/ro.sock": write unix: and an absolute path`,
+		"listen: 0.0.0.0:6379 => listen: unix:/run/rw.sock":                   "sentinel.addresses: proxy cannot be a Unix socket",
+		"# socket-mode: 0700 => socket-mode: \"rwx\"":                         `proxy.socket-mode: "rwx": write permissions in octal`,
+		"# socket-mode: 0700 => socket-mode: 01777":                           "proxy.socket-mode",
+		"# proxy-protocol: off => proxy-protocol: yes":                        `proxy.proxy-protocol: "yes": use off or optional or required`,
+		"# idle: 0s => idle: -5m":                                             "proxy.idle: must not be negative",
+		"# idle: 0s => idle: 5":                                               "proxy.idle",
+		"# output-soft-bytes: 0  => output-soft-bytes: 1gb":                   "proxy.output-soft-bytes: is more than output-bytes",
+		"# query-bytes: 1gb => query-bytes: 0":                                "proxy.query-bytes: must be more than 0",
+	} {
+		_, err := Parse([]byte(file(change)), "f", "/")
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want) || !strings.HasPrefix(err.Error(), "f:")) {
+			t.Errorf("%s: %v", change, err)
+		}
+	}
+}

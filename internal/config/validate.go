@@ -4,11 +4,14 @@ package config
 
 import (
 	"fmt"
+	"io/fs"
 	"net"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"redoubt/internal/redisd"
 	"redoubt/internal/topo"
@@ -236,11 +239,12 @@ func (l LocalNode) validateManaged(f *findings, at string, d Deployment) {
 }
 
 func (c Config) validateFaces(f *findings) {
+	f.socketOrAddress("proxy.listen", c.Proxy.Listen)
+	f.socketOrAddress("proxy.readonly-listen", c.Proxy.ReadonlyListen)
 	for _, a := range []struct {
 		path, addr string
 		needed     bool
 	}{
-		{"proxy.listen", c.Proxy.Listen, false}, {"proxy.readonly-listen", c.Proxy.ReadonlyListen, false},
 		{"sentinel.listen", c.Sentinel.Listen, false}, {"api.listen", c.API.Listen, true},
 	} {
 		if a.addr != "" || a.needed {
@@ -253,25 +257,82 @@ func (c Config) validateFaces(f *findings) {
 	for _, n := range []struct {
 		path  string
 		value int64
-	}{{"proxy.clients", int64(c.Proxy.Clients)}, {"proxy.park-commands", int64(c.Proxy.ParkCommands)}, {"proxy.park-bytes", int64(c.Proxy.ParkBytes)}, {"proxy.readonly-lag", int64(c.Proxy.ReadonlyLag)}} {
+	}{{"proxy.clients", int64(c.Proxy.Clients)}, {"proxy.park-commands", int64(c.Proxy.ParkCommands)}, {"proxy.park-bytes", int64(c.Proxy.ParkBytes)}, {"proxy.readonly-lag", int64(c.Proxy.ReadonlyLag)},
+		{"proxy.query-bytes", int64(c.Proxy.QueryBytes)}, {"proxy.output-bytes", int64(c.Proxy.OutputBytes)}} {
 		if n.value <= 0 {
 			f.add(n.path, "must be more than 0")
 		}
 	}
+	if c.Proxy.MaxStaleness.D() < 200*time.Millisecond {
+		f.add("proxy.max-staleness", "must be 200ms or more: what replicas have is measured every 100ms")
+	}
 	f.oneOf("proxy.unknown-outcome", c.Proxy.UnknownOutcome, "error", "disconnect")
 	f.oneOf("proxy.reads", c.Proxy.Reads, "local", "linearizable")
+	c.Proxy.validateClients(f)
 	f.oneOf("sentinel.addresses", c.Sentinel.Addresses, "proxy", "direct")
 	if c.Sentinel.Listen != "" && c.Sentinel.Addresses == "proxy" && c.Proxy.Listen == "" {
 		f.add("sentinel.addresses", "proxy needs a proxy on this member: set proxy.listen, or use direct")
 	}
+	if c.Sentinel.Listen != "" && c.Sentinel.Addresses == "proxy" && isSocket(c.Proxy.Listen) {
+		f.add("sentinel.addresses", "proxy cannot be a Unix socket, which Sentinel's protocol has no word for: set proxy.listen to host:port, or use direct")
+	}
 	f.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
 	f.oneOf("log.format", c.Log.Format, "text", "json")
+}
+
+// validateClients checks what bounds the proxy's clients.
+func (p Proxy) validateClients(f *findings) {
+	f.oneOf("proxy.proxy-protocol", p.ProxyProtocol, "off", "optional", "required")
+	if mode, err := p.Mode(); err != nil || mode == 0 {
+		f.add("proxy.socket-mode", "%q: write permissions in octal, for example 0770", p.SocketMode)
+	}
+	for _, d := range []struct {
+		path  string
+		value topo.Duration
+	}{{"proxy.idle", p.Idle}, {"proxy.handshake", p.Handshake}, {"proxy.output-soft-time", p.OutputSoftTime}} {
+		if d.value < 0 {
+			f.add(d.path, "must not be negative")
+		}
+	}
+	if p.OutputSoftBytes > p.OutputBytes {
+		f.add("proxy.output-soft-bytes", "is more than output-bytes, so it has no effect")
+	}
+}
+
+// Mode returns the permissions of the proxy's Unix sockets.
+func (p Proxy) Mode() (fs.FileMode, error) {
+	n, err := strconv.ParseUint(p.SocketMode, 8, 16)
+	if err == nil && n > 0o777 {
+		err = fmt.Errorf("%s: more than 0777", p.SocketMode)
+	}
+	return fs.FileMode(n), err
+}
+
+// socketPrefix marks the path of a Unix socket among addresses.
+const socketPrefix = "unix:"
+
+func isSocket(addr string) bool { return strings.HasPrefix(addr, socketPrefix) }
+
+// socketOrAddress checks what the proxy listens at; empty: nothing.
+func (f *findings) socketOrAddress(path, value string) {
+	const longest = 107 // of a name that the kernel takes
+	socket, ok := strings.CutPrefix(value, socketPrefix)
+	switch {
+	case !ok && value != "":
+		f.address(path, value, true)
+	case ok && (!filepath.IsAbs(socket) || len(socket) > longest):
+		f.add(path, "%q: write unix: and an absolute path of at most %d bytes", value, longest)
+	}
 }
 
 // validatePorts refuses two listeners of this member on one port.
 func (c Config) validatePorts(f *findings) {
 	seen := map[string]string{}
 	use := func(path, addr string) {
+		if isSocket(addr) {
+			f.unique(seen, path, "socket "+addr)
+			return
+		}
 		if _, port, err := net.SplitHostPort(addr); err == nil {
 			f.unique(seen, path, "port "+port)
 		}

@@ -224,6 +224,9 @@ func electBest(f *facts, rule string) *topo.Assigned {
 // ever wrote to it, and its holder has just been found to hold every acknowledged write, so it ranks above every history
 // before it. It takes the epoch of this fencing, which no tenure can have.
 func (f *facts) recordBranch(next *topo.Assigned, best rank) {
+	if invariant.Planted("branch-unrecorded") {
+		return
+	}
 	if slices.ContainsFunc(next.History, func(h topo.HistoryEntry) bool { return h.ReplID == best.Pos.ReplID }) {
 		return
 	}

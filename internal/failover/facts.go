@@ -104,7 +104,8 @@ func (f *facts) deriveWitnesses() {
 		if frozen {
 			f.present = append(f.present, s)
 		}
-		enrolled := f.a.Enrolled[n.ID] == s.RunID || invariant.Planted("vote-without-enrolment")
+		at, placed := f.place(s.Pos)
+		enrolled := f.a.Enrolled[n.ID] == s.RunID || placed && invariant.Planted("vote-without-enrolment")
 		switch {
 		case !frozen:
 			f.missing = append(f.missing, f.say("%s (%s)", n.ID, f.absence(n.ID)))
@@ -112,12 +113,9 @@ func (f *facts) deriveWitnesses() {
 			f.missing = append(f.missing, f.say("%s (restarted: it may have forgotten acknowledged writes)", n.ID))
 		case !s.Whole:
 			f.missing = append(f.missing, f.say("%s (an aborted load or sync left its data incomplete)", n.ID))
+		case !placed:
+			f.unplaced = append(f.unplaced, n.ID)
 		default:
-			at, placed := f.place(s.Pos)
-			if !placed {
-				f.unplaced = append(f.unplaced, n.ID)
-				continue
-			}
 			f.witnesses = append(f.witnesses, rank{s, at})
 		}
 	}

@@ -3,11 +3,8 @@
 package proxy
 
 import (
-	"fmt"
-	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"redoubt/internal/resp"
 	"redoubt/internal/route"
@@ -27,7 +24,13 @@ func (s *session) client(args [][]byte, raw []byte, f flags) bool {
 	if text := s.mayUse(args); text != "" {
 		return s.refuse(text, f)
 	}
-	reply, known := s.clientAnswer(args)
+	var reply []byte
+	known, me := true, false
+	if len(args) > 2 && route.Is(args[1], "KILL") {
+		reply, me = s.clientKill(args[2:])
+	} else {
+		reply, known = s.clientAnswer(args)
+	}
 	if !known {
 		return s.send(raw, item{flags: f | commits | writes}) // the server's error
 	}
@@ -35,7 +38,11 @@ func (s *session) client(args [][]byte, raw []byte, f flags) bool {
 		s.deliver(reply, 0)
 		s.dirty = true
 	}
-	return true
+	if me {
+		s.out.flush()
+		s.linger()
+	}
+	return !me
 }
 
 func (s *session) clientReply(args [][]byte, f flags) bool {
@@ -83,22 +90,39 @@ func (s *session) clientAnswer(args [][]byte) (reply []byte, known bool) {
 	case sub == "CAPA" && n >= 3:
 		return ok, true // accepted: this proxy redirects nobody
 	case (sub == "NO-EVICT" || sub == "NO-TOUCH") && n == 3:
-		if !route.Is(args[2], "ON") && !route.Is(args[2], "OFF") {
+		on := route.Is(args[2], "ON")
+		if !on && !route.Is(args[2], "OFF") {
 			return resp.AppendError(nil, "ERR syntax error"), true
 		}
-		return ok, true // a property of server connections, which are shared
+		// Shown only: the proxy evicts nobody, and touching is a property of server connections, which are shared.
+		if sub == "NO-EVICT" {
+			s.vis.noEvict.Store(on)
+		} else {
+			s.vis.noTouch.Store(on)
+		}
+		return ok, true
 	case sub == "INFO" && n == 2:
-		return resp.AppendBulk(nil, s.describe()+"\n"), true
+		return appendText(nil, s.proto, s.describe(s.ownLane())+"\n"), true
 	case sub == "LIST":
-		return resp.AppendBulk(nil, s.p.list(args[2:])), true
-	case sub == "KILL" && n >= 3:
-		return s.clientKill(args[2:]), true
+		return s.list(args[2:]), true
+	case sub == "PAUSE" && (n == 3 || n == 4):
+		return s.p.clientPause(args), true
+	case sub == "UNPAUSE" && n == 2:
+		return s.p.unpause(), true
 	case sub == "UNBLOCK" && (n == 3 || n == 4):
 		return s.clientUnblock(args), true
 	case sub == "GETREDIR" && n == 2:
-		return resp.AppendInt(nil, -1), true
+		return resp.AppendInt(nil, s.ownLane().pinned().redir), true
 	}
 	return nil, false
+}
+
+// ownLane returns the session's own lane; nil when it has none.
+func (s *session) ownLane() *lane {
+	if s.lane != nil && s.lane.key.own {
+		return s.lane
+	}
+	return nil
 }
 
 func (s *session) setInfo(field, value string) []byte {
@@ -114,87 +138,6 @@ func (s *session) setInfo(field, value string) []byte {
 		s.libVer = value
 	default:
 		return resp.AppendError(nil, "ERR Unrecognized option '"+field+"'")
-	}
-	return []byte("+OK\r\n")
-}
-
-// describe returns the session's line of CLIENT LIST; safe for concurrent use.
-func (s *session) describe() string {
-	s.infoMu.Lock()
-	defer s.infoMu.Unlock()
-	flag := "N"
-	if s.ro {
-		flag = "r"
-	}
-	return fmt.Sprintf("id=%d addr=%s laddr=%s fd=0 name=%s age=%d idle=%d flags=%s db=%d sub=0 psub=0 ssub=0 multi=-1 qbuf=0 qbuf-free=0 argv-mem=0 multi-mem=0 obl=0 oll=%d omem=%d tot-mem=0 events=r cmd=%s user=default redir=-1 resp=%d lib-name=%s lib-ver=%s",
-		s.id, s.sock.far, s.sock.near(), s.name, int(time.Since(s.born).Seconds()), 0, flag, s.dbA.Load(), s.inflight.Load(), s.out.pending(),
-		"NULL", s.protoNow(), s.lib, s.libVer)
-}
-
-// list answers CLIENT LIST [ID id …]; other filters show everything.
-func (p *Proxy) list(filter [][]byte) string {
-	var b strings.Builder
-	for _, s := range p.snapshot() {
-		if len(filter) > 1 && route.Is(filter[0], "ID") && !slices.ContainsFunc(filter[1:], func(id []byte) bool {
-			return string(id) == strconv.FormatUint(s.id, 10)
-		}) {
-			continue
-		}
-		b.WriteString(s.describe())
-		b.WriteByte('\n')
-	}
-	return b.String()
-}
-
-// snapshot returns the sessions in the order of their ids.
-func (p *Proxy) snapshot() []*session {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	all := make([]*session, 0, len(p.sessions))
-	for _, s := range p.sessions {
-		all = append(all, s)
-	}
-	slices.SortFunc(all, func(a, b *session) int { return int(int64(a.id) - int64(b.id)) })
-	return all
-}
-
-// clientKill answers CLIENT KILL addr, and CLIENT KILL [ID n] [ADDR a] [LADDR a] [SKIPME yes|no] …
-func (s *session) clientKill(args [][]byte) []byte {
-	skipMe := true
-	var want []func(*session) bool
-	if len(args) == 1 {
-		skipMe = false
-		addr := string(args[0])
-		want = append(want, func(o *session) bool { return o.sock.far.String() == addr })
-	}
-	for i := 0; i+1 < len(args); i += 2 {
-		v := string(args[i+1])
-		switch {
-		case route.Is(args[i], "ID"):
-			want = append(want, func(o *session) bool { return strconv.FormatUint(o.id, 10) == v })
-		case route.Is(args[i], "ADDR"):
-			want = append(want, func(o *session) bool { return o.sock.far.String() == v })
-		case route.Is(args[i], "LADDR"):
-			want = append(want, func(o *session) bool { return o.sock.near().String() == v })
-		case route.Is(args[i], "SKIPME"):
-			skipMe = !strings.EqualFold(v, "no")
-		default:
-			return resp.AppendError(nil, "ERR syntax error: through the proxy CLIENT KILL takes ID, ADDR, LADDR and SKIPME")
-		}
-	}
-	killed := int64(0)
-	for _, o := range s.p.snapshot() {
-		if (o == s && skipMe) || slices.ContainsFunc(want, func(f func(*session) bool) bool { return !f(o) }) {
-			continue
-		}
-		o.kill()
-		killed++
-	}
-	if len(args) != 1 {
-		return resp.AppendInt(nil, killed)
-	}
-	if killed == 0 {
-		return resp.AppendError(nil, "ERR No such client")
 	}
 	return []byte("+OK\r\n")
 }

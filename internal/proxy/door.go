@@ -17,9 +17,10 @@ import (
 // door is a port that clients come in by. The first loop accepts for all of them.
 type door struct {
 	p        *Proxy
-	l        *net.TCPListener
+	l        listener
 	c        *sock // the same port
 	readonly bool
+	path     string // of a Unix socket
 	fail     func(error)
 }
 
@@ -52,8 +53,11 @@ func listen(addr string) (*net.TCPListener, error) {
 }
 
 // open begins to take clients. fail is told when that cannot go on.
-func (p *Proxy) open(l *net.TCPListener, readonly bool, fail func(error)) *door {
+func (p *Proxy) open(l listener, readonly bool, fail func(error)) *door {
 	d := &door{p: p, l: l, readonly: readonly, fail: fail}
+	if a, ok := l.Addr().(*net.UnixAddr); ok {
+		d.path = a.Name
+	}
 	lp := p.loops[0]
 	c, err := duplicate(l, lp)
 	if err != nil {
@@ -86,7 +90,7 @@ func (d *door) event() {
 		fd, from, err := unix.Accept4(d.c.fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
 		switch err {
 		case nil:
-			d.p.admit(&sock{fd: fd, far: addrOf(from)}, d.readonly)
+			d.p.admit(&sock{fd: fd, far: addrOf(from), door: d.path}, d.readonly)
 		case unix.EAGAIN:
 			return
 		case unix.EINTR, unix.ECONNABORTED:

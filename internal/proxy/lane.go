@@ -9,15 +9,18 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"redoubt/internal/topo"
 )
 
 // poolKey names connections that are interchangeable.
 type poolKey struct {
 	proto    int
 	db       int
-	readonly bool // of the read-only port
-	loop     int  // which reads and writes the connection
-	own      bool // for one session at a time, by goroutines
+	readonly bool        // of the read-only port, or to one replica
+	node     topo.NodeID // which
+	loop     int         // which reads and writes the connection
+	own      bool        // for one session at a time, by goroutines
 	user     string
 	password string
 }
@@ -230,7 +233,7 @@ func (l *lane) dropLink(k *link, o *order) bool {
 		idle := len(l.sent) == 0 && k.idle.Load() && len(l.unacked) == 0
 		l.mu.Unlock()
 		drained := o.draining && k.to.t != nil && idle && !l.key.own && l.p.inflight.Load() == 0
-		if l.key.readonly && !l.p.stillFit(k.to) {
+		if l.key.readonly && !l.stillFit(k.to) {
 			k.demote() // its replies may be stale: what is on its way is read again elsewhere
 		}
 		old := k.demoted.Load() && (idle || time.Since(k.demotedAt()) > 100*time.Millisecond)

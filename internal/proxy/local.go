@@ -61,6 +61,8 @@ func (s *session) reset() {
 		s.lane.shut() // its server side ends with the connection
 	}
 	s.hush()
+	s.vis.noEvict.Store(false)
+	s.vis.noTouch.Store(false)
 	s.home = [2]*lane{}
 	s.lane, s.multi, s.poison, s.quiet, s.skip, s.db, s.proto = nil, false, false, false, false, 0, 2
 	s.protoA.Store(2)

@@ -141,7 +141,7 @@ func (s *session) keep(lp *loop) {
 func (s *session) handOnLoop() bool {
 	if s.lane == nil || s.inflight.Load() == 0 {
 		s.lane = s.shared(s.heavy)
-	} else if s.heavy && s.lane.readsOnly && !s.ro {
+	} else if !s.stays(s.heavy) {
 		return false
 	}
 	return s.lane.push(s, s.buf[s.from:s.to], s.items, true) == nil

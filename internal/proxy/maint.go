@@ -93,16 +93,42 @@ func (p *Proxy) listeners() []*session {
 }
 
 // tell delivers one notification, unless the client knows it or has changed its mind. Replies are delivered as whole
-// frames, so it comes between two of them.
+// frames, so it comes between two of them; but for long ones, whose end it waits for.
 func (s *session) tell(frame []byte, seq int64) {
 	s.infoMu.Lock()
 	wants := s.maint.Load() && s.told < seq
 	if wants {
 		s.told = seq
-		s.deliver(frame, 0)
+		s.push(frame)
 	}
 	s.infoMu.Unlock()
 	if wants {
+		s.out.flush()
+	}
+}
+
+// push delivers a notification between two replies; the caller holds s.infoMu.
+func (s *session) push(frame []byte) {
+	if s.mid {
+		s.after = frame // an earlier one is out of date
+		return
+	}
+	s.deliver(frame, 0)
+}
+
+// midReply notes that a reply is delivered piece by piece from now on, or that its last piece was delivered.
+func (s *session) midReply(on bool) {
+	s.infoMu.Lock()
+	s.mid = on
+	frame := s.after
+	if !on && frame != nil {
+		s.after = nil
+		if s.maint.Load() {
+			s.deliver(frame, 0)
+		}
+	}
+	s.infoMu.Unlock()
+	if !on && frame != nil {
 		s.out.flush()
 	}
 }
@@ -148,7 +174,7 @@ func (s *session) maintain(args [][]byte, f flags) bool {
 	defer s.infoMu.Unlock()
 	s.maint.Store(true)
 	if h.away && s.told < h.seq {
-		s.deliver(h.frame(), 0)
+		s.push(h.frame())
 	}
 	s.told = h.seq
 	return true

@@ -106,8 +106,10 @@ func TestALostPrimaryIsAnnouncedBeforeTheFailoverBegins(t *testing.T) {
 func TestNotificationsComeBetweenWholeReplies(t *testing.T) {
 	t.Parallel()
 	s := newShard(t, 0, longLease)
-	big := strings.Repeat("x", 100<<10)
-	s.client().want("OK", "SET", "big", big)
+	c := s.client()
+	big, long := strings.Repeat("x", 100<<10), strings.Repeat("y", streamMin+100<<10) // the second one passes piece by piece
+	c.want("OK", "SET", "big", big)
+	c.want("OK", "SET", "long", long)
 	var wg sync.WaitGroup
 	stop := make(chan struct{})
 	pushes := make([]int, 3)
@@ -127,17 +129,18 @@ func TestNotificationsComeBetweenWholeReplies(t *testing.T) {
 					out = resp.AppendCommand(out, "ECHO", strconv.Itoa(n))
 					out = resp.AppendCommand(out, "GET", "big")
 				}
+				out = resp.AppendCommand(out, "GET", "long")
 				if _, err := c.c.Write(out); err != nil {
 					t.Error(err)
 					return
 				}
-				for n := range 16 {
+				for n := range 17 {
 					got := c.recv()
 					for strings.HasPrefix(got, ">") {
 						pushes[i]++
 						got = c.recv()
 					}
-					if n%2 == 0 && got != strconv.Itoa(n/2) || n%2 == 1 && got != big {
+					if n == 16 && got != long || n < 16 && n%2 == 0 && got != strconv.Itoa(n/2) || n%2 == 1 && got != big {
 						t.Errorf("reply %d: %d bytes, %.40q", n, len(got), got)
 						return
 					}

@@ -109,7 +109,11 @@ func (l *lane) destination(o *order) (target, bool) {
 	if l.key.own && !l.owned() {
 		return target{}, false
 	}
-	if l.key.readonly {
+	if l.key.node != "" {
+		if to, ok := l.p.covered(l.key.node); ok {
+			return to, true
+		}
+	} else if l.key.readonly {
 		if fit := *l.p.fit.Load(); len(fit) > 0 {
 			return fit[l.slot%len(fit)], true
 		}
@@ -120,9 +124,13 @@ func (l *lane) destination(o *order) (target, bool) {
 	return target{t: o.t, node: o.t.node, addr: o.t.addr}, o.sending
 }
 
-// stillFit reports whether a connection of the read-only port is where it should be.
-func (p *Proxy) stillFit(to target) bool {
-	fit := *p.fit.Load()
+// stillFit reports whether a connection for reads is where it should be.
+func (l *lane) stillFit(to target) bool {
+	if l.key.node != "" {
+		_, ok := l.p.covered(l.key.node)
+		return ok == (to.t == nil)
+	}
+	fit := *l.p.fit.Load()
 	if to.t != nil {
 		return len(fit) == 0
 	}

@@ -12,6 +12,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"runtime"
@@ -42,14 +43,18 @@ const (
 type Options struct {
 	View            *view.View
 	Clock           clock.Clock
-	ID              string      // of this proxy; part of the names of its upstream connections
-	Listen          string      // host:port of the read-write port
-	ListenReadonly  string      // host:port of the read-only port; empty: none
-	Beats           coord.Beats // for the replicas' lag; nil: the read-only port always uses the primary
-	Username        string      // upstream user; empty: default
-	Password        string      // of the deployment: upstream, and what clients must present; empty: none
-	ReadConsistency Consistency // default ReadLocal
-	HangUp          bool        // a client is disconnected, instead of answered, when the outcome of its write is unknown
+	ID              string        // of this proxy; part of the names of its upstream connections
+	Listen          string        // host:port of the read-write port, or unix:/path
+	ListenReadonly  string        // host:port of the read-only port; empty: none
+	Beats           coord.Beats   // for the replicas' lag; nil: the read-only port always uses the primary
+	Username        string        // upstream user; empty: default
+	Password        string        // of the deployment: upstream, and what clients must present; empty: none
+	ReadConsistency Consistency   // default ReadLocal
+	SocketMode      fs.FileMode   // of Unix sockets; default SocketMode
+	ProxyProtocol   HeaderPolicy  // default HeaderOff
+	SplitReads      bool          // reads of the read-write port may go to replicas
+	Staleness       time.Duration // of SplitReads: how old what a replica shows may be; default 1 s
+	HangUp          bool          // a client is disconnected, instead of answered, when the outcome of its write is unknown
 	Limits          Limits
 	Log             *slog.Logger // default: slog.Default
 	Events          event.Sink   // may be nil
@@ -64,10 +69,15 @@ type Limits struct {
 	Query          int   // bytes of one client's unparsed input; beyond it, it is disconnected
 	Bulk           int   // bytes of one argument
 	Output         int   // bytes not yet taken by one client; beyond it, it is disconnected
+	OutputSoft     int   // more than these for OutputTime also disconnects it; 0: no such limit
 	Upstreams      int   // shared connections for each RESP version and database in use
 	Spare          int   // own connections kept for the next transaction or blocking command
 	Loops          int   // event loops; each has upstream connections of its own
 	LagMax         int64 // bytes that a replica may be behind and still answer reads
+
+	OutputTime time.Duration // see OutputSoft
+	Idle       time.Duration // a client that is silent for longer is disconnected; 0: never
+	Handshake  time.Duration // a client that has not authenticated by then is disconnected, where there is a password; 0: never
 }
 
 // DefaultLimits returns the limits of the shipped configuration.
@@ -107,8 +117,10 @@ func (o Options) Validate() []error {
 	need(o.Listen != "", "proxy: an address to listen at is needed")
 	need(o.ReadConsistency == "" || o.ReadConsistency == ReadLocal || o.ReadConsistency == ReadLinearizable,
 		"proxy: read consistency is local or linearizable")
+	need(o.ProxyProtocol == "" || o.ProxyProtocol == HeaderOff || o.ProxyProtocol == HeaderOptional || o.ProxyProtocol == HeaderRequired,
+		"proxy: the PROXY protocol is off, optional or required")
 	for _, v := range []int{o.Limits.Clients, o.Limits.ParkedCommands, o.Limits.ParkedBytes, o.Limits.Pipeline, o.Limits.Query,
-		o.Limits.Bulk, o.Limits.Output, o.Limits.Upstreams, o.Limits.Spare, o.Limits.Loops} {
+		o.Limits.Bulk, o.Limits.Output, o.Limits.OutputSoft, int(o.Limits.OutputTime), int(o.Limits.Idle), int(o.Limits.Handshake), o.Limits.Upstreams, o.Limits.Spare, o.Limits.Loops} {
 		need(v >= 0, "proxy: limits must not be negative")
 	}
 	return errs
@@ -118,8 +130,8 @@ func (o Options) Validate() []error {
 type Proxy struct {
 	o     Options
 	log   *slog.Logger
-	rw    *net.TCPListener
-	ro    *net.TCPListener
+	rw    listener
+	ro    listener
 	start time.Time
 	ctx   context.Context // of Run; set before any goroutine starts
 	stop  context.CancelFunc
@@ -130,9 +142,12 @@ type Proxy struct {
 	inflight atomic.Int64 // batches on their way on connections to the primary
 	table    atomic.Pointer[route.Table]
 	server   atomic.Pointer[serverInfo]
+	covers   atomic.Pointer[[]cover]
 	fit      atomic.Pointer[[]target] // replicas that may answer reads, best first
 	budget   parking
 	herald   herald
+	paused   atomic.Pointer[pause]
+	tick     atomic.Uint32 // seconds, as the sweep counts them
 	prod     prod
 	lore     lore
 	stats    counters
@@ -175,6 +190,9 @@ func New(o Options) (*Proxy, error) {
 		return nil, errors.Join(errs...)
 	}
 	o.Limits.fill()
+	if o.Staleness == 0 {
+		o.Staleness = time.Second
+	}
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
@@ -189,13 +207,14 @@ func New(o Options) (*Proxy, error) {
 	p.order.Store(&order{why: "the shard's document has not been read yet"})
 	p.table.Store(route.Builtin())
 	p.fit.Store(&[]target{})
+	p.covers.Store(&[]cover{})
 	p.server.Store(&serverInfo{name: "redis", version: "7.0.0", databases: 0})
 	var err error
-	if p.rw, err = listen(o.Listen); err != nil {
+	if p.rw, err = listenAt(o.Listen, o.SocketMode); err != nil {
 		return nil, fmt.Errorf("open the read-write port: %w", err)
 	}
 	if o.ListenReadonly != "" {
-		if p.ro, err = listen(o.ListenReadonly); err != nil {
+		if p.ro, err = listenAt(o.ListenReadonly, o.SocketMode); err != nil {
 			_ = p.rw.Close()
 			return nil, fmt.Errorf("open the read-only port: %w", err)
 		}
@@ -269,7 +288,11 @@ func (p *Proxy) Run(ctx context.Context) error {
 	p.spawn(p.learn)
 	p.spawn(p.prodReplicas)
 	p.spawn(p.announce)
+	p.spawn(p.tidy)
 	p.spawn(p.teach)
+	if p.o.SplitReads {
+		p.spawn(p.measure)
+	}
 	if p.o.Beats != nil && p.ro != nil {
 		p.spawn(p.sight)
 	}

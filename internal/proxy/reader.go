@@ -254,7 +254,7 @@ func bySeq(a, b entry) int { return int(int32(a.seq - b.seq)) }
 // emit gives a reply to its session, or withholds it until the batch is acknowledged.
 func (k *link) emit(b *batch, e *entry, f []byte, count int64) {
 	if e.flags&writes != 0 {
-		e.s.wrote.Store(uint64(b.epoch))
+		e.s.noteWrite(b.epoch)
 	}
 	if b.acks > 0 {
 		for len(b.ends) < b.head {

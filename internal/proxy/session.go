@@ -29,7 +29,9 @@ type session struct {
 	from   int // of the run: commands at buf[from:to] that go to the lane at once
 	to     int
 	items  []item
-	heavy  bool // the run holds a write
+	heavy  bool  // the run holds a write
+	main   bool  // the run holds a command that replicas must not answer
+	near   *lane // to the replica that answered last
 
 	proto  int
 	protoA atomic.Int32 // proto and db for other goroutines
@@ -55,6 +57,8 @@ type session struct {
 	maint  atomic.Bool // wants to be told of a change of the primary
 	infoMu sync.Mutex  // guards what other clients may see
 	told   int64       // the latest notification
+	mid    bool        // a part of a reply is delivered, the rest will be
+	after  []byte      // a notification that waits for it
 	vis    visible
 
 	preface HeaderPolicy // owned by the loop: a PROXY header is still to come
@@ -69,6 +73,7 @@ type session struct {
 	closed   atomic.Bool
 	redo     atomic.Int64  // its commands on the lane's redo list
 	wrote    atomic.Uint64 // epoch of the latest write that was answered
+	wroteAt  atomic.Int64  // clock.Uptime, when reads are split
 	seq      uint32        // guarded by the lane's mutex
 }
 
@@ -374,6 +379,7 @@ func (s *session) ordinary(v route.Verdict, n int) bool {
 		s.careful(&it, v.Row, s.parser.Args, s.buf[s.r-n:s.r])
 	}
 	s.heavy = s.heavy || it.flags&writes != 0
+	s.main = s.main || v.Row.Flags&route.Readonly == 0
 	s.items = append(s.items, it)
 	s.to = s.r
 	if len(s.items) >= runMax {
@@ -407,7 +413,7 @@ func (s *session) flushRun() bool {
 		s.parser.Reset()
 	}
 	clear(s.items)
-	s.items, s.heavy = s.items[:0], false
+	s.items, s.heavy, s.main = s.items[:0], false, false
 	s.from, s.to = s.r, s.r
 	return ok
 }
@@ -454,7 +460,7 @@ func (s *session) choose(heavy bool) bool {
 		s.dropOwn()
 	}
 	if s.lane != nil && s.inflight.Load() > 0 {
-		if !heavy || !s.lane.readsOnly || s.ro {
+		if s.stays(heavy) {
 			return true
 		}
 		if !s.await(0) {
@@ -465,8 +471,21 @@ func (s *session) choose(heavy bool) bool {
 	return true
 }
 
+// stays reports whether the next commands may follow those in flight on the present lane.
+func (s *session) stays(heavy bool) bool {
+	if s.lane.key.node != "" {
+		return !heavy && !s.main
+	}
+	return !heavy || !s.lane.readsOnly || s.ro
+}
+
 // shared returns the shared lane for the next commands of a session without commands in flight.
 func (s *session) shared(heavy bool) *lane {
+	if s.p.o.SplitReads && !heavy && !s.main && !s.ro && s.p.o.ReadConsistency != ReadLinearizable {
+		if l := s.replicaLane(); l != nil {
+			return l
+		}
+	}
 	kind := 0
 	if !heavy && !s.ro && s.p.order.Load().acks > 0 && s.p.o.ReadConsistency != ReadLinearizable {
 		kind = 1

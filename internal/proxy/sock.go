@@ -24,6 +24,7 @@ type sock struct {
 	fd   int
 	loop *loop
 	far  netip.AddrPort // of the peer; invalid for a Unix socket
+	door string         // path of the Unix socket that a client came in by
 
 	wait atomic.Pointer[waiting] // what a goroutine that drives the socket sleeps on; nil: none ever did
 

@@ -61,8 +61,10 @@ func (s *session) send(raw []byte, it item) bool {
 	}
 	it.n = uint32(len(raw))
 	s.one[0] = it
+	s.main = true
 	ok := s.hand(raw, s.one[:], it.flags&writes != 0)
 	s.one[0] = item{}
+	s.main = false
 	return ok
 }
 

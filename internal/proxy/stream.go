@@ -42,9 +42,10 @@ func (k *link) beginStream() bool {
 		return false
 	}
 	if e.flags&writes != 0 {
-		e.s.wrote.Store(uint64(b.epoch))
+		e.s.noteWrite(b.epoch)
 	}
 	k.endRun()
+	e.s.midReply(true)
 	k.left = head + 1 + length + 2
 	k.scan = resp.Scanner{}
 	return true
@@ -61,6 +62,7 @@ func (k *link) streamed() {
 	if k.left -= n; k.left > 0 {
 		return
 	}
+	s.midReply(false)
 	s.deliver(nil, 1)
 	b.head++
 	k.hurry = false
@@ -78,6 +80,9 @@ func (k *link) tooFast(resume func()) bool {
 
 // pauseOnLoop stops reading until the client of a long reply has taken some of it, or others have waited long enough.
 func (k *link) pauseOnLoop() bool {
+	if k.left == 0 {
+		return false // and nothing is allocated
+	}
 	lp := k.l.loop
 	resume := func() { lp.post(k.resume) }
 	if !k.tooFast(resume) {

@@ -3,6 +3,7 @@
 package sim
 
 import (
+	"slices"
 	"strings"
 	"time"
 
@@ -64,6 +65,15 @@ func (w *world) checkHolds(s *server, as string) {
 			w.fail("acknowledged write %d (offset %d) is not on %s, %s at offset %d", e.write, e.off, s.name, as, s.offset())
 			return
 		}
+	}
+}
+
+// checkRecorded: what is acknowledged is in a history that the document knows; otherwise an election could not place those
+// who hold it.
+func (w *world) checkRecorded(s *server, e *entry) {
+	recorded := func(h topo.HistoryEntry) bool { return h.ReplID == s.replid }
+	if !slices.ContainsFunc(w.store.doc.Assigned.History, recorded) {
+		w.fail("write %d is acknowledged on %s in history %s, which nobody recorded (SAFETY A3)", e.write, s.name, s.replid)
 	}
 }
 

@@ -385,6 +385,9 @@ func (h *host) perform(in converge.Input, o converge.Order) bool {
 				return
 			}
 			w.log("%s is promoted: %s from %d", h.id, s.replid, s.offset())
+			if !s.backlog { // the same verb goes on to create one
+				h.askForSync(s.run, took/4)
+			}
 		})
 	case converge.CheckSync:
 		h.checkSync(o, later)
@@ -402,6 +405,21 @@ func (h *host) perform(in converge.Input, o converge.Order) bool {
 		})
 	}
 	return true
+}
+
+// askForSync is the rest of a promotion: the agent asks its new primary for a sync, so that there is a backlog. It reaches the
+// server late where the server is busy and the agent has given up on the verb and looks again meanwhile; not at all if
+// the agent dies first.
+func (h *host) askForSync(run string, d time.Duration) {
+	if h.w.unlucky && h.w.rng.IntN(3) == 0 {
+		d += h.w.between(0, 100*time.Millisecond)
+	}
+	gen := h.generation
+	h.w.after(d, func() {
+		if h.generation == gen {
+			h.whenAwake(func() { h.srv.exec(run, h.srv.prime) })
+		}
+	})
 }
 
 func (h *host) checkSync(o converge.Order, later func(func())) {

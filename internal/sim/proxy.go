@@ -93,9 +93,6 @@ func (c *conn) run1(id uint64, pop bool) {
 		c.pending-- // -READONLY: not executed
 		return
 	}
-	if !s.backlog && planted("serving-before-history") {
-		s.backlog = true
-	}
 	e := s.write(id)
 	if w.spec.Durability == topo.Async {
 		c.answer(e)
@@ -120,6 +117,7 @@ func (c *conn) check() {
 	var left []wait
 	for _, x := range c.waits {
 		if c.s.count(x.off) >= c.p.w.spec.AckReplicas {
+			c.p.w.checkRecorded(c.s, x.e)
 			c.answer(x.e)
 		} else {
 			left = append(left, x)

@@ -215,8 +215,19 @@ func (s *server) promote(e topo.Elected, secret topo.Secret) string {
 	s.primary, s.admits = true, secret
 	s.replid2, s.offset2 = s.replid, s.offset()+1
 	s.replid = s.w.newID("id")
-	s.backlog = true
 	return ""
+}
+
+// prime is the first request for a sync to a primary without a backlog: the server creates one and changes its replication
+// id once more, so that nothing it reported before has a parent (SAFETY A3).
+func (s *server) prime() {
+	if !s.primary || s.backlog {
+		return
+	}
+	s.backlog = true
+	s.replid, s.replid2, s.offset2 = s.w.newID("id"), "", -1
+	s.w.log("%s has a backlog now: %s from %d", s.name, s.replid, s.offset())
+	s.wake()
 }
 
 // write appends to the stream and sends it to the replicas.
@@ -225,7 +236,11 @@ func (s *server) write(id uint64) *entry {
 	if s.head != nil {
 		base = s.head.off
 	}
-	s.head = &entry{prev: s.head, off: base + 1 + int64(s.w.rng.IntN(3)), write: id}
+	step := 1 + int64(s.w.rng.IntN(3))
+	if !s.backlog {
+		s.extra += step // writes do not move the offset before there is a backlog (SAFETY A3)
+	}
+	s.head = &entry{prev: s.head, off: base + step, write: id}
 	for _, l := range s.replicas {
 		l.send(s.head)
 	}
@@ -307,6 +322,7 @@ func (s *server) attach(p *server) {
 	if s.h == nil && !planted("ghost-replica-in-k") {
 		w.fail("a replica that nobody registered is attached to %s (SAFETY A7)", p.name)
 	}
+	p.prime()
 	l := &link{from: s, to: p, fromRun: s.run, toRun: p.run, open: true, lastAt: w.now}
 	switch {
 	case s.replid == p.replid && s.offset() <= p.offset() && p.backlog,
