@@ -49,8 +49,9 @@ sim-planted: ## every planted bug must be found by the simulator (BUG=name for o
 	@$(GO) test ./internal/sim -count=1 -timeout 0 -tags planted -run TestPlanted -v -args $(if $(BUG),-bug $(BUG))
 
 .PHONY: fuzz
-fuzz: ## fuzz the RESP parser for FUZZTIME=60s each
-	@for f in $$($(GO) test ./internal/resp -list 'Fuzz.*' | grep ^Fuzz); do $(GO) test ./internal/resp -run xxx -fuzz "^$$f$$" -fuzztime $(or $(FUZZTIME),60s) || exit 1; done
+fuzz: deps ## fuzz the RESP parser, replies, and whole sessions beside a real server, FUZZTIME=60s each
+	@for p in ./internal/resp ./internal/proxy; do for f in $$($(GO) test $$p -list '^Fuzz' | grep ^Fuzz); do \
+	  echo "$$p $$f"; $(GO) test $$p -run xxx -fuzz "^$$f$$" -fuzztime $(or $(FUZZTIME),60s) -parallel $(or $(FUZZPROCS),2) || exit 1; done; done
 
 .PHONY: test-clients-deps
 test-clients-deps:
@@ -95,6 +96,18 @@ show-sentinel: build test-clients-deps ## Sentinel-aware go-redis, ioredis and r
 .PHONY: show-churn
 show-churn: ## 200,000 connections that come and go: no leak of memory, goroutines or descriptors
 	@CHURN=200000 $(GO) test ./internal/proxy -count=1 -timeout 10m -run TestConnectionsComeAndGo -v
+
+.PHONY: test-matrix-deps
+test-matrix-deps:
+	@scripts/deps.sh matrix
+
+.PHONY: show-clients
+show-clients: build test-matrix-deps ## nine client libraries and redis-benchmark, as they come, through a kill and a switchover
+	@$(E2E) -run 'TestClientMatrix|TestBenchmarkTool|TestTransactionsOfManyClients' -args -matrix
+
+.PHONY: show-frameworks
+show-frameworks: build test-matrix-deps ## BullMQ, Celery, Sidekiq and express-session keep jobs and sessions through a kill
+	@$(E2E) -run TestFrameworks -args -matrix
 
 .PHONY: show-stress
 show-stress: build ## MINUTES=10 of CPU stress with stalls of 500 ms: no failover

@@ -2,6 +2,7 @@
 # Installs what is missing, quietly, and does nothing when everything is there.
 #   deps.sh server    a redis-server (or valkey-server)
 #   deps.sh clients   also redis-cli, python3 with redis, node with ioredis
+#   deps.sh matrix    also PHP, Ruby, Sidekiq, Celery and all Node packages of test/clients
 set -euo pipefail
 cd "$(dirname "$0")/.."
 what=${1:-server}
@@ -30,7 +31,7 @@ if ! command -v redis-server >/dev/null && ! command -v valkey-server >/dev/null
     $sudo systemctl disable --now --quiet redis-server || true
   fi
 fi
-[ "$what" = clients ] || exit 0
+[ "$what" = clients ] || [ "$what" = matrix ] || exit 0
 
 command -v redis-cli >/dev/null || { echo "installing redis-cli ..." >&2; install redis-tools; }
 command -v ip >/dev/null || { echo "installing iproute2 ..." >&2; install iproute2; }
@@ -40,7 +41,21 @@ if ! "$py" -c 'import redis' 2>/dev/null; then
   echo "installing python3-redis ..." >&2
   install python3 python3-redis
 fi
-if command -v npm >/dev/null && [ ! -d test/clients/node_modules/ioredis ]; then
-  echo "installing ioredis ..." >&2
+if command -v npm >/dev/null && ! (cd test/clients && node -e 'for (const p of Object.keys(require("./package.json").dependencies)) require.resolve(p)') 2>/dev/null; then
+  echo "installing the Node packages of test/clients ..." >&2
   (cd test/clients && npm ci --silent --no-audit --no-fund >/dev/null)
 fi
+[ "$what" = matrix ] || exit 0
+
+# lacks CHECK PACKAGE…: installs the packages if the check fails. Their names are Debian's and Ubuntu's.
+lacks() {
+  bash -c "$1" >/dev/null 2>&1 && return 0
+  shift
+  echo "installing $* ..." >&2
+  install "$@"
+}
+command -v npm >/dev/null || echo "without node and npm, ioredis, node-redis, BullMQ and express are left out" >&2
+lacks 'php -r "exit(extension_loaded(\"redis\") ? 0 : 1);"' php-cli php-redis
+lacks 'ruby -e "require %q(redis)"' ruby ruby-redis
+lacks 'command -v sidekiq' ruby-sidekiq
+lacks "$py -c 'import celery'" celery python3-celery

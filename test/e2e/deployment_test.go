@@ -24,8 +24,9 @@ import (
 )
 
 var (
-	rounds  = flag.Int("rounds", 0, "how often to repeat; 0: a few, for the test suite")
-	minutes = flag.Int("minutes", 0, "how long to stress; 0: some seconds, for the test suite")
+	rounds   = flag.Int("rounds", 0, "how often to repeat; 0: a few, for the test suite")
+	everyone = flag.Bool("matrix", false, "every client library and framework that is installed, not only the Go ones")
+	minutes  = flag.Int("minutes", 0, "how long to stress; 0: some seconds, for the test suite")
 )
 
 func roundsOr(few int) int {
@@ -146,6 +147,29 @@ func (d *deployment) start() {
 	if out, err := exec.Command(d.bin, args...).CombinedOutput(); err != nil {
 		d.t.Fatalf("up: %v\n%s", err, out)
 	}
+}
+
+// set adds a setting to a section of every member's file, and starts them again.
+func (d *deployment) set(section, line string) {
+	d.t.Helper()
+	if out, err := exec.Command(d.bin, "down", "--dir", d.dir).CombinedOutput(); err != nil {
+		d.t.Fatalf("down: %v\n%s", err, out)
+	}
+	files, err := filepath.Glob(filepath.Join(d.dir, "member-*", "redoubt.yaml"))
+	if err != nil || len(files) == 0 {
+		d.t.Fatal("no member files", err)
+	}
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			d.t.Fatal(err)
+		}
+		text := strings.Replace(string(b), "\n"+section+":\n", "\n"+section+":\n  "+line+"\n", 1)
+		if err := os.WriteFile(f, []byte(text), 0o600); err != nil {
+			d.t.Fatal(err)
+		}
+	}
+	d.start()
 }
 
 func (d *deployment) run(args ...string) (string, error) {
