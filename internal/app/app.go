@@ -7,6 +7,7 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -98,7 +99,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err := m.start(ctx); err != nil {
 		return err
 	}
-	m.log.Info("member is up", "member", m.o.Config.Member.ID, "version", o.Version, "pid", os.Getpid(), "proxy", m.faces.ProxyAddr, "sentinel", m.faces.SentinelAddr, "api", m.faces.APIAddr)
+	m.log.Info("member is up", "member", m.o.Config.Member.ID, "version", o.Version, "pid", os.Getpid(), "proxy", cmp.Or(m.faces.ProxyAddr, m.o.Config.Proxy.Listen), "sentinel", m.faces.SentinelAddr, "api", m.faces.APIAddr)
 	select {
 	case <-ctx.Done():
 		return ctx.Err()

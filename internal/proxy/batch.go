@@ -99,6 +99,7 @@ type batch struct {
 	head  int  // next entry to be answered
 	wants bool // holds an entry that commits
 	scans bool // holds an entry with a cursor
+	told  bool // holds a (un)subscription: its confirmation comes before messages, so it must not be withheld
 
 	// Once sent:
 	primary bool

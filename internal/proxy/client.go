@@ -46,6 +46,9 @@ func (s *session) client(args [][]byte, raw []byte, f flags) bool {
 }
 
 func (s *session) clientReply(args [][]byte, f flags) bool {
+	if s.quiet || s.skip {
+		f, s.skip = f|muted, false
+	}
 	if len(args) != 3 {
 		return s.refuse("ERR wrong number of arguments for 'client|reply' command", f)
 	}

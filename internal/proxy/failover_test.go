@@ -416,6 +416,27 @@ func TestAnotherProcessAtThePrimarysAddressGetsNothing(t *testing.T) {
 	}
 }
 
+func TestTheSameProcessPromotedAgainGetsNothingBeforeThatIsRecorded(t *testing.T) {
+	t.Parallel()
+	s := newShard(t, 1, nil)
+	n := s.nodes[0]
+	c := s.client()
+	c.want("OK", "SET", "a", "1")
+	n.do(t, "REPLICAOF", "127.0.0.1", "0")
+	n.do(t, "REPLICAOF", "NO", "ONE")
+	n.do(t, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+	c.send("SET", "a", "2")
+	waitFor(t, "parked", func() bool { return s.p.Stats().Parked > 0 })
+	if until(300*time.Millisecond, func() bool { return n.do(t, "GET", "a") != "1" }) {
+		t.Fatal("a write reached a promotion that nobody had recorded")
+	}
+	s.serve(n)
+	if got := c.recv(); got != "OK" {
+		t.Fatal(got)
+	}
+	c.want("2", "GET", "a")
+}
+
 func TestGoRedisWorksWithItsDefaults(t *testing.T) {
 	t.Parallel()
 	s := newShard(t, 1, nil)

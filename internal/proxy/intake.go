@@ -59,7 +59,7 @@ func (t *tail) pass(b []byte) (n int, done bool, err error) {
 
 // longInput reports whether the client is in the middle of a command that should pass through as it arrives.
 func (s *session) longInput() bool {
-	if s.w-s.r == 0 || s.eof || s.ro || !s.authed || s.multi || s.quiet || s.skip || s.parser.Missing(s.w-s.r) < streamMin {
+	if s.w-s.r == 0 || s.eof || s.ro || s.p.paused.Load() != nil || !s.authed || s.multi || s.quiet || s.skip || s.parser.Missing(s.w-s.r) < streamMin {
 		return false
 	}
 	args, _, _, ok := s.parser.Begun(s.buf[s.r:s.w])
@@ -123,6 +123,7 @@ func (s *session) more(t *tail) (n int, done bool, err error) {
 	for {
 		got, err := s.sock.read(s.buf)
 		if err == nil {
+			s.touch()
 			s.r, s.w = 0, got
 			return t.pass(s.buf[:got])
 		}

@@ -384,6 +384,9 @@ func (l *lane) take(k *link, o *order) *batch {
 	if b.bare || acks > 0 && (b.wants || l.commit > 0) {
 		b.acks = acks
 	}
+	if l.key.own && l.key.proto < 3 && l.st.subscribed() {
+		b.acks = 0 // the server refuses whatever writes there, and it would refuse the marker
+	}
 	l.seal(k, b)
 	return b
 }

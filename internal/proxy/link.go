@@ -241,6 +241,7 @@ func (k *link) handshake() error {
 	out = resp.AppendCommand(out, "CLIENT", "ID")
 	out = resp.AppendCommand(out, "CONFIG", "GET", "databases")
 	out = resp.AppendCommand(out, "INFO", "server")
+	out = resp.AppendCommand(out, "INFO", "replication")
 	out = resp.AppendCommand(out, "ROLE")
 	if _, err := k.conn.Write(out); err != nil {
 		return err
@@ -264,7 +265,7 @@ func (k *link) handshake() error {
 }
 
 func (k *link) identify() error {
-	var replies [4][]byte
+	var replies [5][]byte
 	for i := range replies {
 		f, err := k.frameNow()
 		if err != nil {
@@ -284,13 +285,14 @@ func (k *link) identify() error {
 		}
 	}
 	role := ""
-	if e := resp.Elements(replies[3], nil); len(e) > 0 {
+	if e := resp.Elements(replies[4], nil); len(e) > 0 {
 		role = string(resp.Text(e[0]))
 	}
 	runID := infoField(info, "run_id")
 	k.runID, k.mark = runID, markOf(runID)
-	if t := k.to.t; t != nil && (t.runID != "" && runID != t.runID || role != "master") {
-		return fmt.Errorf("%w: run id %s (want %s), role %s", errNotIt, runID, t.runID, role)
+	history := infoField(resp.Text(replies[3]), "master_replid")
+	if t := k.to.t; t != nil && (t.runID != "" && runID != t.runID || role != "master" || t.history != "" && history != t.history) {
+		return fmt.Errorf("%w: run id %s (want %s), role %s, history %s (want %s)", errNotIt, runID, t.runID, role, history, t.history)
 	}
 	if s.version != "" {
 		k.l.p.server.Store(s)

@@ -17,7 +17,7 @@ func (s *session) local(v route.Verdict, args [][]byte, raw []byte, f flags) boo
 	switch name := v.Row.Name; {
 	case name == "CLIENT":
 		return s.client(args, raw, f)
-	case name == "CLUSTER" && len(args) < 2, (name == "READONLY" || name == "READWRITE" || name == "ASKING") && len(args) > 1:
+	case name == "CLUSTER", (name == "READONLY" || name == "READWRITE" || name == "ASKING" || name == "RESET") && len(args) > 1:
 		return s.send(raw, item{flags: f | resendable}) // the server's error
 	}
 	if !s.flushRun() || !s.await(0) {
@@ -39,11 +39,12 @@ func (s *session) local(v route.Verdict, args [][]byte, raw []byte, f flags) boo
 		s.linger()
 		return false
 	case "RESET":
-		s.reset()
+		s.reset() // also of CLIENT REPLY OFF
+		f &^= muted
 		reply = []byte("+RESET\r\n")
 	case "INFO":
 		return s.info(args, raw, f)
-	default: // CLUSTER, READONLY, READWRITE, ASKING
+	default: // READONLY, READWRITE, ASKING
 		reply = []byte("-ERR This instance has cluster support disabled\r\n")
 	}
 	s.infoMu.Lock()
@@ -118,15 +119,22 @@ func (s *session) hello(args [][]byte) []byte {
 	return s.helloReply()
 }
 
-// speak changes the session's protocol. Its own lane speaks the earlier one, so it goes, with what it knew.
+// speak changes the session's protocol, and that of its own lane if that holds something; else a lane of the protocol is taken.
 func (s *session) speak(proto int) {
 	if proto == s.proto {
 		return
 	}
-	if s.lane != nil && s.lane.key.own {
-		s.lane.shut()
+	if l := s.lane; l != nil && l.key.own && !l.isClean() {
+		l.mu.Lock()
+		l.key.proto = proto
+		l.mu.Unlock()
+		s.sendOwn(resp.AppendCommand(nil, "HELLO", strconv.Itoa(proto)), item{flags: muted | resendable})
+		s.await(0)
+	} else {
+		s.dropOwn()
+		s.lane = nil
 	}
-	s.lane, s.proto, s.home = nil, proto, [2]*lane{}
+	s.proto, s.home = proto, [2]*lane{}
 	s.protoA.Store(int32(proto))
 	if proto == 2 {
 		s.hush()
@@ -197,8 +205,11 @@ func (s *session) selectDB(args [][]byte, raw []byte, f flags) bool {
 		return s.refuse("ERR wrong number of arguments for 'select' command", f)
 	}
 	n, err := strconv.ParseInt(string(args[1]), 10, 64)
-	if err != nil || n > math.MaxInt32 || n < math.MinInt32 || strconv.FormatInt(n, 10) != string(args[1]) { // servers take no leading zeros
+	if err != nil || strconv.FormatInt(n, 10) != string(args[1]) { // servers take no leading zeros
 		return s.refuse("ERR value is not an integer or out of range", f)
+	}
+	if n > math.MaxInt32 || n < math.MinInt32 {
+		return s.refuse("ERR value is out of range, value must between -2147483648 and 2147483647", f)
 	}
 	if n < 0 || n >= int64(s.p.databases()) {
 		return s.refuse("ERR DB index is out of range", f)

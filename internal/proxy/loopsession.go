@@ -72,9 +72,12 @@ func (s *session) readable() {
 	if err != nil && err != errAgain {
 		s.eof = true
 	}
+	last := n > 0 && s.sock.hungUp // the end came with the data, in one event: there will be no other
 	if s.preface != HeaderOff && !s.introduced() {
 		if s.keep(lp); s.closed.Load() || s.eof {
 			s.end()
+		} else if last {
+			lp.later(s.sock.fd)
 		}
 		return
 	}
@@ -96,7 +99,7 @@ func (s *session) readable() {
 		s.end()
 	case s.longInput() || !handled || bad != nil || s.eof || busy >= int64(s.p.o.Limits.Pipeline):
 		s.drive()
-	case n == room:
+	case n == room || last:
 		lp.later(s.sock.fd)
 	}
 }

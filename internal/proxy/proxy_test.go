@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"redoubt/internal/resp"
+
+	"redoubt/internal/topo"
 )
 
 func TestRepliesComeInTheOrderOfPipelinedCommands(t *testing.T) {
@@ -202,6 +204,47 @@ func TestTransactionsWorkWithWatch(t *testing.T) {
 				t.Fatalf("got %q, want %q", got, want)
 			}
 		}
+	}
+}
+
+func TestAWatchOutlivesAChangeOfProtocol(t *testing.T) {
+	t.Parallel()
+	s := newShard(t, 0, nil)
+	c, other := s.client(), s.client()
+	c.want("OK", "WATCH", "k")
+	c.do("HELLO", "3")
+	other.want("OK", "SET", "k", "v")
+	c.want("OK", "MULTI")
+	c.want("QUEUED", "SET", "k", "mine")
+	c.want("_", "EXEC")
+	other.want("v", "GET", "k")
+	c.do("HELLO", "2")
+	c.want("$-1", "GET", "none")
+}
+
+func TestAClientThatIsDoneWithItsOwnConnectionGivesItBackWhileItIsIdle(t *testing.T) {
+	t.Parallel()
+	s := newShard(t, 0, nil)
+	c := s.client()
+	c.want("OK", "MULTI")
+	c.want("QUEUED", "SET", "k", "v")
+	c.want("*1 +OK", "EXEC")
+	waitFor(t, "the connection is given back", func() bool { return s.p.Stats().Pinned == 0 })
+	c.want("*-1", "BLPOP", "l", "0.05")
+	waitFor(t, "the connection is given back", func() bool { return s.p.Stats().Pinned == 0 })
+}
+
+func TestASubscriberIsToldWhatItMayNotDoInQuorumMode(t *testing.T) {
+	t.Parallel()
+	s := newShard(t, 1, func(sp *spec, _ *Options) { sp.Durability, sp.AckReplicas = topo.Quorum, 1 })
+	c := s.client()
+	c.send("SUBSCRIBE", "c")
+	c.send("RPUSH", "l", "x")
+	if got := c.recv(); got != "*3 $9 subscribe $1 c :1" {
+		t.Fatal(got)
+	}
+	if got := c.recv(); !strings.HasPrefix(got, "-ERR Can't execute 'rpush'") {
+		t.Fatal(got)
 	}
 }
 

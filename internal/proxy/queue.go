@@ -52,7 +52,7 @@ func (l *lane) push(s *session, chunk []byte, items []item, onLoop bool) error {
 
 func (l *lane) pushPend(s *session, chunk []byte, items []item, at uint32) {
 	for _, it := range items {
-		if it.flags&fence != 0 && l.pend.wants {
+		if it.flags&fence != 0 && l.pend.wants || it.flags&commits != 0 && l.pend.told {
 			l.queue = append(l.queue, l.pend)
 			l.pend = l.p.newBatch()
 		}
@@ -66,6 +66,7 @@ func (l *lane) pushPend(s *session, chunk []byte, items []item, at uint32) {
 		b.buf = append(b.buf, command...)
 		b.wants = b.wants || it.flags&commits != 0
 		b.scans = b.scans || it.op == opScan
+		b.told = b.told || it.op == opSubscribe || it.op == opUnsubscribe
 	}
 }
 

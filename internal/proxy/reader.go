@@ -164,11 +164,18 @@ func (k *link) answer(b *batch, e *entry, f []byte) {
 	if k.to.t == nil {
 		fate = k.replicaFate(e, fate)
 	}
-	if fate == route.Deliver && e.s.redo.Load() == 0 && !(k.demoted.Load() && e.flags&resendable != 0) {
+	if fate == route.Deliver && (e.s.redo.Load() == 0 || !k.l.waitsBefore(e)) && !(k.demoted.Load() && e.flags&resendable != 0) {
 		k.emit(b, e, f, 1)
 		return
 	}
 	k.divert(b, e, f, fate)
+}
+
+// waitsBefore reports whether an earlier command of the session is still to be sent again.
+func (l *lane) waitsBefore(e *entry) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.ContainsFunc(l.redo, func(r entry) bool { return r.s == e.s && int32(r.seq-e.seq) < 0 })
 }
 
 // redoPause is how long a command waits that the primary refused for want of replicas.

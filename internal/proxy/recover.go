@@ -195,7 +195,7 @@ func (l *lane) takeRedo() *batch {
 	b := l.p.newBatch()
 	taken := 0
 	for _, r := range l.redo {
-		if r.flags&fence != 0 && b.wants || len(b.buf) > batchBytesMax {
+		if r.flags&fence != 0 && b.wants || r.flags&commits != 0 && b.told || len(b.buf) > batchBytesMax {
 			break
 		}
 		taken++
@@ -208,6 +208,7 @@ func (l *lane) takeRedo() *batch {
 		b.ents = append(b.ents, r)
 		b.wants = b.wants || r.flags&commits != 0
 		b.scans = b.scans || r.op == opScan
+		b.told = b.told || r.op == opSubscribe || r.op == opUnsubscribe
 	}
 	l.redo = slices.Delete(l.redo, 0, taken)
 	return b
@@ -279,7 +280,11 @@ func (l *lane) sweep(o *order) time.Duration {
 	l.stampPend()
 	now, limit := l.p.stamp(), uint32(o.parkFor()/time.Millisecond)
 	late := func(e *entry) bool { return e.at != 0 && now-e.at > limit }
-	if len(l.pend.ents) > 0 && late(&l.pend.ents[0]) || len(l.queue) > 0 {
+	oldest := l.pend
+	if len(l.queue) > 0 {
+		oldest = l.queue[0]
+	}
+	if len(oldest.ents) > 0 && late(&oldest.ents[0]) {
 		l.pendToRedo()
 	}
 	for i := range l.redo {

@@ -205,8 +205,10 @@ func (s *session) lastReplies() {
 }
 
 func (s *session) refuseProtocol(err error) {
-	if s.flushRun() && s.await(0) && !s.quiet && !s.skip {
-		s.deliver(resp.AppendError(nil, "ERR "+err.Error()), 0)
+	if s.flushRun() && s.await(0) {
+		if !s.quiet && !s.skip {
+			s.deliver(resp.AppendError(nil, "ERR "+err.Error()), 0)
+		}
 		s.out.flush()
 		s.linger()
 	}
@@ -249,7 +251,15 @@ func (s *session) fill() (more, back bool) {
 			s.giveBack()
 			return false, true
 		}
+		if s.inflight.Load() > 0 && s.loopable() { // it may be calm once that is answered
+			s.limit.Store(0)
+			if s.inflight.Load() == 0 {
+				poke(s.ready)
+			}
+		}
 		select {
+		case <-s.ready:
+			s.limit.Store(-1)
 		case <-w.in:
 		case <-w.gone:
 			if s.closed.Load() {
@@ -320,7 +330,7 @@ func (s *session) commands() (again bool, err error) {
 			if !s.flushRun() {
 				return false, nil
 			}
-			s.from, s.to = s.r, s.r
+			s.from, s.to, s.skip = s.r, s.r, false // an empty command uses CLIENT REPLY SKIP up
 			continue
 		}
 		if onLoop && (!s.loopable() || s.parser.Inline) {

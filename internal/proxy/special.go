@@ -100,7 +100,15 @@ func (s *session) special(v route.Verdict, args [][]byte, raw []byte, f flags) b
 		return false
 	}
 	if v.Class == route.Local && s.proto < 3 && v.Row.Name != "QUIT" && v.Row.Name != "RESET" && s.subscribed() {
-		return s.sendOwn(raw, item{flags: f | resendable}) // the server refuses it, in its own words
+		if !s.flushRun() || !s.await(0) {
+			return false
+		}
+		if s.subscribed() { // still so, now that everything is answered
+			if s.quiet || s.skip { // CLIENT REPLY itself is refused as well
+				f, s.skip = f|muted, false
+			}
+			return s.sendOwn(raw, item{flags: f | resendable}) // the server refuses it, in its own words
+		}
 	}
 	switch v.Class {
 	case route.Read, route.Write, route.Exec, route.Discard:
@@ -221,6 +229,9 @@ func (s *session) pubsub(args [][]byte, raw []byte, f flags) bool {
 	if route.Is(verb, "UNSUBSCRIBE") || route.Is(verb, "PUNSUBSCRIBE") || route.Is(verb, "SUNSUBSCRIBE") {
 		it.op = opUnsubscribe
 	}
+	if it.op == opUnsubscribe || len(args) > 1 {
+		it.flags &^= muted // confirmations count as pushes: CLIENT REPLY OFF does not concern them
+	}
 	return s.sendOwn(raw, it)
 }
 
@@ -281,6 +292,9 @@ func (s *session) forget() {
 // inMulti handles a command between MULTI and EXEC. The server queues and checks them; what the proxy refuses itself
 // makes EXEC fail, as the server's own refusals do.
 func (s *session) inMulti(v route.Verdict, args [][]byte, raw []byte, f flags) bool {
+	if (v.Class == route.Exec || v.Class == route.Discard) && len(args) != 1 {
+		return s.sendOwn(raw, item{flags: f | resendable, op: opQueued}) // refused: the transaction stays open, and has failed
+	}
 	switch v.Class {
 	case route.Exec:
 		s.multi = false

@@ -142,7 +142,9 @@ func (k *link) transition(e *entry, f []byte, fate route.Fate) []byte {
 	case opWatch:
 		st.watch = st.watch || ok
 	case opUnwatch:
-		st.watch, st.lost = false, false
+		if ok {
+			st.watch, st.lost = false, false
+		}
 	case opMonitor:
 		st.monitor = ok
 	case opTracking:
@@ -269,7 +271,7 @@ func (k *link) outOfBand(f []byte) bool {
 	s, st := l.own, &l.st
 	var word []byte
 	switch {
-	case f[0] == '>' || f[0] == '*' && st.subscribed():
+	case f[0] == '>' || f[0] == '*' && l.key.proto < 3 && st.subscribed(): // a subscriber in RESP2 gets no other arrays
 		if e := resp.Elements(f, nil); len(e) > 0 {
 			word = resp.Text(e[0])
 		}

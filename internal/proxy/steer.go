@@ -17,10 +17,13 @@ import (
 type tenure struct {
 	epoch topo.Epoch
 	runID string
-	node  topo.NodeID
-	addr  string
-	lease time.Duration
-	from  atomic.Int64 // clock.Uptime at the start of the latest linearizable read that named this tenure in phase serving
+	// history is the replication id that was recorded when this tenure began. The same process can be promoted again in a later
+	// epoch; until that is recorded nobody may write to it, and it shows in this id only (SAFETY A3).
+	history string
+	node    topo.NodeID
+	addr    string
+	lease   time.Duration
+	from    atomic.Int64 // clock.Uptime at the start of the latest linearizable read that named this tenure in phase serving
 }
 
 // good reports whether the lease of the tenure has not ended.
@@ -67,7 +70,8 @@ func (p *Proxy) obey(s *view.Snapshot) {
 	case a.Phase == topo.PhaseServing && known:
 		o.sending = true
 		if !same || old.t.epoch != a.Epoch || old.t.lease != spec.Timing.Lease.D() {
-			o.t = &tenure{epoch: a.Epoch, runID: a.RunID, node: a.Primary, addr: node.Addr, lease: spec.Timing.Lease.D()}
+			latest, _ := a.Latest()
+			o.t = &tenure{history: latest.ReplID, epoch: a.Epoch, runID: a.RunID, node: a.Primary, addr: node.Addr, lease: spec.Timing.Lease.D()}
 		}
 		if s.ReadStart > 0 {
 			o.t.from.Store(int64(s.ReadStart))

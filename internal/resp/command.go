@@ -126,7 +126,7 @@ func (p *Parser) reset() {
 
 func (p *Parser) header(buf []byte, lim Limits) (ok bool, err error) {
 	line, next, ok := crlf(buf, 1)
-	if !ok {
+	if !ok || hasNUL(line) {
 		if len(buf) > lineMax {
 			return false, ErrCountTooBig
 		}
@@ -149,14 +149,14 @@ func (p *Parser) argument(buf []byte, lim Limits) (ok bool, err error) {
 			return false, nil
 		}
 		line, next, found := crlf(buf, p.pos)
-		if !found {
+		if !found || hasNUL(line) {
 			if len(buf)-p.pos > lineMax {
 				return false, ErrBulkTooBig
 			}
 			return false, nil
 		}
 		if buf[p.pos] != '$' {
-			return false, ProtocolError("Protocol error: expected '$', got '" + string(rune(buf[p.pos])) + "'")
+			return false, ProtocolError("Protocol error: expected '$', got '" + string(buf[p.pos:p.pos+1]) + "'")
 		}
 		limit := lim.Bulk
 		if limit == 0 {
@@ -179,6 +179,9 @@ func (p *Parser) argument(buf []byte, lim Limits) (ok bool, err error) {
 	p.bulk = -1
 	return true, nil
 }
+
+// hasNUL reports whether the server, which looks for the end of a line with strchr, does not find it: it waits for more.
+func hasNUL(line []byte) bool { return bytes.IndexByte(line, 0) >= 0 }
 
 // crlf returns the line that starts at from and where the next one starts.
 func crlf(buf []byte, from int) (line []byte, next int, ok bool) {
@@ -215,7 +218,7 @@ func integer(b []byte) (v int64, ok bool) {
 
 func (p *Parser) inline(buf []byte) (n int, err error) {
 	end := bytes.IndexByte(buf, '\n')
-	if end < 0 {
+	if end < 0 || hasNUL(buf[:end]) {
 		if len(buf) > lineMax {
 			return 0, ErrInlineTooBig
 		}
@@ -281,7 +284,7 @@ func (p *Parser) word(line []byte, i int) (end int, ok bool) {
 			return i + 1, true
 		case quote != 0:
 			p.quoted = append(p.quoted, c)
-		case isSpace(c) || c == 0:
+		case c == ' ' || c == '\t' || c == '\r' || c == 0: // \v and \f are spaces only in front of a word
 			return i + 1, true
 		case c == '"' || c == '\'':
 			quote = c

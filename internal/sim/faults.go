@@ -267,12 +267,8 @@ func (w *world) operate(h *host) {
 	if p := w.store.doc.Assigned.Phase; p != topo.PhaseServing && p != topo.PhaseNew && p != topo.PhaseFencing {
 		return // the interface allows an intent only when none is being carried out
 	}
-	w.store.rev++
-	w.store.doc.Assigned = a
+	w.store.amend(a)
 	w.log("OPERATOR %s", what)
-	for _, h := range w.hosts {
-		w.store.push(h)
-	}
 }
 
 // heal ends every fault. From here on, service has to come back.

@@ -67,6 +67,9 @@ func (p *proxy) write() {
 		if w.isCut(p.h.srv, s) || w.isCut(s, p.h.srv) || !s.alive || s.stopped || s.run != a.RunID {
 			return
 		}
+		if last, _ := a.Latest(); last.ReplID != s.replid && !planted("serving-before-history") && !planted("stale-table-reopens") {
+			return // the same process, but in another tenure: this table is old
+		}
 		p.conn = &conn{p: p, s: s, run: s.run, epoch: a.Epoch, open: true}
 		s.conns = append(slices.DeleteFunc(s.conns, func(c *conn) bool { return !c.open }), p.conn)
 	}

@@ -114,6 +114,15 @@ func (s *store) swap(rev uint64, c *controller, d failover.Decision) bool {
 	return true
 }
 
+// amend is an operator's swap.
+func (s *store) amend(a topo.Assigned) {
+	s.rev++
+	s.doc.Assigned = a
+	for _, h := range s.w.hosts {
+		s.push(h)
+	}
+}
+
 // push tells a host about the present version: late, out of order, or never.
 func (s *store) push(h *host) {
 	if s.w.lossy() {

@@ -3,6 +3,7 @@
 package sim
 
 import (
+	"fmt"
 	"time"
 
 	"redoubt/internal/topo"
@@ -87,17 +88,38 @@ func (w *world) holdContinued(h *host) {
 }
 
 // silencePrimary cuts the primary's host from the store alone: its replicas still follow, and its proxy writes until the
-// lease ends. An operator sees the trouble and acts before the controller may.
+// lease ends. An operator sees the trouble and acts before the controller may; and some other host may promise late, and so go
+// on acknowledging after it has said where it stands (SAFETY 0, line 2).
 func (w *world) silencePrimary(h *host) {
 	if p := w.host(w.store.doc.Assigned.Primary); p != nil {
 		h = p
 	}
 	w.cutStoreOnly(h)
-	w.after(w.between(0, 500*time.Millisecond), func() {
-		if w.now < healAt {
+	hasty, wait := w.rng.IntN(3) != 0, w.between(0, 500*time.Millisecond)
+	if hasty {
+		w.hangDisk(w.hosts[w.rng.IntN(w.n)])
+		wait /= 2
+	}
+	w.after(wait, func() {
+		switch {
+		case w.now >= healAt:
+		case hasty:
+			w.demandFailover()
+		default:
 			w.operate(w.hosts[w.rng.IntN(w.n)])
 		}
 	})
+}
+
+// demandFailover is an operator who gives a switchover hardly any time before the fence.
+func (w *world) demandFailover() {
+	if w.store.down || w.store.doc.Assigned.Phase != topo.PhaseServing {
+		return
+	}
+	a := w.store.doc.Assigned.Clone()
+	a.Intent = &topo.Intent{ID: fmt.Sprint(w.now), Kind: topo.IntentFailover, Budget: topo.Duration(w.between(20*time.Millisecond, 100*time.Millisecond)), By: "operator"}
+	w.store.amend(a)
+	w.log("OPERATOR demands a failover")
 }
 
 // slowDisk gives one host of an unlucky world a disk that is slow throughout: it promises, and so freezes, late.
