@@ -41,6 +41,7 @@ type link struct {
 	runID    string
 	mark     uint64 // in cursors of this server process
 	done     chan struct{}
+	hungUp   bool // the server has ended its side; owned by the loop
 
 	idle      atomic.Bool // the reader has no batch that is not answered
 	demoted   atomic.Bool // the server said that it is not (or not yet) a primary: nothing more is sent

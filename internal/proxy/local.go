@@ -15,6 +15,9 @@ import (
 // local answers what the proxy knows itself.
 func (s *session) local(v route.Verdict, args [][]byte, raw []byte, f flags) bool {
 	switch name := v.Row.Name; {
+	case speaksHTTP(v):
+		s.p.log.Warn("client disconnected: it speaks HTTP", "client", s.id, "from", s.sock.far)
+		return false
 	case name == "CLIENT":
 		return s.client(args, raw, f)
 	case name == "CLUSTER", (name == "READONLY" || name == "READWRITE" || name == "ASKING" || name == "RESET") && len(args) > 1:
@@ -56,6 +59,10 @@ func (s *session) local(v route.Verdict, args [][]byte, raw []byte, f flags) boo
 	}
 	return true
 }
+
+// speaksHTTP reports whether the client is none of Redis: a browser that a web page abuses, a health check. The server
+// ends such a connection at the first of these words.
+func speaksHTTP(v route.Verdict) bool { return v.Row.Name == "POST" || v.Row.Name == "HOST:" }
 
 func (s *session) reset() {
 	if s.lane != nil && s.lane.key.own {

@@ -21,6 +21,7 @@ func (k *link) event(events uint32) {
 	if events&unix.EPOLLOUT != 0 && k.choked.Load() {
 		k.l.loop.touched(k.l)
 	}
+	k.hungUp = k.hungUp || events&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0
 	if events&^uint32(unix.EPOLLOUT) != 0 {
 		k.readable()
 	}
@@ -52,8 +53,8 @@ func (k *link) readable() {
 			k.broke(err)
 			return
 		}
-		if n < room {
-			return // the socket is empty: the next byte is a new event
+		if n < room && !k.hungUp {
+			return // the socket is empty: the next byte is a new event; an end that came with these bytes is not
 		}
 	}
 	k.l.loop.later(k.sock.fd)

@@ -21,6 +21,9 @@ func (s *session) slow(table *route.Table, args [][]byte, raw []byte) bool {
 		raw = resp.AppendCommand(nil, args...)
 	}
 	v := table.Classify(args)
+	if speaksHTTP(v) {
+		return s.local(v, args, raw, 0)
+	}
 	s.show(v.Row, args)
 	if !s.authed && !(v.Class == route.Local && (v.Row.Name == "AUTH" || v.Row.Name == "HELLO" || v.Row.Name == "QUIT" || v.Row.Name == "RESET")) {
 		return s.say(resp.AppendError(nil, "NOAUTH Authentication required."))
@@ -99,7 +102,7 @@ func (s *session) special(v route.Verdict, args [][]byte, raw []byte, f flags) b
 	if s.user != "" && !s.own() {
 		return false
 	}
-	if v.Class == route.Local && s.proto < 3 && v.Row.Name != "QUIT" && v.Row.Name != "RESET" && s.subscribed() {
+	if v.Class == route.Local && s.proto < 3 && v.Row.Name != "QUIT" && v.Row.Name != "RESET" && !speaksHTTP(v) && s.subscribed() {
 		if !s.flushRun() || !s.await(0) {
 			return false
 		}

@@ -67,6 +67,7 @@ func specials() []special {
 		{"subscribe psubscribe ssubscribe unsubscribe punsubscribe sunsubscribe", NoMulti, Pubsub, verbNone},
 		{"monitor", NoMulti, Monitor, verbNone},
 		{"hello auth quit reset", 0, Local, verbNone},
+		{"post host:", 0, Local, verbNone}, // HTTP: servers end the connection, which must not be one that others share
 		{"select readonly readwrite asking", 0, Local, verbNone},
 		{"client", 0, Local, verbClient},
 		{"config", 0, Write, verbConfig},

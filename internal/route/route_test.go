@@ -23,7 +23,7 @@ func TestCommandsGetTheirClass(t *testing.T) {
 		"info": Local, "info server": Read, "info server all": Local, "info redoubt": Local, "config get x": Read, "config set maxmemory 1": Write, "config rewrite": Forbidden, "config set maxmemory 1 REPLICAOF x": Forbidden,
 		"replicaof no one": Forbidden, "slaveof no one": Forbidden, "shutdown": Forbidden, "failover": Forbidden, "psync ? -1": Forbidden, "cluster info": Local,
 		"debug sleep 0": Write, "debug segfault": Forbidden, "debug change-repl-id": Forbidden, "debug": Forbidden, "script debug yes": Forbidden, "script load x": Write,
-		"sentinel masters": Write, strings.Repeat("x", 100): Write, "role": Read, "ping": Read,
+		"sentinel masters": Write, "post / http/1.1": Local, "host: a": Local, strings.Repeat("x", 100): Write, "role": Read, "ping": Read,
 	} {
 		v := table.Classify(args(line))
 		if v.Class != want {
