@@ -51,7 +51,7 @@ sim-planted: ## every planted bug must be found by the simulator (BUG=name for o
 .PHONY: fuzz
 fuzz: deps ## fuzz the RESP parser, replies, and whole sessions beside a real server, FUZZTIME=60s each
 	@for p in ./internal/resp ./internal/proxy; do for f in $$($(GO) test $$p -list '^Fuzz' | grep ^Fuzz); do \
-	  echo "$$p $$f"; $(GO) test $$p -run xxx -fuzz "^$$f$$" -fuzztime $(or $(FUZZTIME),60s) -parallel $(or $(FUZZPROCS),2) || exit 1; done; done
+	  echo "$$p $$f"; $(GO) test $$p -run xxx -fuzz "^$$f$$" -fuzztime $(or $(FUZZTIME),60s) -fuzzminimizetime 10x -parallel $(or $(FUZZPROCS),2) || exit 1; done; done
 
 .PHONY: test-clients-deps
 test-clients-deps:

@@ -73,12 +73,20 @@ func (k *link) reply(f []byte) error {
 // milliseconds after a promotion: its EXEC can only fail, so nothing of it has run or will. The connection is given up, and
 // the transaction is said again on the next one.
 func (k *link) refusedForNow(e *entry, f []byte) bool {
-	if e.op != opQueued || f[0] != '-' || e.s == nil || e.x == nil || e.x.txn == nil || route.ClassifyReply(f) != route.NotYet {
+	queued := e.op == opQueued && f[0] == '-' && route.ClassifyReply(f) == route.NotYet
+	if !queued && !(e.op == opExec && bytes.HasPrefix(f, []byte("-EXECABORT Transaction discarded because of: NOREPLICAS"))) {
 		return false
 	}
 	k.l.mu.Lock()
 	defer k.l.mu.Unlock()
-	e.x.txn.sent = false
+	t := k.l.st.txn // also of what is said again in front of the client's next command
+	if e.x != nil && e.x.txn != nil {
+		t = e.x.txn
+	}
+	if t == nil {
+		return false
+	}
+	t.sent = false
 	return true
 }
 
