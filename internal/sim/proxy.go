@@ -67,6 +67,9 @@ func (p *proxy) write() {
 		if w.isCut(p.h.srv, s) || w.isCut(s, p.h.srv) || !s.alive || s.stopped || s.run != a.RunID {
 			return
 		}
+		if !s.primary {
+			return // ROLE says so in the greeting
+		}
 		if last, _ := a.Latest(); last.ReplID != s.replid && !planted("serving-before-history") && !planted("stale-table-reopens") {
 			return // the same process, but in another tenure: this table is old
 		}
