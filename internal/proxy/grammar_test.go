@@ -1,0 +1,326 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+// The grammar behind TestSessionsAreAnsweredAsByTheServer and FuzzSession: any bytes become a client's whole input.
+//
+// A line is what a client says at once; | separates commands. Words that start with @ are placeholders (word). Nothing
+// here may depend on the time, on chance or on the order of a hash table, and nothing may wait for ever. Not here
+// because docs/guide/clients.md says that they differ: CLIENT ID, INFO, LIST, KILL and UNBLOCK, MONITOR, CLIENT
+// TRACKING, DEBUG, replication.
+const grammar = `
+SET @s @v
+SET @s @v NX
+SET @s @v XX GET
+SET @s @v EX 100000
+SET @s @v KEEPTTL
+GET @s
+GET @k
+GETSET @s @v
+GETDEL @s
+GETEX @s PERSIST
+GETRANGE @s @i @i
+SETRANGE @s @n @v
+APPEND @s @v
+STRLEN @k
+INCR @s
+DECR @s
+INCRBY @s @i
+INCRBYFLOAT @s @f
+MSET @s @v @s @v
+MSETNX @s @v @s @v
+MGET @s @s @k
+SETNX @s @v
+SETEX @s 100000 @v
+LCS @s @s
+LCS @s @s IDX
+SETBIT @b @n 1
+GETBIT @b @n
+BITCOUNT @b
+BITCOUNT @b @i @i BIT
+BITPOS @b 1
+BITOP OR @b @b @b
+BITOP NOT @b @b
+BITFIELD @b INCRBY u8 @n @i GET i4 0
+BITFIELD_RO @b GET u8 0
+PFADD @p @v @v
+PFCOUNT @p
+PFCOUNT @p @p
+PFMERGE @p @p
+LPUSH @l @v
+RPUSH @l @v @v
+RPUSH @l message @c @v
+RPUSH @l pmessage @c @c @v
+RPUSH @l subscribe @c 1
+LPUSHX @l @v
+LPOP @l
+RPOP @l 2
+LRANGE @l 0 -1
+LRANGE @l @i @i
+LINDEX @l @i
+LSET @l @i @v
+LINSERT @l BEFORE @v @v
+LREM @l 0 @v
+LTRIM @l @i @i
+LLEN @l
+LPOS @l @v
+LMOVE @l @l LEFT RIGHT
+RPOPLPUSH @l @l
+LMPOP 2 @l @l LEFT COUNT 2
+HSET @h @v @v
+HSET @h f @v g @v
+HSETNX @h f @v
+HGET @h f
+HMGET @h f g @v
+HGETALL @h
+HKEYS @h
+HVALS @h
+HDEL @h f
+HLEN @h
+HEXISTS @h f
+HINCRBY @h n @i
+HINCRBYFLOAT @h n @f
+HSTRLEN @h f
+HSCAN @h 0
+SADD @t @n @n
+SADD one 1
+SPOP one
+SRANDMEMBER one
+SREM @t @n
+SMEMBERS @t
+SISMEMBER @t @n
+SMISMEMBER @t @n @n
+SCARD @t
+SMOVE @t @t @n
+SINTER @t @t
+SUNION @t @t
+SDIFF @t @t
+SINTERCARD 2 @t @t
+SUNIONSTORE @t @t @t
+SSCAN @t 0
+ZADD @z @f @v
+ZADD @z 1 a 2 b 3 c
+ZADD @z GT CH @f a
+ZADD @z INCR @f b
+ZRANGE @z 0 -1
+ZRANGE @z 0 -1 WITHSCORES
+ZRANGE @z (1 +inf BYSCORE LIMIT 0 2
+ZRANGEBYLEX @z [a (c
+ZREVRANGE @z 0 -1 WITHSCORES
+ZRANK @z b
+ZSCORE @z a
+ZMSCORE @z a @v
+ZCARD @z
+ZCOUNT @z -inf @f
+ZINCRBY @z @f a
+ZREM @z a
+ZPOPMIN @z
+ZPOPMAX @z 2
+ZUNION 2 @z @z WITHSCORES
+ZUNIONSTORE @z 2 @z @t WEIGHTS 1 2
+ZDIFF 2 @z @z
+ZMPOP 1 @z MIN
+ZSCAN @z 0
+GEOADD @g 13.361389 38.115556 a 15.087269 37.502669 b
+GEODIST @g a b km
+GEOHASH @g a x
+GEOPOS @g a x
+GEOSEARCH @g FROMMEMBER a BYRADIUS 300 km ASC WITHDIST
+XADD @x 1-@n f @v
+XADD @x 2-@n f @v g @v
+XADD @x NOMKSTREAM 3-1 f v
+XLEN @x
+XRANGE @x - +
+XREVRANGE @x + - COUNT 1
+XREAD COUNT 2 STREAMS @x 0
+XREAD BLOCK 15 STREAMS @x $
+XREAD BLOCK 15 STREAMS @x 0
+XGROUP CREATE @x g 0 MKSTREAM
+XREADGROUP GROUP g c COUNT 1 STREAMS @x >
+XREADGROUP GROUP g c BLOCK 15 STREAMS @x >
+XACK @x g 1-1
+XPENDING @x g
+XINFO GROUPS @x
+XINFO STREAM @x
+XDEL @x 1-1
+XTRIM @x MAXLEN 1
+DEL @k
+UNLINK @k @k
+EXISTS @k @k
+TYPE @k
+RENAME @k @k
+RENAMENX @k @k
+COPY @k @k REPLACE
+MOVE @k 3
+TOUCH @k
+DUMP @s
+OBJECT ENCODING @k
+OBJECT REFCOUNT @h
+OBJECT HELP
+EXPIRE @k 100000
+EXPIREAT @k 4102444800
+EXPIRETIME @k
+PERSIST @k
+TTL nokey
+SORT @l ALPHA
+SORT @t DESC LIMIT 0 2
+SORT @l BY nosort GET # STORE l0
+SORT_RO @t
+SCAN 0 MATCH @k COUNT 1000
+KEYS s0
+DBSIZE
+SELECT 9|FLUSHDB|SET only @v|RANDOMKEY|SELECT 0
+SWAPDB 0 3
+FLUSHDB
+FLUSHALL ASYNC
+SELECT @d
+SELECT 1
+SELECT 0
+MULTI
+MULTI
+MULTI|SET @s @v|GET @s|EXEC
+MULTI|LPOP @l|BLPOP @l 0.015|DISCARD
+MULTI|SELECT @d|SET @s @v|EXEC|GET @s
+MULTI|NOSUCH|EXEC
+MULTI|GET|EXEC
+WATCH @k|MULTI|GET @k|EXEC
+WATCH @s|SET @s @v|MULTI|GET @s|EXEC
+EXEC
+EXEC
+DISCARD
+WATCH @k
+UNWATCH
+HELLO
+HELLO 2
+HELLO 3
+HELLO 3 SETNAME @w
+HELLO 3 SETNAME
+HELLO 3 AUTH default secret
+HELLO 2 AUTH nobody x
+HELLO @i
+HELLO 3 BOGUS
+RESET
+AUTH secret
+AUTH default secret
+AUTH @w
+AUTH nobody @w
+CLIENT SETNAME @w
+CLIENT SETNAME @v
+CLIENT GETNAME
+CLIENT REPLY OFF
+CLIENT REPLY ON
+CLIENT REPLY SKIP
+CLIENT REPLY SKIP|SET @s @v
+CLIENT REPLY @w
+CLIENT NO-EVICT ON
+CLIENT NO-EVICT @w
+CLIENT GETREDIR
+CLIENT TRACKINGINFO
+CLIENT CACHING YES
+CLIENT HELP
+CLIENT @w
+CLIENT
+SUBSCRIBE @c
+SUBSCRIBE @c @c @c
+UNSUBSCRIBE
+UNSUBSCRIBE @c
+PSUBSCRIBE c*
+PSUBSCRIBE *
+PUNSUBSCRIBE
+PUNSUBSCRIBE c*
+SSUBSCRIBE @c
+SUNSUBSCRIBE
+PUBLISH @c @v
+SPUBLISH @c @v
+HELLO 3|SUBSCRIBE @c|PUBLISH @c @v
+HELLO 3|PSUBSCRIBE *|PUBLISH @c @v|LRANGE @l 0 -1
+HELLO 3|SUBSCRIBE @c|MULTI|PUBLISH @c @v|EXEC
+PUBSUB CHANNELS c0
+PUBSUB NUMSUB @c @c
+PUBSUB NUMPAT
+EVAL @L 1 @k @v
+EVAL @L 0
+EVAL @L @i
+EVALSHA @H 1 @k @v
+SCRIPT LOAD @L
+SCRIPT LOAD @L|EVALSHA @H 1 @k @v
+SCRIPT EXISTS @H @H
+EVAL_RO @L 1 @k
+BLPOP @l 0.015
+BLPOP @l @l 0.015
+BRPOP @l 0.015
+BLPOP @k 0.015
+BLPOP @l -1
+BLPOP @l @w
+BLMOVE @l @l LEFT LEFT 0.015
+BRPOPLPUSH @l @l 0.015
+BLMPOP 0.015 1 @l RIGHT
+BZPOPMIN @z 0.015
+BZMPOP 0.015 1 @z MAX
+WAIT 0 15
+WAIT 1 15
+WAIT @w 0
+WAITAOF 0 0 0
+PING
+PING
+PING @v
+ping
+ECHO @v
+QUIT
+COMMAND COUNT
+COMMAND INFO get @w
+COMMAND GETKEYS MSET a b c d
+COMMAND DOCS get
+CONFIG GET maxmemory
+CONFIG GET list-max-*
+CONFIG GET @w
+CONFIG @w
+ACL WHOAMI
+FUNCTION LIST
+CLUSTER INFO
+CLUSTER
+READONLY
+READWRITE
+ASKING
+LATENCY RESET
+MEMORY HELP
+NOSUCH @v @k
+NOSUCH
+@v @v
+@w
+XGROUP @w
+SET @s
+`
+
+// found are inputs that were once answered in another way than by the server, as lines of the grammar.
+var found = []string{
+	"WAIT 0 1|SET s0 b|SUBSCRIBE c0", // on a shared connection
+	"WAIT 0 1|SET s0 b|WATCH s0",
+	"MULTI|SET s0 v|SELECT 3|EXEC|GET s0|SELECT 0|GET s0", // selected too early
+	"MULTI|SELECT 99999999999|EXEC",
+	"MULTI|SELECT 16|EXEC|GET s0",
+	"MULTI|SELECT 3|DISCARD|SET s0 v|SELECT 3|DBSIZE",
+	"MULTI|EXEC x|PING|EXEC", // still in the transaction
+	"MULTI|DISCARD x|PING|DISCARD",
+	"WATCH s0|UNWATCH x|SET s0 v|MULTI|EXEC",
+	"HELLO 3|SUBSCRIBE c0|RPUSH l0 message c0 x|LRANGE l0 0 -1|PING|MULTI|EXEC", // a reply that looks like a message
+	"HELLO 3|SUBSCRIBE c0|RPUSH l0 subscribe c1 1|LRANGE l0 0 -1|PING",
+	"HELLO 3|SUBSCRIBE c1|MULTI|PUBLISH c1 hello|EXEC",
+	"HELLO 3|PSUBSCRIBE *|HELLO 2|ping",
+	"WATCH s0|SET s0 v|HELLO 3|MULTI|GET s0|EXEC",
+	"SUBSCRIBE c0|CLIENT SETNAME x|HELLO 3|CLUSTER INFO|AUTH x|SELECT 1|GET s0|RESET|PING",
+	"CLUSTER|CLUSTER x|CLUSTER INFO x|CLUSTER INFO",
+	"SET s0 a",
+	"POST / HTTP/1.1", // ends the connection that it comes on: not one that others share
+	"Host: example",
+	"SUBSCRIBE c0|RPUSH l0 x|PING",
+	"SUBSCRIBE|SELECT 3|SET s0 v|CLIENT GETNAME|SELECT 0|GET s0", // SELECT on a connection that others use later
+	"SUBSCRIBE c0|UNSUBSCRIBE c0|SELECT 3|SET s0 v|CLIENT GETNAME|SELECT 0|GET s0",
+	"CLIENT REPLY OFF",
+	"CLIENT REPLY OFF|RESET|PING",
+	"CLIENT REPLY OFF|SUBSCRIBE c0|UNSUBSCRIBE",
+	"CLIENT REPLY SKIP|SUBSCRIBE c0|PING",
+	"CLIENT REPLY SKIP|CLIENT REPLY bad|PING",
+	"RESET x",
+	"SELECT 01|SELECT +1|SELECT 99999999999|HELLO 03",
+}
