@@ -92,11 +92,12 @@ func (e *env) runUp(ctx context.Context, f upFlags, given ...bool) error {
 		return fail(ExitUsage, "%s holds a deployment with --base-port %d --replicas %d --durability %s: leave these flags out, use another --dir, or remove it with `redoubt down --purge --dir %s`",
 			f.dir, p.BasePort, p.Replicas, p.Durability, f.dir)
 	}
-	started, err := e.startMembers(f.dir, p)
-	if err != nil {
-		return err
+	for _, m := range p.Members {
+		if i, runs := running(f.dir, m); runs {
+			fmt.Fprintf(e.err, "%s runs already, as process %d\n", m.ID, i.PID)
+		}
 	}
-	if err := e.awaitServing(ctx, f, p, started); err != nil {
+	if err := e.awaitServing(ctx, f, p); err != nil {
 		if f.foreground && ctx.Err() != nil { // interrupted while it was starting
 			return errors.Join(err, e.stopAll(context.WithoutCancel(ctx), f.dir, p))
 		}
@@ -140,19 +141,24 @@ type child struct {
 	exited chan error // gets the result of Wait
 }
 
-// startMembers starts the members that are not running, each in its own session.
-func (e *env) startMembers(dir string, p plan) ([]child, error) {
+// running reports whether the member's process is there, by the record in its directory.
+func running(dir string, m planMember) (app.Instance, bool) {
+	i, err := app.ReadInstance(filepath.Join(dir, m.Dir, "data"))
+	return i, err == nil && i.Alive()
+}
+
+// startMembers starts the members that neither run nor are among those started already, each in its own session.
+func (e *env) startMembers(dir string, p plan, already []child) ([]child, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("find this program: %w", err)
 	}
 	var missing []planMember
 	for _, m := range p.Members {
-		if i, err := app.ReadInstance(filepath.Join(dir, m.Dir, "data")); err == nil && i.Alive() {
-			fmt.Fprintf(e.err, "%s runs already, as process %d\n", m.ID, i.PID)
-			continue
+		mine := slices.ContainsFunc(already, func(c child) bool { return c.ID == m.ID })
+		if _, runs := running(dir, m); !runs && !mine {
+			missing = append(missing, m)
 		}
-		missing = append(missing, m)
 	}
 	if err := portsFree(missing, false); err != nil {
 		return nil, err
@@ -162,11 +168,11 @@ func (e *env) startMembers(dir string, p plan) ([]child, error) {
 		at := filepath.Join(dir, m.Dir)
 		log, err := os.OpenFile(filepath.Join(at, "redoubt.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 		if err != nil {
-			return nil, fmt.Errorf("open the log of %s: %w", m.ID, err)
+			return started, fmt.Errorf("open the log of %s: %w", m.ID, err)
 		}
 		file, err := filepath.Abs(filepath.Join(at, "redoubt.yaml"))
 		if err != nil {
-			return nil, fmt.Errorf("locate the configuration of %s: %w", m.ID, err)
+			return started, fmt.Errorf("locate the configuration of %s: %w", m.ID, err)
 		}
 		cmd := exec.Command(self, "run", "-c", file)
 		cmd.Dir, cmd.Stdout, cmd.Stderr = at, log, log
@@ -174,7 +180,7 @@ func (e *env) startMembers(dir string, p plan) ([]child, error) {
 		err = cmd.Start()
 		log.Close()
 		if err != nil {
-			return nil, fmt.Errorf("start %s: %w", m.ID, err)
+			return started, fmt.Errorf("start %s: %w", m.ID, err)
 		}
 		fmt.Fprintf(e.err, "started %s as process %d\n", m.ID, cmd.Process.Pid)
 		c := child{m, make(chan error, 1)}
@@ -184,8 +190,12 @@ func (e *env) startMembers(dir string, p plan) ([]child, error) {
 	return started, nil
 }
 
-// awaitServing polls the API until the shard serves and every member reports.
-func (e *env) awaitServing(ctx context.Context, f upFlags, p plan, started []child) error {
+// dying is how long a killed process may still hold its ports after it is seen to be gone: its threads end one by one.
+const dying = 2 * time.Second
+
+// awaitServing starts the members that do not run, and polls the API until the shard serves and every member reports.
+// A member that was found running may have been dying: it is started when it is gone.
+func (e *env) awaitServing(ctx context.Context, f upFlags, p plan) error {
 	ctx, cancel := context.WithTimeout(ctx, f.wait)
 	defer cancel()
 	var addrs []string
@@ -196,12 +206,20 @@ func (e *env) awaitServing(ctx context.Context, f upFlags, p plan, started []chi
 	defer client.Close()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
-	said := ""
+	said, able := "", time.Now()
+	var started []child
 	for {
+		late, err := e.startMembers(f.dir, p, started)
+		started = append(started, late...)
+		if err == nil {
+			able = time.Now()
+		} else if time.Since(able) > dying {
+			return err
+		}
 		st, err := client.Status(ctx)
 		now := "waiting for a member to answer"
 		if err == nil {
-			if serving(st) && everybody(st, p) {
+			if serving(st) && everybody(st, f.dir, p) {
 				return nil
 			}
 			now = progress(st, p)
@@ -228,9 +246,15 @@ func (e *env) awaitServing(ctx context.Context, f upFlags, p plan, started []chi
 	}
 }
 
-// everybody reports whether all members report and all nodes are where they belong.
-func everybody(st api.Status, p plan) bool {
-	alive := 0
+// everybody reports whether all members report, each node through the process that its member is now, and all nodes are
+// where they belong.
+func everybody(st api.Status, dir string, p plan) bool {
+	alive, pids := 0, map[topo.NodeID]int{}
+	for _, m := range p.Members {
+		if i, runs := running(dir, m); runs {
+			pids[topo.NodeID(m.ID)] = i.PID
+		}
+	}
 	for _, m := range st.Members {
 		if m.Alive {
 			alive++
@@ -239,7 +263,7 @@ func everybody(st api.Status, p plan) bool {
 	for _, d := range st.Deployments {
 		for _, s := range d.Shards {
 			for _, n := range s.Nodes {
-				if n.State != api.StateServing && n.State != api.StateFollowing || !n.Enrolled {
+				if n.State != api.StateServing && n.State != api.StateFollowing || !n.Enrolled || n.AgentPID != pids[n.ID] {
 					return false
 				}
 			}

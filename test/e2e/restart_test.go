@@ -3,9 +3,11 @@
 package e2e
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -99,6 +101,39 @@ func TestColdStartAfterEverythingWasKilledAtOnce(t *testing.T) {
 	}
 	if int(size) < acked { // kill -9 loses nothing of an append-only file that reached write()
 		t.Errorf("%d of %d acknowledged keys are left", size, acked)
+	}
+}
+
+// A member that dies while `up` looks at it is found running, and is started all the same.
+func TestUpStartsAMemberThatWasStillDying(t *testing.T) {
+	d := up(t)
+	n := d.waitHealthy(30 * time.Second).nodes()[0]
+	signal(t, n.AgentPID, syscall.SIGSTOP)
+	said, says, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer said.Close()
+	again := exec.Command(d.bin, "up", "--dir", d.dir)
+	again.Stderr = says
+	if err := again.Start(); err != nil {
+		t.Fatal(err)
+	}
+	says.Close()
+	lines := bufio.NewScanner(said)
+	killed := false
+	for lines.Scan() {
+		t.Log(lines.Text())
+		if !killed && strings.HasPrefix(lines.Text(), n.ID+" runs already") {
+			killed = true
+			signal(t, n.AgentPID, syscall.SIGKILL)
+		}
+	}
+	if err := again.Wait(); err != nil || !killed {
+		t.Fatalf("up: %v; the member was killed under its eyes: %v", err, killed)
+	}
+	if now := d.waitHealthy(30 * time.Second).node(n.ID).AgentPID; now == n.AgentPID {
+		t.Errorf("%s is still process %d", n.ID, now)
 	}
 }
 
