@@ -303,6 +303,30 @@ func TestWritesThatTheServerRefusedForLackOfReplicasAreTriedAgain(t *testing.T) 
 	}
 }
 
+// The reply of a read that was under way when an earlier write was refused comes after the write was sent again.
+func TestAReplyUnderWayDoesNotOvertakeAWriteThatIsSentAgain(t *testing.T) {
+	t.Parallel()
+	var r *relay
+	s := newShard(t, 0, func(sp *spec, _ *Options) {
+		r = newRelay(t, sp.Nodes[0].Addr)
+		sp.Nodes[0].Addr = r.addr
+	})
+	c := s.client()
+	c.want("OK", "SET", "b", "old")
+	s.nodes[0].do(t, "CONFIG", "SET", "min-replicas-to-write", "1")
+	r.hold()
+	c.send("SET", "a", "1")
+	c.send("GET", "b")
+	waitFor(t, "the server answered both", func() bool { return r.has(3) })
+	s.nodes[0].do(t, "CONFIG", "SET", "min-replicas-to-write", "0")
+	r.line(t)                            // the refusal
+	<-time.After(100 * time.Millisecond) // longer than the write waits until it is sent again
+	r.open(t)
+	if got := c.recv() + " " + c.recv(); got != "OK old" {
+		t.Fatalf("answered %q", got)
+	}
+}
+
 func TestATransactionThatWasRefusedForLackOfReplicasIsSaidAgain(t *testing.T) {
 	t.Parallel()
 	for _, quorum := range []bool{false, true} {

@@ -364,7 +364,10 @@ func (l *lane) take(k *link, o *order) *batch {
 		b.bare = true
 	case l.commit >= commitsMax, l.key.own && l.commit > 0:
 		return nil
-	case len(l.redo) > 0 && (time.Now().After(l.redoAt)):
+	case len(l.redo) > 0 && time.Now().After(l.redoAt):
+		if len(l.sent) > 0 || !k.idle.Load() {
+			return nil // a reply that is under way may be of a later command of the same session: it must find this one here
+		}
 		b = l.takeRedo()
 	case len(l.redo) > 0 && l.key.own:
 		return nil
