@@ -145,7 +145,7 @@ log: [debug]
 func TestTimingInequalitiesAreRefusedWithTheirLine(t *testing.T) {
 	file := strings.Replace(string(Sample), "    # password: secret       # of the servers", "    timing: {beat: 500ms}\n    # password: secret       # of the servers", 1)
 	_, err := Parse([]byte(file), "f.yaml", "/")
-	if err == nil || !strings.Contains(err.Error(), "deployments[0].timing.lease: 700ms < 3 × beat 500ms") || !strings.Contains(err.Error(), "f.yaml:") {
+	if err == nil || !strings.Contains(err.Error(), "deployments[0].timing.lease: 800ms < 3 × beat 500ms") || !strings.Contains(err.Error(), "f.yaml:") {
 		t.Errorf("error %v", err)
 	}
 }

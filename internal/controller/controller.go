@@ -216,7 +216,8 @@ func (t *tenure) gather(ctx context.Context) (failover.State, error) {
 	}
 	maps.DeleteFunc(t.reports, func(name string, _ report) bool { _, there := beats[name]; return !there })
 	if ages, ok := t.o.Store.(coord.ReadAges); ok {
-		s.ReadAge = map[topo.NodeID]topo.Duration{}
+		vacant, _ := ages.VacantFor()
+		s.ReadAge, s.VacantFor = map[topo.NodeID]topo.Duration{}, topo.Duration(vacant)
 		for _, n := range t.doc.Spec.Nodes {
 			if age, known := ages.ReadAge(string(n.ID)); known {
 				s.ReadAge[n.ID] = topo.Duration(age)

@@ -94,6 +94,9 @@ type ReadAges interface {
 	// have seen an older state than this process would read now. ok is false when nothing is known (not the
 	// controller). It must count Gets that any earlier controller answered.
 	ReadAge(member string) (age time.Duration, ok bool)
+	// VacantFor returns the shortest time since an earlier controller can have answered any Get. It counts what passed
+	// before this process took the seat, which is what a controller cannot see by itself.
+	VacantFor() (age time.Duration, ok bool)
 }
 
 // Members are the processes that hold the store's state. Stores with members of their own kind implement it.

@@ -52,12 +52,14 @@ func derive(s State, quiet bool) *facts {
 	return f
 }
 
-// silence is how long nothing was heard from a node; a new controller has heard nothing only since it leads.
+// silence is how long nothing was heard from a node. What a new controller did not hear itself counts from the last word
+// of the one before: a host that was lost together with its controller is not waited for twice. Half of the limit is left
+// to the agents for finding the new controller.
 func (f *facts) silence(id topo.NodeID) time.Duration {
 	if s, ok := f.Sightings[id]; ok {
 		return s.Age.D()
 	}
-	return f.LedFor.D()
+	return max(f.LedFor.D(), min(f.VacantFor.D(), f.LedFor.D()+f.spec.Timing.Silence.D()/2))
 }
 
 // fresh returns a node's sighting if its agent is heard and obeys the present epoch.

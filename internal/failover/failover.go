@@ -23,7 +23,8 @@ type State struct {
 	Nonce     topo.Secret                   `json:"nonce,omitempty"` // fresh random bytes: the secret of the next tenure, if this decision begins one
 	Shard     topo.Shard                    `json:"shard"`
 	Sightings map[topo.NodeID]Seen          `json:"sightings"`
-	ReadAge   map[topo.NodeID]topo.Duration `json:"read_age,omitempty"` // see coord.ReadAges; absent: unknown
+	ReadAge   map[topo.NodeID]topo.Duration `json:"read_age,omitempty"`   // see coord.ReadAges; absent: unknown
+	VacantFor topo.Duration                 `json:"vacant_for,omitempty"` // since an earlier controller can have answered anything, see coord.ReadAges; zero: unknown
 }
 
 // Seen is a sighting and how long ago it arrived.

@@ -22,7 +22,7 @@ import (
 //	shard n=3 [k=1] [burst=5] [durability=quorum|async]    a new shard with nodes n1…, nothing assigned
 //	assigned epoch=5 phase=serving primary=n1 run=r1 [enrolled=(n1=r1,n2=r2)] [intent=switchover:n2] [paused] [elected=n2:r2:A:10:1]
 //	history 1:A:0:0:n1 …                          epoch:replid:start:parent:node
-//	clock [term=1] [led=10s] [phase=10ms] [read-age=(n1=900ms)] [wall=1000]
+//	clock [term=1] [led=10s] [vacant=10s] [phase=10ms] [read-age=(n1=900ms)] [wall=1000]
 //	see n1 [age=5ms] [epoch=] [phase=] [health=up] [for=0s] [role=replica] [run=r1] [at=A:100] [from=B:90] [frozen] [fenced] [link] [sync=5] [kept] [keys=3] [impaired=disk-full impaired-for=11s] …
 //	unsee n1                                      nothing is heard from it
 //	decide                                        what Decide says; with "apply" its result becomes what is assigned
@@ -111,7 +111,7 @@ func (w *story) shard(a storytest.Args) {
 	n := int(a.Num("n", 3))
 	spec := topo.Spec{Deployment: "story", Durability: topo.Durability(a.Str("durability", "quorum")), Timing: topo.LANTiming()}
 	spec.Timing.Burst = int(a.Num("burst", 5))
-	spec.Timing.Silence = topo.Duration(600 * time.Millisecond) // the stories were told with it
+	spec.Timing.Lease, spec.Timing.Silence = topo.Duration(700*time.Millisecond), topo.Duration(600*time.Millisecond) // the stories were told with these
 	if spec.Durability == topo.Quorum {
 		spec.AckReplicas = int(a.Num("k", int64(n/2)))
 	}
@@ -161,6 +161,7 @@ func (w *story) clock(a storytest.Args) {
 	w.s.Term = uint64(a.Num("term", int64(w.s.Term)))
 	w.s.LedFor = a.Dur("led", w.s.LedFor)
 	w.s.PhaseFor = a.Dur("phase", w.s.PhaseFor)
+	w.s.VacantFor = a.Dur("vacant", w.s.VacantFor)
 	w.s.WallMS = a.Num("wall", w.s.WallMS)
 	for _, v := range a.List("read-age") {
 		id, age, _ := strings.Cut(v, "=")

@@ -155,16 +155,14 @@ func (h *host) killAgent() {
 	h.w.after(5*time.Millisecond, guard)
 }
 
-// readLoop is the view's linearizable read, every beat.
+// readLoop is the view's linearizable read, twice in every beat; one that waits does not hold up the next.
 func (h *host) readLoop(gen int) {
 	if h.generation != gen {
 		return
 	}
-	next := func() {
-		h.w.after(h.w.spec.Timing.Beat.D(), func() { h.whenAwake(func() { h.readLoop(gen) }) })
-	}
+	h.w.after(h.w.spec.Timing.Beat.D()/2, func() { h.whenAwake(func() { h.readLoop(gen) }) })
 	begun := h.uptime()
-	h.read(func(rev uint64, doc topo.Shard) { h.offer(rev, doc, begun, true) }, next)
+	h.read(func(rev uint64, doc topo.Shard) { h.offer(rev, doc, begun, true) }, func() {})
 }
 
 func (h *host) read(got func(uint64, topo.Shard), done func()) {
@@ -172,7 +170,7 @@ func (h *host) read(got func(uint64, topo.Shard), done func()) {
 	var rev uint64
 	var doc topo.Shard
 	s.call(h, func() {
-		s.lastRead[h.id] = h.w.now
+		s.lastRead[h.id], s.answered = h.w.now, h.w.now
 		rev, doc = s.rev, s.doc
 	}, func(ok bool) {
 		if ok {

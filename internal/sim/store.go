@@ -19,6 +19,7 @@ type store struct {
 	fromHost []bool // cut
 	toHost   []bool
 	lastRead map[topo.NodeID]time.Duration
+	answered time.Duration // the latest of them
 	term     uint64
 	leader   *controller
 }
@@ -37,8 +38,12 @@ func (s *store) elect(i int) {
 	if old := s.leader; old != nil {
 		s.w.after(s.w.between(0, 600*time.Millisecond), func() { old.deposed = true })
 	}
+	vacant := s.w.now
+	if s.leader != nil && s.w.rng.IntN(4) > 0 { // what the new one can learn about the earlier ones' last answer, at best exactly
+		vacant = s.w.between(s.answered, s.w.now)
+	}
 	s.term++
-	c := &controller{w: s.w, h: s.w.hosts[i], gen: s.w.hosts[i].generation, term: s.term, since: s.w.now, beats: map[topo.NodeID]beat{}}
+	c := &controller{vacant: vacant, w: s.w, h: s.w.hosts[i], gen: s.w.hosts[i].generation, term: s.term, since: s.w.now, beats: map[topo.NodeID]beat{}}
 	s.leader = c
 	s.w.log("controller is now on %s (term %d)", c.h.id, c.term)
 	c.loop()
@@ -143,6 +148,7 @@ type controller struct {
 	gen     int // of the agent's process that it lives in
 	term    uint64
 	since   time.Duration
+	vacant  time.Duration // no earlier controller answered a read after this
 	deposed bool
 	rev     uint64
 	doc     topo.Shard
@@ -216,9 +222,10 @@ func (c *controller) state() failover.State {
 		s.Sightings[id] = failover.Seen{Sighting: b.s, Age: topo.Duration(c.h.elapsed(w.now - b.at))}
 	}
 	if w.readAge && w.store.leader == c {
+		s.VacantFor = topo.Duration(c.h.elapsed(w.now - c.vacant))
 		s.ReadAge = map[topo.NodeID]topo.Duration{}
 		for _, h := range w.hosts {
-			last := max(w.store.lastRead[h.id], c.since)
+			last := max(w.store.lastRead[h.id], c.vacant)
 			s.ReadAge[h.id] = topo.Duration(c.h.elapsed(w.now - last))
 		}
 	}

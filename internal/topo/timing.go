@@ -28,7 +28,7 @@ type Timing struct {
 func LANTiming() Timing {
 	ms := func(n int) Duration { return Duration(time.Duration(n) * time.Millisecond) }
 	return Timing{
-		Beat: ms(100), Lease: ms(700), Margin: ms(100), Silence: ms(800), Hang: ms(600),
+		Beat: ms(100), Lease: ms(800), Margin: ms(100), Silence: ms(900), Hang: ms(600),
 		Loading: ms(10_000), Busy: ms(15_000), Gather: ms(150), Promote: ms(1_000), Park: ms(10_000), Recovery: ms(5_000), Burst: 20,
 	}
 }

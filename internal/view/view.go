@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package view keeps this process's copy of a shard's document: one read loop and one watch per process, an atomic
+// Package view keeps this process's copy of a shard's document: one loop of reads and one watch per process, an atomic
 // pointer for everybody else. Agents, proxies and faces read it; only controllers write documents, through the store.
 // Beside it, DecodeReports reads what agents and members report, for the faces that show it.
 // Its invariant: a snapshot never goes back in revision, and ReadStart is the start of a linearizable read that returned
-// this revision, so leases can be counted from it. One goroutine, inside Run.
+// this revision, so leases can be counted from it. Goroutines: Run's own, and one for each read under way.
 package view
 
 import (
@@ -66,28 +66,32 @@ func (v *View) Next() <-chan struct{} {
 	return v.changed
 }
 
-// Run keeps the view current until ctx ends: pushes arrive at once, and a linearizable read every beat confirms them.
+// readsAtOnce bounds the reads under way. One that waits for a controller does not hold up the next: its start is too
+// early to renew a lease with, once it is answered.
+const readsAtOnce = 8
+
+// Run keeps the view current until ctx ends: pushes arrive at once, and two linearizable reads in every beat confirm them.
 func (v *View) Run(ctx context.Context) error {
 	pushed := v.docs.Watch(ctx, v.key)
-	done := make(chan struct{}, 1)
-	tick := time.NewTicker(topo.LANTiming().Beat.D())
+	done := make(chan struct{}, readsAtOnce)
+	interval := topo.LANTiming().Beat.D() / 2
+	tick := time.NewTicker(interval)
 	defer tick.Stop()
-	var interval time.Duration
-	reading := false
+	reading := 0
 	again := false
 	start := func() {
-		if reading {
+		if reading == readsAtOnce {
 			again = true
 			return
 		}
-		reading = true
+		reading++
 		go func() { v.read(ctx); done <- struct{}{} }()
 	}
 	start()
 	for {
 		select {
 		case <-ctx.Done():
-			if reading {
+			for ; reading > 0; reading-- {
 				<-done
 			}
 			return ctx.Err()
@@ -102,13 +106,13 @@ func (v *View) Run(ctx context.Context) error {
 		case <-tick.C:
 			start()
 		case <-done:
-			reading = false
+			reading--
 			if again {
 				again = false
 				start()
 			}
 			if s := v.Load(); s != nil {
-				if want := s.Shard.Spec.Timing.Beat.D(); want > 0 && want != interval {
+				if want := s.Shard.Spec.Timing.Beat.D() / 2; want > 0 && want != interval {
 					interval = want
 					tick.Reset(want)
 				}

@@ -128,3 +128,13 @@ func (s *Store) ReadAge(member string) (time.Duration, bool) {
 	}
 	return s.c.uptime() - latest, true
 }
+
+// VacantFor implements coord.ReadAges.
+func (s *Store) VacantFor() (time.Duration, bool) {
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	if s.c.seat == nil || s.c.seat.s != s {
+		return 0, false
+	}
+	return s.c.uptime() - s.c.seatedAt, true
+}

@@ -11,10 +11,9 @@ import (
 
 // readAges knows when the members' reads arrived during one term in office.
 type readAges struct {
-	since time.Duration // clock.Uptime at a moment after this process had won its election
-
-	mu   sync.Mutex
-	rows map[readKey]readRow
+	mu    sync.Mutex
+	since time.Duration // clock.Uptime after which no earlier controller answered any read; at first, when the election had been won
+	rows  map[readKey]readRow
 }
 
 type readKey struct{ member, key string }
@@ -53,6 +52,13 @@ func (a *readAges) note(member, key string, rev coord.Rev, at time.Duration) {
 	a.rows[k] = row
 }
 
+// vacant notes that no earlier controller answered a read that arrived after that time.
+func (a *readAges) vacant(after time.Duration) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.since = min(a.since, after)
+}
+
 // latest returns the arrival of the member's latest read that may have seen an older revision than present gives.
 func (a *readAges) latest(member string, present func(key string) coord.Rev) time.Duration {
 	a.mu.Lock()
@@ -71,14 +77,17 @@ func (a *readAges) latest(member string, present func(key string) coord.Rev) tim
 }
 
 // ReadAge implements coord.ReadAges: min(now − arrival of that member's latest read of an older revision in this term,
-// now − the moment at which this process knew that it had won its election). ok is false unless this member is the
-// controller.
+// now − the latest moment at which an earlier controller can have answered a read). ok is false unless this member is
+// the controller.
 //
-// Why this counts the reads that earlier controllers answered, without asking them: a controller of Raft term T answers
-// a read only after a majority has told it, after the read had arrived, that their term was still T (reign.confirm). The
-// controller of a later term was voted for by a majority; some member is in both. That member gave its vote after it
-// had told the old controller so, because a vote raises the voter's term first. Hence this process won its election
-// after the read had arrived at the old controller, and therefore after it had begun: its age is at least now − since.
+// How the reads that earlier controllers answered are counted, without asking them: a controller of Raft term T answers
+// a read only after a majority has told it, after the read had arrived, that their term was still T (reign.confirm); each
+// of them notes when it did (oaths). The controller of a later term hears from a majority when each last told anybody of
+// an earlier one (the first rounds of reign.confirm). Some member is in both majorities, so the read arrived before the
+// latest of these moments. A member that heard of the later term confirms no earlier one any more, so the answer is final.
+// Before the first round the moment at which the election was won serves instead: the same member gave its vote after
+// it had confirmed the earlier term. A change of membership moves the moment to the change: majorities of memberships
+// that are two changes apart need not meet.
 //
 // Within one term: a read that arrives after a swap was applied sees it. So a read that may have seen less arrived
 // while an earlier revision was present, and its arrival was recorded before it could be answered.
@@ -92,4 +101,15 @@ func (s *Store) ReadAge(member string) (time.Duration, bool) {
 		return doc.Rev
 	})
 	return max(0, s.opts.Clock.Uptime()-last), true
+}
+
+// VacantFor implements coord.ReadAges.
+func (s *Store) VacantFor() (time.Duration, bool) {
+	g := s.reign.Load()
+	if g == nil {
+		return 0, false
+	}
+	g.ages.mu.Lock()
+	defer g.ages.mu.Unlock()
+	return max(0, s.opts.Clock.Uptime()-g.ages.since), true
 }

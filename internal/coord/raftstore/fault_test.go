@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"redoubt/internal/clock"
 	"redoubt/internal/coord"
 	"redoubt/internal/coord/coordtest"
 )
@@ -97,17 +98,84 @@ func TestOnlyAnswersOfThisRoundAndTermConfirm(t *testing.T) {
 	g.begin(q)
 	g.mu.Unlock()
 	other := p.members[p.other(i)].ID
-	g.confirmed(other, q.id-1, g.raftTerm)
-	g.confirmed(other, q.id, g.raftTerm+1)
-	g.confirmed("stranger", q.id, g.raftTerm)
-	g.confirmed(p.members[i].ID, q.id, g.raftTerm)
+	g.confirmed(other, frame{ID: q.id - 1, Rev: g.raftTerm}, 0)
+	g.confirmed(other, frame{ID: q.id, Rev: g.raftTerm + 1}, 0)
+	g.confirmed("stranger", frame{ID: q.id, Rev: g.raftTerm}, 0)
+	g.confirmed(p.members[i].ID, frame{ID: q.id, Rev: g.raftTerm}, 0)
 	select {
 	case <-q.full:
 		t.Fatal("an answer counted that proves nothing")
 	default:
 	}
-	g.confirmed(other, q.id, g.raftTerm)
+	g.confirmed(other, frame{ID: q.id, Rev: g.raftTerm}, 0)
 	<-q.full
+}
+
+// handClock stands still until a test moves it.
+type handClock struct {
+	clock.Real
+	at time.Duration
+}
+
+func (c *handClock) Uptime() time.Duration { return c.at }
+
+func TestOathsOfAnEarlierTermAreToldToTheNext(t *testing.T) {
+	now := &handClock{at: time.Hour}
+	o := oaths{clock: now, before: now.at}
+	term := uint64(3)
+	present := func() uint64 { return term }
+	swear := func(asked, wantTerm uint64, want time.Duration) {
+		t.Helper()
+		if got, age := o.swear(asked, present); got != wantTerm || age != want {
+			t.Errorf("asked for term %d: %d, %s; want %d, %s", asked, got, age, wantTerm, want)
+		}
+	}
+	now.at += time.Second
+	swear(3, 3, time.Second) // what an earlier process of this member swore was before it began
+	now.at += time.Second
+	swear(3, 3, 2*time.Second)
+	term = 5
+	now.at += time.Second
+	swear(3, 5, 0) // not confirmed, so it is no oath
+	swear(5, 5, time.Second)
+	now.at += time.Second
+	swear(5, 5, 2*time.Second)
+	swear(4, 5, 0)
+	term = 6
+	swear(6, 6, 0) // term 5 was confirmed just now
+}
+
+// A controller that was cut off long before its successor took the seat: the time between counts.
+func TestVacancyBeginsWithTheLastAnswerOfTheEarlierController(t *testing.T) {
+	p := newParty(t, 3)
+	i := p.controller()
+	reader := p.stores[p.other(i)]
+	coordtest.Put(t, p.stores[i], "k", "v")
+	wait := func(d time.Duration) { <-time.After(d) }
+	wait(100 * time.Millisecond)
+	earliest := time.Now()
+	if _, err := reader.Get(within(t, 5*time.Second), "k"); err != nil {
+		t.Fatal(err)
+	}
+	answered := time.Now()
+	p.nets[i].setCut(true)
+	defer p.nets[i].setCut(false)
+	n := p.controller(i)
+	next := p.stores[n]
+	if _, err := next.Get(within(t, 5*time.Second), "k"); err != nil { // a round of its own
+		t.Fatal(err)
+	}
+	least := time.Since(answered) - 50*time.Millisecond // what messages take; an election takes longer
+	vacant, ok := next.VacantFor()
+	if most := time.Since(earliest); !ok || vacant > most || vacant < least {
+		t.Errorf("vacant for %s (%t); the last read was answered between %s and %s ago", vacant, ok, least, most)
+	}
+	if age, ok := next.ReadAge("m1"); !ok || age < least {
+		t.Errorf("read age %s (%t), want at least %s", age, ok, least)
+	}
+	if _, ok := reader.VacantFor(); ok && reader != next {
+		t.Error("one that is not the controller knows a vacancy")
+	}
 }
 
 func TestReadAgeCountsReadsThatAnEarlierControllerAnswered(t *testing.T) {

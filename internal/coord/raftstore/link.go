@@ -260,7 +260,8 @@ func (s *Store) read(l *link, in *bufio.Reader) error {
 			s.hub.learn(coord.Doc{Key: f.Key, Value: f.Value, Rev: coord.Rev(f.Rev)})
 		case kindConfirm:
 			// The controller counts this only if it is its own term. A vote for another raises the term first.
-			f.Rev = s.raft.Load().CurrentTerm()
+			term, age := s.oaths.swear(f.Rev, s.raft.Load().CurrentTerm)
+			f.Rev, f.Value = term, encodeAge(age)
 			select {
 			case l.out <- f.encode():
 			case <-l.ended:

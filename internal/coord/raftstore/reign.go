@@ -39,7 +39,10 @@ type round struct {
 	ask  map[string]bool // voters that have not confirmed yet
 	done chan struct{}   // closed when err is settled
 	full chan struct{}   // closed when enough have confirmed
-	err  error
+
+	before time.Duration // clock.Uptime at which one of them may last have confirmed an earlier Raft term
+	vague  bool          // one of them did not say
+	err    error
 }
 
 var errNotInOffice = fmt.Errorf("this member is no longer the controller: %w", coord.ErrUnavailable)
@@ -205,21 +208,34 @@ func (g *reign) await(q *round) error {
 		return fmt.Errorf("confirm leadership: no majority answered within %s: %w", g.s.opts.Timing.Election, coord.ErrUnavailable)
 	}
 	// Our own voice: looked at after the round began, like the others'.
-	if r := g.s.raft.Load(); r.State() != raft.Leader || r.CurrentTerm() != g.raftTerm {
+	r := g.s.raft.Load()
+	term, age := g.s.oaths.swear(g.raftTerm, r.CurrentTerm)
+	if r.State() != raft.Leader || term != g.raftTerm {
 		return errNotInOffice
+	}
+	g.mu.Lock()
+	before, vague := q.before, q.vague
+	g.mu.Unlock()
+	if !vague {
+		g.ages.vacant(max(before, g.s.opts.Clock.Uptime()-age, time.Duration(g.s.changed.Load())))
 	}
 	return nil
 }
 
-// confirmed takes one member's answer to a round.
-func (g *reign) confirmed(member string, id, raftTerm uint64) {
+// confirmed takes one member's answer to a round, which arrived at that time.
+func (g *reign) confirmed(member string, f frame, arrived time.Duration) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	q := g.running
-	if q == nil || q.id != id || raftTerm != g.raftTerm || !q.ask[member] || q.need <= 0 {
+	if q == nil || q.id != f.ID || f.Rev != g.raftTerm || !q.ask[member] || q.need <= 0 {
 		return
 	}
 	delete(q.ask, member)
+	if age, ok := decodeAge(f.Value); ok {
+		q.before = max(q.before, arrived-age)
+	} else {
+		q.vague = true
+	}
 	if q.need--; q.need == 0 {
 		close(q.full)
 	}

@@ -176,7 +176,7 @@ func (s *Store) servePeer(g *reign, p *peer, in *bufio.Reader) {
 		arrived := s.opts.Clock.Uptime()
 		switch f.Kind {
 		case kindConfirm:
-			g.confirmed(p.id, f.ID, f.Rev)
+			g.confirmed(p.id, f, arrived)
 			continue
 		case kindBeat:
 			if len(f.Value) <= coord.BeatMax {

@@ -51,6 +51,8 @@ type Store struct {
 	reign   atomic.Pointer[reign]              // nil unless in office
 	link    atomic.Pointer[link]               // nil unless there is a stream to the controller
 	members atomic.Pointer[raft.Configuration] // the latest committed one
+	changed atomic.Int64                       // clock.Uptime when that was learned, or when this process began
+	oaths   oaths
 	arrived chan struct{}
 	left    departure
 }
@@ -118,6 +120,8 @@ func Open(ctx context.Context, opts Options) (_ *Store, err error) {
 	}
 	s := &Store{opts: opts, log: opts.Log.With("member", opts.ID), hub: newHub(), arrived: make(chan struct{}, 1)}
 	s.raised.office, s.raised.seen, s.left.done = make(chan bool, 16), make(chan raft.Observation, 16), make(chan struct{})
+	s.oaths.clock, s.oaths.before = opts.Clock, opts.Clock.Uptime()
+	s.changed.Store(int64(s.oaths.before))
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {
@@ -364,6 +368,7 @@ func newName() string {
 // configured keeps the latest committed membership.
 func (s *Store) configured(c raft.Configuration) {
 	s.members.Store(&c)
+	s.changed.Store(int64(s.opts.Clock.Uptime()))
 	if g := s.reign.Load(); g != nil {
 		g.keepPeers(func(id string) bool { return isMember(&c, id) })
 	}

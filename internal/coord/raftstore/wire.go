@@ -31,7 +31,7 @@ const (
 	kindAdd                     // Key id, Text address, Value name of the directory if a process asks for itself
 	kindRemove                  // Key id
 	kindDoc                     // push from the leader: Key, Value, Rev
-	kindConfirm                 // from the leader: ID round, Rev Raft term; the answer repeats both
+	kindConfirm                 // from the leader: ID round, Rev Raft term; the answer repeats both, with the age of the last oath to an earlier term
 	kindJoin                    // like Hello, from a process that asks to be added; answered with Reply
 )
 
