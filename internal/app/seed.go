@@ -131,6 +131,7 @@ func (m *member) metrics(w io.Writer) {
 		return
 	}
 	s := m.proxy.Stats()
+	age, bytes, held := m.proxy.Loss()
 	for _, x := range []struct {
 		name, kind, help string
 		value            float64
@@ -144,7 +145,10 @@ func (m *member) metrics(w io.Writer) {
 		{"redoubt_proxy_parked_total", "counter", "Commands that were held.", float64(s.WasParked)},
 		{"redoubt_proxy_resent_total", "counter", "Commands sent again, which was safe.", float64(s.Resent)},
 		{"redoubt_proxy_unknown_total", "counter", "Commands answered with an unknown outcome.", float64(s.Unknown)},
-		{"redoubt_proxy_refused_total", "counter", "Commands refused because a parking limit was reached.", float64(s.Refused)},
+		{"redoubt_proxy_refused_total", "counter", "Commands refused because a parking limit or max-loss was reached.", float64(s.Refused)},
+		{"redoubt_proxy_unreplicated_seconds", "gauge", "Age of the oldest acknowledged write that no replica is known to hold (max-loss).", age.Seconds()},
+		{"redoubt_proxy_unreplicated_bytes", "gauge", "Bytes of acknowledged writes that no replica is known to hold (max-loss).", float64(bytes)},
+		{"redoubt_proxy_writes_held", "gauge", "1 while writes are held because of max-loss.", map[bool]float64{true: 1}[held]},
 	} {
 		fmt.Fprintf(w, "# HELP %s %s\n# TYPE %s %s\n%s %g\n", x.name, x.help, x.name, x.kind, x.name, x.value)
 	}

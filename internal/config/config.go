@@ -61,11 +61,20 @@ type Deployment struct {
 	Mode        string          `yaml:"mode"` // "single"
 	Durability  topo.Durability `yaml:"durability"`
 	AckReplicas int             `yaml:"ack-replicas"`
+	MaxLoss     MaxLoss         `yaml:"max-loss"` // async only
 	Password    string          `yaml:"password"`
 	Timing      Timing          `yaml:"timing"`
 	Nodes       []Node          `yaml:"nodes"` // the roster, the same on all members
 	Node        *LocalNode      `yaml:"node"`  // which of them is on this member; nil: none (an arbiter)
 }
+
+// MaxLoss is the dial of an asynchronous deployment; zero: no bound.
+type MaxLoss struct {
+	Time  topo.Duration `yaml:"time"`
+	Bytes Bytes         `yaml:"bytes"`
+}
+
+func (m MaxLoss) spec() topo.Loss { return topo.Loss{Time: m.Time, Bytes: int64(m.Bytes)} }
 
 // Node is one data node of the roster.
 type Node struct {
@@ -262,7 +271,7 @@ func (d Deployment) ShardID() string { return d.Name + "-0" }
 // Spec is what the deployment asks of its shard.
 func (d Deployment) Spec() topo.Spec {
 	s := topo.Spec{
-		Deployment: d.Name, Durability: d.Durability, AckReplicas: d.AckReplicas, Timing: d.Timing.resolve(),
+		Deployment: d.Name, Durability: d.Durability, AckReplicas: d.AckReplicas, Timing: d.Timing.resolve(), MaxLoss: d.MaxLoss.spec(),
 	}
 	for _, n := range d.Nodes {
 		s.Nodes = append(s.Nodes, topo.Node{ID: topo.NodeID(n.ID), Host: n.Host, Addr: n.Addr, Priority: n.Priority})

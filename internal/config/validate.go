@@ -163,6 +163,10 @@ func (d Deployment) validate(f *findings, path string) {
 	if d.Durability == topo.Async && d.AckReplicas != 0 {
 		f.add(path+".ack-replicas", "has no meaning with durability async: remove it, or use durability quorum")
 	}
+	if err := d.MaxLoss.spec().Validate(d.Durability); err != nil {
+		key, text, _ := strings.Cut(err.Error(), " ")
+		f.add(path+"."+key, "%s", text)
+	}
 	if strings.ContainsAny(d.Password, "\x00\r\n") {
 		f.add(path+".password", "must be one line")
 	}

@@ -53,6 +53,8 @@ func (p *Proxy) section() string {
 	}
 	fmt.Fprintf(&b, "state:%s\r\nack_replicas:%d\r\nclients:%d\r\npinned:%d\r\nparked:%d\r\nparked_bytes:%d\r\nin_flight:%d\r\n",
 		state, o.acks, st.Clients, st.Pinned, st.Parked, st.ParkedBytes, st.InFlight)
+	age, bytes, held := p.Loss()
+	fmt.Fprintf(&b, "unreplicated_ms:%d\r\nunreplicated_bytes:%d\r\nwrites_held:%t\r\n", age.Milliseconds(), bytes, held)
 	fmt.Fprintf(&b, "commands:%d\r\noutcome_unknown:%d\r\nresent:%d\r\nwas_parked:%d\r\nrefused:%d\r\n",
 		st.Commands, st.Unknown, st.Resent, st.WasParked, st.Refused)
 	return b.String()

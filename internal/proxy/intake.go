@@ -59,7 +59,7 @@ func (t *tail) pass(b []byte) (n int, done bool, err error) {
 
 // longInput reports whether the client is in the middle of a command that should pass through as it arrives.
 func (s *session) longInput() bool {
-	if s.w-s.r == 0 || s.eof || s.ro || s.p.paused.Load() != nil || !s.authed || s.multi || s.quiet || s.skip || s.parser.Missing(s.w-s.r) < streamMin {
+	if s.w-s.r == 0 || s.eof || s.ro || s.p.paused.Load() != nil || s.p.loss.shut.Load() != nil || !s.authed || s.multi || s.quiet || s.skip || s.parser.Missing(s.w-s.r) < streamMin {
 		return false
 	}
 	args, _, _, ok := s.parser.Begun(s.buf[s.r:s.w])
@@ -85,6 +85,7 @@ func (s *session) intake() bool {
 	chunk := s.buf[s.r:s.w]
 	for done := false; ; {
 		if k != nil {
+			s.p.lossSending(s.p.order.Load(), len(chunk))
 			if _, err := k.conn.Write(chunk); err != nil {
 				s.lane.endIntake(k, b, false)
 				k = nil // the rest is read and dropped

@@ -390,6 +390,9 @@ func (l *lane) take(k *link, o *order) *batch {
 	if l.key.own && l.key.proto < 3 && l.st.subscribed() {
 		b.acks = 0 // the server refuses whatever writes there, and it would refuse the marker
 	}
+	if b.primary && b.wants {
+		l.p.lossSending(o, len(b.buf))
+	}
 	l.seal(k, b)
 	return b
 }

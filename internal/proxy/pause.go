@@ -19,6 +19,9 @@ type pause struct {
 	end  time.Time
 	all  bool          // not only what may write
 	over chan struct{} // closed when another one, or none, has taken its place
+
+	refuse string        // the error for a command that was held for park; empty: it is held until the end
+	park   time.Duration // with refuse
 }
 
 const pauseMax = 10 * time.Minute
@@ -72,14 +75,16 @@ func (h *pause) replaced() {
 // holding returns the pause that the session's next command has to wait for; nil: none.
 func (s *session) holding(table *route.Table, args [][]byte) *pause {
 	h := s.p.paused.Load()
-	if h == nil {
-		return nil
-	}
-	if !time.Now().Before(h.end) {
+	if h != nil && !time.Now().Before(h.end) {
 		if s.p.paused.CompareAndSwap(h, nil) {
 			h.replaced()
 		}
-		return nil
+		h = nil
+	}
+	if h == nil {
+		if h = s.p.loss.shut.Load(); h == nil || s.multi && s.poison {
+			return nil
+		}
 	}
 	v := table.Classify(args)
 	switch {
@@ -91,21 +96,29 @@ func (s *session) holding(table *route.Table, args [][]byte) *pause {
 	return nil
 }
 
-// held waits until the next command is not held any more, and reports false when the session is over.
-func (s *session) held(table *route.Table, args [][]byte) bool {
+// held waits until the next command is not held any more, and reports ok false when the session is over. The command was
+// answered with an error if it was refused; a transaction that is refused fails at its EXEC.
+func (s *session) held(table *route.Table, args [][]byte) (refused, ok bool) {
 	if !s.flushRun() {
-		return false
+		return false, false
 	}
 	s.out.flush()
 	s.vis.held.Store(true)
 	defer s.vis.held.Store(false)
+	begun := time.Now()
 	for {
 		h := s.holding(table, args)
 		if h == nil {
 			s.touch()
-			return !s.closed.Load()
+			return false, !s.closed.Load()
 		}
-		rest := time.NewTimer(time.Until(h.end))
+		end := h.end
+		if h.refuse != "" {
+			if end = begun.Add(h.park); !time.Now().Before(end) {
+				return s.refuseHeld(h)
+			}
+		}
+		rest := time.NewTimer(time.Until(end))
 		select {
 		case <-h.over:
 		case <-rest.C:
@@ -116,7 +129,21 @@ func (s *session) held(table *route.Table, args [][]byte) bool {
 		}
 		rest.Stop()
 		if s.closed.Load() {
-			return false
+			return false, false
 		}
 	}
+}
+
+func (s *session) refuseHeld(h *pause) (refused, ok bool) {
+	s.p.stats.refused.Add(1)
+	if s.multi {
+		s.poison = true
+		return false, true
+	}
+	var f flags
+	if s.quiet || s.skip {
+		f = muted
+	}
+	s.from, s.to, s.skip = s.r, s.r, false
+	return true, s.refuse(h.refuse, f)
 }

@@ -149,6 +149,7 @@ type Proxy struct {
 	paused   atomic.Pointer[pause]
 	tick     atomic.Uint32 // seconds, as the sweep counts them
 	prod     prod
+	loss     loss
 	lore     lore
 	stats    counters
 	batches  sync.Pool
@@ -200,7 +201,7 @@ func New(o Options) (*Proxy, error) {
 		o: o, log: o.Log, start: time.Now(),
 		lanes: map[*lane]struct{}{}, pools: map[poolKey]*pool{}, spare: map[poolKey][]*lane{}, sessions: map[uint64]*session{},
 	}
-	p.prod.wake, p.herald.wake = make(chan struct{}, 1), make(chan struct{}, 1)
+	p.prod.wake, p.herald.wake, p.loss.wake = make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{}, 1)
 	p.lore = newLore()
 	p.batches.New = func() any { return new(batch) }
 	p.budget.commandsMax, p.budget.bytesMax = int64(o.Limits.ParkedCommands), int64(o.Limits.ParkedBytes)
@@ -287,6 +288,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	p.spawn(p.steer)
 	p.spawn(p.learn)
 	p.spawn(p.prodReplicas)
+	p.spawn(p.gauge)
 	p.spawn(p.announce)
 	p.spawn(p.tidy)
 	p.spawn(p.teach)

@@ -337,13 +337,17 @@ func (s *session) commands() (again bool, err error) {
 			s.r -= n
 			return false, nil
 		}
-		if s.p.paused.Load() != nil && s.holding(table, args) != nil {
+		if (s.p.paused.Load() != nil || s.p.loss.shut.Load() != nil) && s.holding(table, args) != nil {
 			if onLoop {
 				s.r -= n
 				return false, nil
 			}
-			if !s.held(table, args) {
+			refused, ok := s.held(table, args)
+			if !ok {
 				return false, nil
+			}
+			if refused {
+				continue
 			}
 		}
 		count++

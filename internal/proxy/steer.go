@@ -38,6 +38,8 @@ type order struct {
 	sending  bool    // phase serving: commands may go out while the lease is good
 	draining bool    // a switchover: finish what is on its way, then disconnect
 	acks     int     // replicas that must acknowledge; 0: asynchronous
+	maxLoss  topo.Loss
+	members  int // nodes of the shard
 	park     time.Duration
 	why      string // for the error of a command that was parked too long
 }
@@ -60,7 +62,7 @@ func (p *Proxy) steer() {
 func (p *Proxy) obey(s *view.Snapshot) {
 	old := p.order.Load()
 	spec, a := s.Shard.Spec, s.Shard.Assigned
-	o := &order{t: old.t, park: spec.Timing.Park.D(), why: explain(a)}
+	o := &order{t: old.t, park: spec.Timing.Park.D(), why: explain(a), maxLoss: spec.MaxLoss, members: len(spec.Nodes)}
 	if spec.Durability == topo.Quorum {
 		o.acks = spec.AckReplicas
 	}
@@ -80,7 +82,8 @@ func (p *Proxy) obey(s *view.Snapshot) {
 		o.draining = true
 	}
 	lapsed := p.lapsed.Swap(false)
-	if o.t == old.t && o.sending == old.sending && o.draining == old.draining && o.acks == old.acks && o.park == old.park && o.why == old.why {
+	if o.t == old.t && o.sending == old.sending && o.draining == old.draining && o.acks == old.acks && o.park == old.park && o.why == old.why &&
+		o.maxLoss == old.maxLoss && o.members == old.members {
 		if lapsed {
 			p.rouse()
 		}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 )
 
 // Encode returns the document's stored form.
@@ -86,5 +87,23 @@ func (s Spec) Validate() []error {
 	default:
 		errs = append(errs, fmt.Errorf("durability %q: use quorum or async", s.Durability))
 	}
+	if err := s.MaxLoss.Validate(s.Durability); err != nil {
+		errs = append(errs, err)
+	}
 	return append(errs, s.Timing.Validate()...)
+}
+
+// Validate returns what is wrong with the bounds under that durability; nil when they are sound.
+func (l Loss) Validate(d Durability) error {
+	switch {
+	case l == Loss{}:
+		return nil
+	case d == Quorum:
+		return errors.New("max-loss is for durability async: with quorum nothing acknowledged is lost; remove it")
+	case l.Time < 0 || l.Time > 0 && l.Time < Duration(10*time.Millisecond):
+		return fmt.Errorf("max-loss.time %s < 10ms: a replica's answer can take that long; raise it", l.Time)
+	case l.Bytes < 0 || l.Bytes > 0 && l.Bytes < 64<<10:
+		return fmt.Errorf("max-loss.bytes %d < 64kb: less than one pipeline of a busy client; raise it", l.Bytes)
+	}
+	return nil
 }

@@ -50,6 +50,14 @@ type Spec struct {
 	Durability  Durability `json:"durability"`
 	AckReplicas int        `json:"ack_replicas"` // k: replicas that must hold a write before it is acknowledged
 	Timing      Timing     `json:"timing"`
+	MaxLoss     Loss       `json:"max_loss,omitzero"` // async only
+}
+
+// Loss bounds what an asynchronous deployment can lose with its primary: acknowledged writes that no replica holds may be
+// at most so old, and so many bytes. Zero: no bound.
+type Loss struct {
+	Time  Duration `json:"time,omitempty"`
+	Bytes int64    `json:"bytes,omitempty"`
 }
 
 // HistoryEntry records that the history named ReplID began at offset Start, as a continuation of epoch Parent.
