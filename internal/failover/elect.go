@@ -159,7 +159,13 @@ func ackedWriteCouldHide(f *facts) (bool, string) {
 	if got >= f.needed {
 		return false, f.say("%d of %d needed positions are known", got, f.needed)
 	}
-	return true, f.say("%d of %d needed positions are known; an acknowledged write could be on a node that is missing: %s", got, f.needed, list(f.missing))
+	advice := ""
+	if !f.quiet && len(f.present) == len(f.spec.Nodes) {
+		if c := f.coldBest(); c.seat == nil {
+			advice = "; " + c.why
+		}
+	}
+	return true, f.say("%d of %d needed positions are known; an acknowledged write could be on a node that is missing: %s%s", got, f.needed, list(f.missing), advice)
 }
 
 func idNobodyRecorded(f *facts) (bool, string) {
