@@ -97,6 +97,20 @@ show-sentinel: build test-clients-deps ## Sentinel-aware go-redis, ioredis and r
 show-churn: ## 200,000 connections that come and go: no leak of memory, goroutines or descriptors
 	@CHURN=200000 $(GO) test ./internal/proxy -count=1 -timeout 10m -run TestConnectionsComeAndGo -v
 
+CHAOS = d=$$(mktemp -d) && trap 'rm -rf $$d' EXIT && CGO_ENABLED=0 $(GO) build -o $$d/chaos ./test/chaos && $$d/chaos
+
+.PHONY: chaos
+chaos: deps ## faults on real hosts under traffic, histories judged: SEEDS=5 SEED=7 MODE=quorum|async|direct|sentinel SECONDS=60 HOSTS=3|5 (root)
+	@$(CHAOS) -mode $(or $(MODE),quorum) -seeds $(if $(filter file,$(origin SEEDS)),1,$(SEEDS)) -seed $(SEED) -seconds $(or $(SECONDS),60) -hosts $(or $(HOSTS),3) $(ARGS)
+
+.PHONY: chaos-quick
+chaos-quick: deps ## four short seeds, and a planted loss that must be found: under 4 minutes (root)
+	@$(CHAOS) -quick -seed $(SEED) $(ARGS)
+
+.PHONY: soak
+soak: deps ## HOURS=8 of further seeds (root)
+	@$(CHAOS) -soak $(or $(HOURS),1)h -seed $(SEED) -hosts $(or $(HOSTS),3) $(ARGS)
+
 .PHONY: test-matrix-deps
 test-matrix-deps:
 	@scripts/deps.sh matrix
@@ -108,6 +122,18 @@ show-clients: build test-matrix-deps ## nine client libraries and redis-benchmar
 .PHONY: show-frameworks
 show-frameworks: build test-matrix-deps ## BullMQ, Celery, Sidekiq and express-session keep jobs and sessions through a kill
 	@$(E2E) -run TestFrameworks -args -matrix
+
+.PHONY: show-cold
+show-cold: build ## everything killed at once, started in every order; then one disk deleted
+	@$(E2E) -run TestColdStartsInEvery -args -rounds 1
+
+.PHONY: show-fence
+show-fence: build ## 50 × isolation of the primary's host: how long it accepts direct writes (root)
+	@$(E2E) -run TestAPartitionedPrimary -args -rounds $(or $(ROUNDS),50)
+
+.PHONY: show-upgrade
+show-upgrade: build ## replace the process of each member under 600 idle, 12 writing, blocked, subscribed and transacting clients
+	@$(E2E) -run TestUpgrade -args -rounds $(or $(ROUNDS),3)
 
 .PHONY: show-stress
 show-stress: build ## MINUTES=10 of CPU stress with stalls of 500 ms: no failover

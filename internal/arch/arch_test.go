@@ -25,10 +25,10 @@ var layers = map[int][]string{
 	0: {"internal/invariant", "internal/topo", "internal/resp"},
 	1: {"internal/failover", "internal/converge", "internal/route"},
 	2: {"internal/clock", "internal/coord", "internal/redis", "internal/event"},
-	3: {"internal/coord/memstore", "internal/coord/raftstore", "internal/redisd", "internal/view"},
+	3: {"internal/coord/memstore", "internal/coord/raftstore", "internal/redisd", "internal/view", "internal/salvage"},
 	4: {"internal/agent", "internal/controller", "internal/proxy", "internal/sentinel", "internal/api"},
 	5: {"internal/config", "internal/app", "internal/cli", "cmd/redoubt"},
-	9: {"internal/sim", "internal/arch", "internal/coord/coordtest", "internal/redis/redistest", "internal/looptest", "internal/storytest", "test/chaos", "test/clients", "test/traffic", "test/redis"},
+	9: {"internal/sim", "internal/arch", "internal/coord/coordtest", "internal/redis/redistest", "internal/looptest", "internal/storytest", "test/chaos", "test/netns", "test/clients", "test/traffic", "test/redis"},
 }
 
 // mayImport says, for each layer, which layers its packages may import.
