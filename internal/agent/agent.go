@@ -4,7 +4,7 @@
 //
 // It decides nothing itself (converge, failover) and calls no other component: it obeys the document in the view and
 // reports through Beats. Its invariant: a promise is on disk before it is reported, and no order older than the promise
-// is carried out. Goroutines: Run's own, and one that sends the latest report.
+// is carried out. Goroutines: Run's own, one that sends the latest report, and one while a tail is kept, for which Run waits.
 package agent
 
 import (
@@ -24,7 +24,7 @@ import (
 	"redoubt/internal/view"
 )
 
-// Options are what an agent needs. All fields but Events are required.
+// Options are what an agent needs. All fields but Events and Salvage are required.
 type Options struct {
 	ID     topo.NodeID
 	Node   redis.Node
@@ -34,6 +34,8 @@ type Options struct {
 	Dir    string // for the promise; survives restarts
 	Log    *slog.Logger
 	Events event.Sink
+
+	Salvage Keeper // nil: what a failover discards is not kept
 }
 
 // Agent keeps one server as the agreed document wants it.
@@ -44,6 +46,8 @@ type Agent struct {
 	start     int64
 	seq       uint64
 	seen      topo.Sighting
+	latest    converge.Input // of the latest look
+	hastened  coord.Rev      // the document that hasten has seen
 	settings  redis.Settings
 	checkedAt time.Duration // uptime of the latest Configure
 	impaired  impairment
@@ -52,6 +56,7 @@ type Agent struct {
 	refusedAt topo.Epoch
 	failures  int // consecutive orders that did not work
 	restarts  pacing
+	salvaging salvaging
 	drainFrom time.Duration
 	drainOf   topo.Epoch
 
@@ -67,7 +72,9 @@ const (
 	orderTimeout = time.Second
 	fenceTimeout = 50 * time.Millisecond // then a managed primary is killed
 	drainGrace   = 150 * time.Millisecond
-	drainPoll    = 300 * time.Microsecond
+	hastyFor     = 50 * time.Millisecond // what was seen in that time is good enough for a verb that checks by itself
+	hastyLimit   = 30 * time.Millisecond
+	drainPoll    = 200 * time.Microsecond
 	configEvery  = time.Second
 )
 
@@ -94,6 +101,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer a.promise.close()
 	for ctx.Err() == nil {
 		changed := a.o.View.Next()
+		a.hasten(ctx)
 		in := a.look(ctx)
 		order := converge.Next(in)
 		if order.Do == converge.Promise && a.carryOut(ctx, in, order) == 0 {
@@ -146,6 +154,44 @@ func (a *Agent) idle(in converge.Input) time.Duration {
 	return d
 }
 
+// hasten carries out what a new document asks for, on what was seen of the server a moment ago, where the verb itself
+// checks what it finds: a look costs time that a switchover does not have. Nothing is reported from it.
+func (a *Agent) hasten(ctx context.Context) {
+	s, in := a.o.View.Load(), a.latest
+	if s == nil || s.Rev == a.hastened || in.Shard == nil || in.Seen.Health != topo.HealthUp || a.o.Clock.Uptime()-in.Now > hastyFor {
+		return
+	}
+	a.hastened = s.Rev
+	a.consult(&in)
+	in.Now, in.Memory = a.o.Clock.Uptime(), a.memory
+	order := converge.Next(in)
+	if order.Do == converge.Promise && a.carryOut(ctx, in, order) == 0 {
+		in.Promised = a.promise.epoch
+		order = converge.Next(in)
+	}
+	limited, cancel := context.WithTimeout(ctx, hastyLimit) // it may have stopped since, and that has to be reported
+	defer cancel()
+	switch {
+	case order.Do == converge.Fence: // it has a limit of its own, and kills what does not carry it out
+		a.carryOut(ctx, in, order)
+	case order.Do == converge.Freeze, order.Do == converge.Drain,
+		order.Do == converge.Follow && in.Seen.Frozen: // where it stands is final: there is nothing to be kept of it first
+		a.carryOut(limited, in, order)
+	}
+}
+
+// consult takes what the view says into an input.
+func (a *Agent) consult(in *converge.Input) {
+	s := a.o.View.Load()
+	if s == nil {
+		return
+	}
+	in.Shard, in.Read, in.LeaseEnd = &s.Shard, s.Confirmed, 0
+	if s.ReadStart > 0 {
+		in.LeaseEnd = s.ReadStart + s.Shard.Spec.Timing.Lease.D()
+	}
+}
+
 // look observes the server and puts together everything that the order may depend on.
 func (a *Agent) look(ctx context.Context) converge.Input {
 	limit := lookTimeout
@@ -156,18 +202,12 @@ func (a *Agent) look(ctx context.Context) converge.Input {
 	obs := a.o.Node.Observe(lookCtx)
 	cancel()
 	in := converge.Input{Self: a.o.ID, Promised: a.promise.epoch, Seen: sighting(obs), Memory: a.memory}
-	if s := a.o.View.Load(); s != nil {
-		in.Shard = &s.Shard
-		in.Read = s.Confirmed
-		if s.ReadStart > 0 {
-			in.LeaseEnd = s.ReadStart + s.Shard.Spec.Timing.Lease.D()
-		}
-	}
+	a.consult(&in)
 	in.Seen.Problems = append(in.Seen.Problems, noteReplication(in, obs.Replicas)...)
 	in.Now = a.o.Clock.Uptime()
 	in.Memory = converge.Remember(a.memory, in)
 	a.noteChange(in)
-	a.memory = in.Memory
+	a.memory, a.latest = in.Memory, in
 	return in
 }
 
@@ -239,6 +279,9 @@ func (a *Agent) perform(ctx context.Context, in converge.Input, o converge.Order
 	if o.Do == converge.Promote {
 		a.memory.WasPrimary = true // one that does not answer any more may have become it: only a refusal or a look can tell
 	}
+	if o.Do == converge.Salvage {
+		return a.salvage(ctx, in, o)
+	}
 	limit := a.patience(orderTimeout)
 	if o.Do == converge.Fence {
 		limit = fenceTimeout
@@ -288,7 +331,6 @@ func (a *Agent) drain(ctx context.Context, in converge.Input) error {
 	if a.drainOf != in.Shard.Assigned.Epoch {
 		a.drainOf, a.drainFrom = in.Shard.Assigned.Epoch, in.Now
 	}
-	changed := a.o.View.Next()
 	for {
 		left := drainGrace - (a.o.Clock.Uptime() - a.drainFrom)
 		if left <= 0 {
@@ -303,17 +345,10 @@ func (a *Agent) drain(ctx context.Context, in converge.Input) error {
 		if n == 0 {
 			break
 		}
-		t := time.NewTimer(drainPoll)
-		select {
-		case <-changed:
-			if s := a.o.View.Load(); s.Shard.Assigned.Phase != topo.PhaseDraining {
-				t.Stop()
-				return nil
-			}
-			changed = a.o.View.Next()
-		case <-t.C:
+		a.o.Clock.Nap(drainPoll)
+		if s := a.o.View.Load(); s.Shard.Assigned.Phase != topo.PhaseDraining {
+			return nil
 		}
-		t.Stop()
 	}
 	a.tell(in, "fence", "fencing the server for a switchover")
 	return a.o.Node.Fence(ctx)

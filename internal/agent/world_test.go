@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -19,6 +20,7 @@ import (
 	"redoubt/internal/agent"
 	"redoubt/internal/coord"
 	"redoubt/internal/coord/memstore"
+	"redoubt/internal/event"
 	"redoubt/internal/looptest"
 	"redoubt/internal/redis"
 	"redoubt/internal/redis/redistest"
@@ -37,6 +39,10 @@ type world struct {
 	servers *redistest.Net
 	seats   map[topo.NodeID]*seat
 	spec    topo.Spec
+	keeper  agent.Keeper
+
+	mu    sync.Mutex
+	notes []string // events about discarded writes
 }
 
 // seat is one node: a server that outlives its agent, and the agent's directory.
@@ -52,6 +58,7 @@ type seat struct {
 
 	mu       sync.Mutex
 	restarts []time.Time // each attempt
+	slowTail bool        // reading the tail takes all the time that it may
 	hangIn   string      // the next such verb finds that the server has just stopped answering
 }
 
@@ -101,6 +108,17 @@ func (s *seat) Promote(ctx context.Context, e topo.Elected, cred redis.Credentia
 func (s *seat) ProxyConnections(ctx context.Context) (int, error) {
 	s.begins("ProxyConnections")
 	return s.Fake.ProxyConnections(ctx)
+}
+
+func (s *seat) Tail(ctx context.Context, from, limit int64, to io.Writer) (redis.Tail, error) {
+	s.mu.Lock()
+	slow := s.slowTail
+	s.mu.Unlock()
+	if slow {
+		<-ctx.Done()
+		return redis.Tail{}, redis.ErrUnanswered
+	}
+	return s.Fake.Tail(ctx, from, limit, to)
 }
 
 // pushed is a member's documents, with pushes of the test's own beside the store's.
@@ -224,12 +242,21 @@ func (w *world) start(id topo.NodeID) *seat {
 	s.docs = &pushed{Docs: member, ch: make(chan coord.Doc, 1)}
 	v := view.New(s.docs, w.clock, key, log)
 	s.view = v
-	a, err := agent.New(agent.Options{ID: id, Node: s, View: v, Beats: s.beats, Clock: w.clock, Dir: s.dir, Log: log})
+	a, err := agent.New(agent.Options{ID: id, Node: s, View: v, Beats: s.beats, Clock: w.clock, Dir: s.dir, Log: log, Salvage: w.keeper, Events: w.note})
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	s.end = looptest.Start(w.t, map[string]func(context.Context) error{"view of " + string(id): v.Run, "agent of " + string(id): a.Run})
 	return s
+}
+
+// note collects what agents say about discarded writes.
+func (w *world) note(e event.Event) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if e.Kind == agent.SalvageEvent {
+		w.notes = append(w.notes, e.Text)
+	}
 }
 
 func (s *seat) stop() {

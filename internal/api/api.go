@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"time"
 
 	"redoubt/internal/clock"
@@ -48,6 +49,12 @@ type Options struct {
 	Clock   clock.Clock
 	Log     *slog.Logger
 	Metrics func(io.Writer) // further lines for /metrics; nil: none
+
+	Salvage  SalvageFiles // nil: nothing is kept here
+	Password string       // of the deployment: asked for where users' data are read; empty: there is none
+
+	Listener net.Listener                               // in place of Listen: one that an earlier process opened
+	Upgrade  func(context.Context) (pid int, err error) // hands this member over to a new process; nil: refused
 }
 
 // Server is the face. Addr and Handler are safe for concurrent use.
@@ -70,9 +77,12 @@ func New(o Options) (*Server, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	ln, err := net.Listen("tcp", o.Listen)
-	if err != nil {
-		return nil, fmt.Errorf("listen for the API on %s: %w", o.Listen, err)
+	ln := o.Listener
+	if ln == nil {
+		var err error
+		if ln, err = net.Listen("tcp", o.Listen); err != nil {
+			return nil, fmt.Errorf("listen for the API on %s: %w", o.Listen, err)
+		}
 	}
 	base, stop := context.WithCancel(context.Background())
 	s := &Server{
@@ -89,6 +99,9 @@ func New(o Options) (*Server, error) {
 
 // Addr returns where the face listens.
 func (s *Server) Addr() string { return s.ln.Addr().String() }
+
+// File returns a copy of the listening socket, for another process. The caller closes it.
+func (s *Server) File() (*os.File, error) { return fileOf(s.ln) }
 
 // Run serves until ctx ends and returns when every request has ended.
 func (s *Server) Run(ctx context.Context) error {
@@ -126,8 +139,12 @@ func (s *Server) Handler() http.Handler {
 	m.HandleFunc("GET /v1/intents/{id}", s.getIntent)
 	m.HandleFunc("GET /v1/members", s.getMembers)
 	m.HandleFunc("DELETE /v1/members/{id}", s.deleteMember)
+	m.HandleFunc("GET /v1/salvage", answers(s.gather.salvaged))
+	m.HandleFunc("GET /v1/salvage/{id}", s.getSalvage)
+	m.HandleFunc("POST /v1/salvage/{id}/replayed", s.postReplayed)
 	m.HandleFunc("POST /v1/pause", s.pause)
 	m.HandleFunc("POST /v1/resume", s.resume)
+	m.HandleFunc("POST /v1/upgrade", s.upgrade)
 	// A web page that somebody visits must not be able to give orders here.
 	return http.NewCrossOriginProtection().Handler(m)
 }

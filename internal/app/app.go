@@ -2,8 +2,10 @@
 
 // Package app builds the parts that one member's configuration asks for, starts them in order and stops them in reverse.
 //
-// It decides nothing and speaks to no client. Its invariant: when Run returns, every goroutine that it started has ended
-// and a managed server does not run without its agent. Goroutines: one for each part, and those of the parts.
+// It decides nothing and speaks to no client. It also hands a running member over to a new process, and takes one over.
+// Its invariant: when Run returns, every goroutine that it started has ended and a managed server does not run without its
+// agent, here or in the process that took over. Goroutines: one for each part, and those of the parts; during a hand-over one
+// that hears the new process and one that waits for its end.
 package app
 
 import (
@@ -59,22 +61,35 @@ type Options struct {
 	Log          *slog.Logger
 	GuardCommand []string        // argv that runs redisd.RunGuard
 	Stop         <-chan StopMode // asks Run to stop; nil: only ctx does, and then at once
+
+	Command     []string         // argv that runs this member again, from the program on disk; empty: it cannot be handed over
+	Upgrade     <-chan os.Signal // asks Run to hand the member over to a new process
+	Predecessor *Predecessor     // the process to take over from; nil: an ordinary start
 }
 
 // member is a running member. Its fields are set in order by start and read by stop.
 type member struct {
-	o      Options
-	log    *slog.Logger
-	clock  clock.Clock
-	deploy config.Deployment
-	store  coord.Store
-	view   *view.View
-	orders *api.Orders
-	node   localNode
-	proxy  *proxy.Proxy
-	faces  topo.MemberReport
-	voters atomic.Int64
-	parts  stack
+	o         Options
+	log       *slog.Logger
+	clock     clock.Clock
+	deploy    config.Deployment
+	store     coord.Store
+	source    *source // what the view and the proxy read; the store, but during a hand-over
+	view      *view.View
+	orders    *api.Orders
+	node      localNode
+	proxy     *proxy.Proxy
+	sentinel  *sentinel.Server
+	api       *api.Server
+	claim     *claimed
+	faces     topo.MemberReport
+	voters    atomic.Int64
+	parts     stack
+	salvaged  *salvaged         // nil: nothing is kept here
+	upgrades  chan upgradeOrder // from the API; capacity one
+	inherited inheritance       // while faces are started
+	firstID   uint64
+	stopAsked *StopMode // during a hand-over that was not finished
 }
 
 // leaver is a store that learns when it goes on without this member.
@@ -88,31 +103,60 @@ type localNode interface {
 
 // Run runs the member until it is asked to stop, ctx ends or a part fails.
 func Run(ctx context.Context, o Options) (err error) {
-	release, err := claim(o.Config.Member.Dir, o.File)
+	m := &member{o: o, log: o.Log, clock: clock.Real{}, deploy: o.Config.Deployments[0], upgrades: make(chan upgradeOrder, 1)}
+	if o.Predecessor != nil {
+		defer o.Predecessor.close()
+		m.claim, err = o.Predecessor.take(o)
+		m.inherited, m.firstID = o.Predecessor.left, o.Predecessor.first
+	} else {
+		m.claim, err = claim(o.Config.Member.Dir, o.File)
+	}
 	if err != nil {
 		return err
 	}
-	defer release()
-	m := &member{o: o, log: o.Log, clock: clock.Real{}, deploy: o.Config.Deployments[0]}
+	defer m.claim.release()
 	m.parts.failed = make(chan error, 32)
 	defer func() { err = errors.Join(err, m.stop(ctx)) }()
 	if err := m.start(ctx); err != nil {
 		return err
 	}
 	m.log.Info("member is up", "member", m.o.Config.Member.ID, "version", o.Version, "pid", os.Getpid(), "proxy", cmp.Or(m.faces.ProxyAddr, m.o.Config.Proxy.Listen), "sentinel", m.faces.SentinelAddr, "api", m.faces.APIAddr)
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case err := <-m.parts.failed:
-		m.log.Error("a part of this member failed; stopping", "err", err)
-		return err
-	case mode := <-o.Stop:
-		m.log.Info("stopping", "handover", mode == StopHandover)
-		if mode == StopHandover {
-			m.handOver(ctx)
+	notify(m.log, "READY=1")
+	return m.serve(ctx)
+}
+
+// serve waits for a reason to stop.
+func (m *member) serve(ctx context.Context) error {
+	for {
+		handed := false
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case err := <-m.parts.failed:
+			m.log.Error("a part of this member failed; stopping", "err", err)
+			return err
+		case mode := <-m.o.Stop:
+			return m.stopAs(ctx, mode)
+		case <-m.o.Upgrade:
+			handed = m.upgrade(ctx, upgradeOrder{})
+		case o := <-m.upgrades:
+			handed = m.upgrade(ctx, o)
 		}
-		return nil
+		if handed {
+			return nil
+		}
+		if m.stopAsked != nil {
+			return m.stopAs(ctx, *m.stopAsked)
+		}
 	}
+}
+
+func (m *member) stopAs(ctx context.Context, mode StopMode) error {
+	m.log.Info("stopping", "handover", mode == StopHandover)
+	if mode == StopHandover {
+		m.handOver(ctx)
+	}
+	return nil
 }
 
 // start builds and starts the parts in order. What was started when it fails is stopped by stop.
@@ -125,22 +169,55 @@ func (m *member) start(ctx context.Context) error {
 		return err
 	}
 	m.voters.Store(int64(len(c.Store.Members)))
-	if gone, ok := m.store.(leaver); ok {
-		m.parts.start("store", func(ctx context.Context) error { return m.stay(ctx, gone) })
-	}
-	m.view = view.New(m.store, m.clock, key, m.log)
-	m.orders = api.NewOrders(m.store, shard)
+	m.source = newSource(m.store)
+	m.view = view.New(m.source, m.clock, key, m.log)
 	m.parts.start("view", m.view.Run)
-	m.parts.start("seed", func(ctx context.Context) error { return m.seed(ctx, key) })
+	if m.o.Predecessor != nil {
+		if err := m.awaitFresh(ctx); err != nil {
+			return err
+		}
+	}
+	if err := m.startProxy(); err != nil {
+		return err
+	}
 	if err := m.startNode(ctx); err != nil {
 		return err
 	}
+	if err := m.startRest(); err != nil {
+		return err
+	}
+	m.inherited.close()
+	m.inherited = inheritance{}
+	if p := m.o.Predecessor; p != nil {
+		if err := p.send(whatUp, struct{}{}); err != nil {
+			return fmt.Errorf("take over from process %d: %w", p.offer.PID, err)
+		}
+		p.up = true
+		m.parts.start("succession", m.succeed)
+	}
+	return nil
+}
+
+// startRest starts what ends before a member is handed over, and is started again if that does not work; but for the node.
+func (m *member) startRest() error {
+	c := m.o.Config
+	shard := m.deploy.ShardID()
+	if gone, ok := m.store.(leaver); ok {
+		m.parts.start("store", func(ctx context.Context) error { return m.stay(ctx, gone) })
+	}
+	m.orders = api.NewOrders(m.store, shard)
+	if m.salvaged != nil {
+		m.parts.start("salvage", m.reportSalvage)
+	}
+	m.parts.start("seed", func(ctx context.Context) error { return m.seed(ctx, topo.KeyShard+shard) })
 	ctl, err := controller.New(controller.Options{Member: c.Member.ID, Shard: shard, Store: m.store, Clock: m.clock, Log: m.log, Events: m.event})
 	if err != nil {
 		return fmt.Errorf("set up the controller: %w", err)
 	}
 	m.parts.start("controller", ctl.Run)
+	proxyAddr, readonlyAddr := m.faces.ProxyAddr, m.faces.ReadonlyAddr
 	m.faces = topo.MemberReport{ID: c.Member.ID, PID: os.Getpid(), Version: m.o.Version, StartedMS: m.clock.Now().UnixMilli(), StoreAddr: m.reach(c.Store.Listen)}
+	m.faces.ProxyAddr, m.faces.ReadonlyAddr = proxyAddr, readonlyAddr
 	if err := m.startFaces(shard); err != nil {
 		return err
 	}
@@ -158,8 +235,16 @@ func (m *member) startNode(ctx context.Context) error {
 		return fmt.Errorf("set up node %s: %w", local.ID, err)
 	}
 	m.node = node
+	var keeper agent.Keeper // nil, and not a nil pointer in it, when nothing is kept
+	if m.salvaged, err = m.openSalvage(); err != nil {
+		return err
+	}
+	if m.salvaged != nil {
+		keeper = m.salvaged.keeper
+	}
 	a, err := agent.New(agent.Options{
-		ID: topo.NodeID(local.ID), Node: node, View: m.view, Beats: m.store, Clock: m.clock,
+		Salvage: keeper,
+		ID:      topo.NodeID(local.ID), Node: node, View: m.view, Beats: m.source, Clock: m.clock,
 		Dir: filepath.Join(m.o.Config.Member.Dir, "agent"), Log: m.log, Events: m.event,
 	})
 	if err != nil {
@@ -169,7 +254,7 @@ func (m *member) startNode(ctx context.Context) error {
 	return nil
 }
 
-func (m *member) startFaces(shard string) error {
+func (m *member) startProxy() error {
 	c := m.o.Config
 	if c.Proxy.Listen != "" {
 		limits := proxy.Limits{Clients: c.Proxy.Clients, ParkedCommands: c.Proxy.ParkCommands, ParkedBytes: int(c.Proxy.ParkBytes), LagMax: int64(c.Proxy.ReadonlyLag)}
@@ -186,9 +271,10 @@ func (m *member) startFaces(shard string) error {
 		}
 		p, err := proxy.New(proxy.Options{
 			View: m.view, Clock: m.clock, ID: c.Member.ID, Listen: c.Proxy.Listen, ListenReadonly: c.Proxy.ReadonlyListen,
-			Beats: m.store, Password: m.deploy.Password, ReadConsistency: proxy.Consistency(c.Proxy.Reads), HangUp: c.Proxy.UnknownOutcome == "disconnect",
+			Beats: m.source, Password: m.deploy.Password, ReadConsistency: proxy.Consistency(c.Proxy.Reads), HangUp: c.Proxy.UnknownOutcome == "disconnect",
 			SplitReads: c.Proxy.SplitReads, Staleness: c.Proxy.MaxStaleness.D(), Log: m.log, Events: m.event,
-			Limits:     limits,
+			Limits:    limits,
+			Inherited: m.inherited.of("proxy"), FirstID: m.firstID,
 			SocketMode: mode, ProxyProtocol: proxy.HeaderPolicy(c.Proxy.ProxyProtocol),
 		})
 		if err != nil {
@@ -203,9 +289,18 @@ func (m *member) startFaces(shard string) error {
 		}
 		m.parts.start("proxy", p.Run)
 	}
+	return nil
+}
+
+func (m *member) startFaces(shard string) error {
+	c := m.o.Config
 	if c.Sentinel.Listen != "" {
+		ln, err := m.inherited.listener("sentinel", c.Sentinel.Listen)
+		if err != nil {
+			return err
+		}
 		s, err := sentinel.New(sentinel.Options{
-			Listen: c.Sentinel.Listen, Advertise: m.reach(c.Sentinel.Listen), Name: m.deploy.Name, Mode: sentinel.Mode(c.Sentinel.Addresses),
+			Listen: c.Sentinel.Listen, Listener: ln, Advertise: m.reach(c.Sentinel.Listen), Name: m.deploy.Name, Mode: sentinel.Mode(c.Sentinel.Addresses),
 			Member: c.Member.ID, ProxyAddr: m.faces.ProxyAddr, Password: c.Sentinel.Password, Version: m.o.Version,
 			View: m.view, Beats: m.store, Clock: m.clock, Log: m.log,
 			Voters: func() int { return int(m.voters.Load()) }, Failover: m.sentinelFailover,
@@ -213,15 +308,26 @@ func (m *member) startFaces(shard string) error {
 		if err != nil {
 			return err
 		}
+		m.sentinel = s
 		m.faces.SentinelAddr = m.reach(s.Addr())
 		m.parts.start("sentinel", s.Run)
 	}
+	ln, err := m.inherited.listener("api", c.API.Listen)
+	if err != nil {
+		return err
+	}
+	var files api.SalvageFiles
+	if m.salvaged != nil {
+		files = m.salvaged.keeper
+	}
 	a, err := api.New(api.Options{
-		Listen: c.API.Listen, Version: m.o.Version, Member: c.Member.ID, Shard: shard, Store: m.store, View: m.view, Clock: m.clock, Log: m.log, Metrics: m.metrics,
+		Salvage: files, Password: m.deploy.Password,
+		Listen: c.API.Listen, Listener: ln, Upgrade: m.orderUpgrade, Version: m.o.Version, Member: c.Member.ID, Shard: shard, Store: m.store, View: m.view, Clock: m.clock, Log: m.log, Metrics: m.metrics,
 	})
 	if err != nil {
 		return err
 	}
+	m.api = a
 	m.faces.APIAddr = m.reach(a.Addr())
 	m.parts.start("api", a.Run)
 	return nil
@@ -246,6 +352,9 @@ func (m *member) sentinelFailover(ctx context.Context) error {
 
 // event notes at debug level what the parts have already put into words in the log.
 func (m *member) event(e event.Event) {
+	if e.Kind == agent.SalvageEvent {
+		m.noteSalvage(e)
+	}
 	attrs := []slog.Attr{slog.String("kind", e.Kind), slog.String("shard", e.Shard), slog.Uint64("epoch", e.Epoch), slog.String("text", e.Text)}
 	if e.Node != "" {
 		attrs = append(attrs, slog.String("node", e.Node))
@@ -310,6 +419,9 @@ func (m *member) stopNode(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, serverStop)
 	defer cancel()
 	defer m.node.Close()
+	if p := m.o.Predecessor; p != nil && !p.up {
+		return nil // the earlier process takes it back
+	}
 	if m.deploy.Node.Kind == "attached" {
 		if err := m.node.Fence(ctx); err != nil {
 			return fmt.Errorf("fence the server of node %s before leaving it: %w", m.deploy.Node.ID, err)

@@ -82,8 +82,8 @@ func NewInstance(pid int) (Instance, error) {
 	return Instance{PID: pid, Start: start, BootID: bootID()}, err
 }
 
-// claim makes this process the only one that runs a member in dir, until release is called or the process ends.
-func claim(dir, config string) (release func(), err error) {
+// claim makes this process the only one that runs a member in dir, until it is released or the process ends.
+func claim(dir, config string) (*claimed, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the member's directory: %w", err)
 	}
@@ -97,22 +97,41 @@ func claim(dir, config string) (release func(), err error) {
 		other, _ := readInstance(path)
 		return nil, fmt.Errorf("the member in %s runs already, as process %d: stop it first, or use another directory (%w)", dir, other.PID, err)
 	}
+	return claimWith(f, config)
+}
+
+// claimWith writes this process's record into a file that it, or the process before it, has locked.
+func claimWith(f *os.File, config string) (*claimed, error) {
+	c := &claimed{f}
+	if err := c.write(config); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// claimed is the record of the member that runs in a directory. It is locked while one of its processes has it open.
+type claimed struct{ f *os.File }
+
+// write names this process.
+func (c *claimed) write(config string) error {
 	self, err := NewInstance(os.Getpid())
 	if err == nil {
 		self.Config = config
 		var b []byte
 		if b, err = json.Marshal(self); err == nil {
-			if err = f.Truncate(0); err == nil {
-				_, err = f.WriteAt(append(b, '\n'), 0)
+			if err = c.f.Truncate(0); err == nil {
+				_, err = c.f.WriteAt(append(b, '\n'), 0)
 			}
 		}
 	}
 	if err != nil {
-		f.Close()
-		return nil, fmt.Errorf("claim the member's directory: %w", err)
+		return fmt.Errorf("claim the member's directory: %w", err)
 	}
-	return func() { f.Close() }, nil
+	return nil
 }
+
+func (c *claimed) release() { c.f.Close() }
 
 func bootID() string {
 	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")

@@ -15,7 +15,7 @@ import (
 
 func TestOnlyOneProcessRunsAMember(t *testing.T) {
 	dir := t.TempDir()
-	release, err := claim(dir, "a.yaml")
+	first, err := claim(dir, "a.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -26,12 +26,12 @@ func TestOnlyOneProcessRunsAMember(t *testing.T) {
 	if _, err := claim(dir, "a.yaml"); err == nil || !strings.Contains(err.Error(), "runs already, as process") {
 		t.Errorf("second claim: %v", err)
 	}
-	release()
+	first.release()
 	again, err := claim(dir, "a.yaml")
 	if err != nil {
 		t.Fatalf("after the release: %v", err)
 	}
-	again()
+	again.release()
 }
 
 func TestASignalReachesOnlyTheProcessThatWasMeant(t *testing.T) {

@@ -25,10 +25,17 @@ func (e *env) run() *cobra.Command {
 	c := &cobra.Command{
 		Use: "run", Short: "Run one member",
 		Long: "Run one member: the data node beside it, and its share of the store, the proxies and the other faces.\n\n" +
-			"SIGTERM hands the primary over to another node, then stops. SIGINT stops without handing over. A second signal of\neither kind cuts the waiting short.",
+			"SIGTERM hands the primary over to another node, then stops. SIGINT stops without handing over. A second signal of\neither kind cuts the waiting short. SIGUSR2 hands the member over to a new process of the program on disk; see\n`redoubt upgrade`.",
 		RunE: func(c *cobra.Command, _ []string) error {
+			before, err := app.Inherit()
+			if err != nil {
+				return err
+			}
 			cfg, err := config.Load(file)
 			if err != nil {
+				if before != nil {
+					before.Refuse(fmt.Errorf("%s cannot be used: %w", file, err))
+				}
 				return err
 			}
 			self, err := os.Executable()
@@ -37,6 +44,7 @@ func (e *env) run() *cobra.Command {
 			}
 			return e.runMember(app.Options{
 				Config: cfg, File: file, Version: versionOf(), Log: logger(cfg.Log, e), GuardCommand: []string{self, "guard"},
+				Command: []string{self, "run", "-c", file}, Predecessor: before,
 			})
 		},
 	}
@@ -50,6 +58,10 @@ func (e *env) runMember(o app.Options) error {
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(signals)
+	upgrade := make(chan os.Signal, 1)
+	signal.Notify(upgrade, syscall.SIGUSR2)
+	defer signal.Stop(upgrade)
+	o.Upgrade = upgrade
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	stop := make(chan app.StopMode, 2)

@@ -18,6 +18,9 @@ type Clock interface {
 	Now() time.Time
 	// Uptime never goes back and counts the time that the machine was suspended.
 	Uptime() time.Duration
+	// Nap waits for a time of at most a millisecond. Timers of package time are rounded up to a whole one when the process
+	// is idle otherwise, because epoll counts in milliseconds (Go 1.26, Linux). It cannot be interrupted.
+	Nap(d time.Duration)
 }
 
 // Real is the machine's clock.
@@ -34,4 +37,10 @@ func (Real) Uptime() time.Duration {
 		panic("read CLOCK_BOOTTIME: " + errno.Error()) // every supported kernel has it
 	}
 	return time.Duration(ts.Nano())
+}
+
+// Nap implements Clock.
+func (Real) Nap(d time.Duration) {
+	ts := unix.NsecToTimespec(min(d, time.Millisecond).Nanoseconds())
+	_ = unix.Nanosleep(&ts, nil) // a signal ends it early: every caller looks again
 }

@@ -31,6 +31,7 @@ type Config struct {
 	Proxy       Proxy        `yaml:"proxy"`
 	Sentinel    Sentinel     `yaml:"sentinel"`
 	API         API          `yaml:"api"`
+	Salvage     Salvage      `yaml:"salvage"`
 	Log         Log          `yaml:"log"`
 }
 
@@ -134,6 +135,7 @@ type Proxy struct {
 	OutputBytes     Bytes         `yaml:"output-bytes"`      // most bytes that one client has not taken
 	OutputSoftBytes Bytes         `yaml:"output-soft-bytes"` // more than these for OutputSoftTime is too much as well; 0: no such limit
 	OutputSoftTime  topo.Duration `yaml:"output-soft-time"`
+	UpgradeDrain    topo.Duration `yaml:"upgrade-drain"` // clients that cannot be handed over to a new process within it are disconnected
 }
 
 // Sentinel is the face that speaks Sentinel's protocol.
@@ -146,6 +148,12 @@ type Sentinel struct {
 // API is the HTTP face.
 type API struct {
 	Listen string `yaml:"listen"`
+}
+
+// Salvage bounds what a member keeps of the writes that failovers discard.
+type Salvage struct {
+	Bytes Bytes `yaml:"bytes"` // most bytes of one node's discarded writes
+	Keep  int   `yaml:"keep"`  // most files; 0: nothing is kept
 }
 
 // Log is what this process writes to its standard error.
@@ -163,10 +171,11 @@ func Default() Config {
 			Clients: 10_000, ParkCommands: 100_000, ParkBytes: 256 << 20,
 			ReadonlyLag: 1 << 20, Reads: "local", UnknownOutcome: "error", MaxStaleness: topo.Duration(time.Second),
 			SocketMode: "0700", ProxyProtocol: "off", Handshake: topo.Duration(10 * time.Second),
-			QueryBytes: 1 << 30, OutputBytes: 256 << 20, OutputSoftTime: topo.Duration(time.Minute),
+			QueryBytes: 1 << 30, OutputBytes: 256 << 20, OutputSoftTime: topo.Duration(time.Minute), UpgradeDrain: topo.Duration(time.Minute),
 		},
 		Sentinel: Sentinel{Addresses: "proxy"},
 		API:      API{Listen: "127.0.0.1:7379"},
+		Salvage:  Salvage{Bytes: 64 << 20, Keep: 20},
 		Log:      Log{Level: "info", Format: "text"},
 	}
 }

@@ -280,6 +280,12 @@ func (c Config) validateFaces(f *findings) {
 	if c.Sentinel.Listen != "" && c.Sentinel.Addresses == "proxy" && isSocket(c.Proxy.Listen) {
 		f.add("sentinel.addresses", "proxy cannot be a Unix socket, which Sentinel's protocol has no word for: set proxy.listen to host:port, or use direct")
 	}
+	if c.Salvage.Bytes <= 0 {
+		f.add("salvage.bytes", "must be more than 0; to keep nothing use keep: 0")
+	}
+	if c.Salvage.Keep < 0 || c.Salvage.Keep > 1000 {
+		f.add("salvage.keep", "%d: use 0 (nothing is kept) to 1000", c.Salvage.Keep)
+	}
 	f.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
 	f.oneOf("log.format", c.Log.Format, "text", "json")
 }
@@ -293,7 +299,7 @@ func (p Proxy) validateClients(f *findings) {
 	for _, d := range []struct {
 		path  string
 		value topo.Duration
-	}{{"proxy.idle", p.Idle}, {"proxy.handshake", p.Handshake}, {"proxy.output-soft-time", p.OutputSoftTime}} {
+	}{{"proxy.idle", p.Idle}, {"proxy.handshake", p.Handshake}, {"proxy.output-soft-time", p.OutputSoftTime}, {"proxy.upgrade-drain", p.UpgradeDrain}} {
 		if d.value < 0 {
 			f.add(d.path, "must not be negative")
 		}

@@ -25,6 +25,7 @@ const (
 	Promise   Kind = "promise"    // write Epoch to disk: never follow or promote for a lower one
 	Fence     Kind = "fence"      // nobody writes here now
 	Freeze    Kind = "freeze"     // stop following, stay read-only
+	Salvage   Kind = "salvage"    // keep the writes behind offset From, which following would discard
 	Follow    Kind = "follow"     // replicate from Addr
 	Promote   Kind = "promote"    // become the primary, if the server is exactly Expect
 	CheckSync Kind = "check-sync" // read the position of the primary at Addr
@@ -39,17 +40,35 @@ type Order struct {
 	Do     Kind
 	Epoch  topo.Epoch
 	Addr   string
+	From   int64 // Salvage; FromJournal: there is no position to begin at
 	Expect topo.Elected
 }
+
+// FromJournal stands for the offset where the process that had the writes is gone: what its append-only file has is kept.
+const FromJournal = -1
 
 // Memory is what an agent remembers between two looks. The zero value is an agent that has just started.
 type Memory struct {
 	RunID      string        // process that the rest is about
 	WasPrimary bool          // it was seen as a primary
+	Widowed    bool          // the process before this one was a primary when it ended
 	SyncEpoch  topo.Epoch    // epoch whose primary's position was read
 	SyncOffset int64         // that position
 	InSync     topo.Epoch    // own offset has reached it
 	FollowedAt time.Duration // uptime of the latest Follow
+	Salvaged   Tail          // what lies behind the branch there was kept, or cannot be
+}
+
+// Tail names the position of a server that has writes which the history that goes on does not have.
+type Tail struct {
+	ReplID string
+	Offset int64
+}
+
+// Salvaged notes that the tail of a server that stood at pos needs no more care.
+func Salvaged(m Memory, pos topo.Position) Memory {
+	m.Salvaged = Tail{pos.ReplID, pos.Offset}
+	return m
 }
 
 // Input is everything that the order may depend on.
@@ -77,7 +96,7 @@ func (in *Input) say(format string, args ...any) string {
 func Remember(m Memory, in Input) Memory {
 	s := in.Seen
 	if s.RunID != "" && s.RunID != m.RunID {
-		m = Memory{RunID: s.RunID}
+		m = Memory{RunID: s.RunID, Widowed: m.Widowed || m.WasPrimary}
 	}
 	switch s.Role {
 	case topo.RolePrimary:
@@ -86,7 +105,10 @@ func Remember(m Memory, in Input) Memory {
 		m.WasPrimary = false
 	}
 	if s.Health == topo.HealthExited {
-		return Memory{}
+		return Memory{Widowed: m.Widowed || m.WasPrimary}
+	}
+	if s.Role == topo.RoleReplica && s.LinkUp && s.Whole {
+		m.Widowed = false // its data are another server's
 	}
 	if in.Shard == nil {
 		return m
@@ -132,6 +154,9 @@ var rules = [...]rule{
 	{"serve", servesHere, nil},
 	{"wait-for-election", namedButNotWritable, nil},
 	{"unread", followUnread, nil},
+	{"salvage-freeze", tailMoves, just(Freeze)},
+	{"salvage", tailStands, salvage},
+	{"salvage-journal", journalLeft, func(in *Input) Order { return Order{Do: Salvage, Epoch: in.a().Epoch, From: FromJournal} }},
 	{"follow", mustFollow, follow},
 	{"check-sync", syncUnknown, checkSync},
 	{"in-order", func(*Input) (bool, string) { return true, "as ordered" }, nil},
@@ -307,8 +332,49 @@ func followUnread(in *Input) (bool, string) {
 	return in.followsWhom() && unread && in.Seen.Following != in.primaryAddr(), "the order is not confirmed by a read yet"
 }
 
+// tail tells from where on this server's data would be discarded by following, if that was not seen to yet. One that follows
+// the primary already is in that primary's hands.
+func (in *Input) tail() (from int64, ok bool) {
+	if !in.followsWhom() || in.Seen.Role != topo.RoleReplica || !in.Seen.Whole || in.Seen.Following == in.primaryAddr() ||
+		in.Memory.Salvaged == (Tail{in.Seen.Pos.ReplID, in.Seen.Pos.Offset}) {
+		return 0, false
+	}
+	return topo.Branch(in.a().History, in.Seen.Pos)
+}
+
+// tailMoves: what is to be kept must stand still.
+func tailMoves(in *Input) (bool, string) {
+	from, ok := in.tail()
+	return ok && !in.Seen.Frozen, in.say("at offset %d it has writes behind %d that epoch %d does not have", in.Seen.Pos.Offset, from, in.a().Epoch)
+}
+
+// tailStands: evidence before discarding. What follows from here on is lost at this node.
+func tailStands(in *Input) (bool, string) {
+	from, ok := in.tail()
+	return ok, in.say("at offset %d it has writes behind %d that epoch %d does not have", in.Seen.Pos.Offset, from, in.a().Epoch)
+}
+
+// journalLeft: a primary ended, and another node serves. With async it may have acknowledged what nobody else has; its
+// memory is gone, but the new process has loaded its append-only file, and still has it until it follows.
+func journalLeft(in *Input) (bool, string) {
+	if !in.Memory.Widowed || in.Shard.Spec.Durability != topo.Async || !in.followsWhom() || in.Seen.Following == in.primaryAddr() {
+		return false, "its process did not end as a primary"
+	}
+	left := in.Seen.Frozen && in.Memory.Salvaged != (Tail{in.Seen.Pos.ReplID, in.Seen.Pos.Offset})
+	return left, in.say("its process ended as a primary: its append-only file may have writes that epoch %d does not have", in.a().Epoch)
+}
+
+func salvage(in *Input) Order {
+	from, _ := in.tail()
+	return Order{Do: Salvage, Epoch: in.a().Epoch, From: from}
+}
+
 // refollowAfter paces repeated orders to follow: the server itself reconnects only once a second (SAFETY C2).
 const refollowAfter = 200 * time.Millisecond
+
+// unwholeAfter is the same for a node in the middle of a sync, or with what an aborted one has left: it may go on with the
+// login of an earlier tenure for ever. The verb does not disturb a sync that is under way.
+const unwholeAfter = time.Second
 
 func mustFollow(in *Input) (bool, string) {
 	if !in.followsWhom() {
@@ -317,8 +383,12 @@ func mustFollow(in *Input) (bool, string) {
 	if addr := in.primaryAddr(); in.Seen.Following != addr {
 		return true, in.say("%s serves epoch %d at %s", in.a().Primary, in.a().Epoch, addr)
 	}
-	if !in.Seen.LinkUp && in.Seen.Whole && in.Now-in.Memory.FollowedAt > refollowAfter {
-		return true, "the link to the primary is down and no sync is under way"
+	pause := refollowAfter
+	if !in.Seen.Whole {
+		pause = unwholeAfter
+	}
+	if !in.Seen.LinkUp && in.Now-in.Memory.FollowedAt > pause {
+		return true, "the link to the primary is down"
 	}
 	return false, "follows the primary"
 }

@@ -16,10 +16,11 @@ import (
 
 // TestScenarios plays the stories in testdata: one agent, n1, in a shard of three.
 //
-//	order epoch=5 phase=serving primary=n1 run=r1 [elected=A:100] [pushed]   the agreed document; pushed: not read yet
+//	order epoch=5 phase=serving primary=n1 run=r1 [elected=A:100] [history=1:A:0:0,5:B:90:1] [async] [pushed]   the agreed document, with
+//	    histories as epoch:replid:start:parent; pushed: not read yet
 //	none                                                                     no document is known
-//	self [promised=5] [now=10s] [lease=11s] [insync=5]                       the agent
-//	server [health=up] [role=replica] [run=r1] [frozen] [following=n2:1] [link] [partial] [at=A:100] [problem=…]
+//	self [promised=5] [now=10s] [lease=11s] [insync=5] [salvaged=A:120]      the agent
+//	server [health=up] [role=replica] [run=r1] [frozen] [following=n2:1] [link] [partial] [at=A:100] [keys=1] [problem=…]
 //	next                                                                     the one next thing to do
 func TestScenarios(t *testing.T) {
 	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
@@ -34,6 +35,13 @@ func TestScenarios(t *testing.T) {
 			case "self":
 				in.Promised = topo.Epoch(a.Num("promised", int64(in.Promised)))
 				in.Memory.InSync = topo.Epoch(a.Num("insync", int64(in.Memory.InSync)))
+				if v := a.Str("salvaged", ""); v != "" {
+					id, off, _ := strings.Cut(v, ":")
+					in.Memory = Salvaged(in.Memory, topo.Position{ReplID: id, Offset: storytest.Num(a.T, off)})
+				}
+				if a.Has("followed") {
+					in.Memory.FollowedAt = in.Now - a.Dur("followed", 0).D()
+				}
 				in.Now, in.LeaseEnd = a.Dur("now", topo.Duration(in.Now)).D(), a.Dur("lease", topo.Duration(in.LeaseEnd)).D()
 			case "server":
 				in.Seen = server(a)
@@ -46,6 +54,12 @@ func TestScenarios(t *testing.T) {
 					switch o.Do {
 					case Promise:
 						out += fmt.Sprintf(" %d", o.Epoch)
+					case Salvage:
+						if o.From == FromJournal {
+							out += " from its journal"
+							break
+						}
+						out += fmt.Sprintf(" from %d", o.From)
 					case Follow, CheckSync:
 						out += " " + o.Addr
 					case Promote:
@@ -72,6 +86,18 @@ func order(a storytest.Args) *topo.Shard {
 		Epoch: topo.Epoch(a.Num("epoch", 0)), Phase: topo.Phase(a.Str("phase", "serving")), Primary: topo.NodeID(a.Str("primary", "")), RunID: a.Str("run", ""),
 		History: []topo.HistoryEntry{{Epoch: 1, ReplID: "A"}},
 	}
+	if a.Has("async") {
+		s.Spec.Durability, s.Spec.AckReplicas = topo.Async, 0
+	}
+	if v := a.Str("history", ""); v != "" {
+		s.Assigned.History = nil
+		for h := range strings.SplitSeq(v, ",") {
+			f := strings.Split(h, ":")
+			s.Assigned.History = append(s.Assigned.History, topo.HistoryEntry{
+				Epoch: topo.Epoch(storytest.Num(a.T, f[0])), ReplID: f[1], Start: storytest.Num(a.T, f[2]), Parent: topo.Epoch(storytest.Num(a.T, f[3])),
+			})
+		}
+	}
 	if v := a.Str("elected", ""); v != "" {
 		id, off, _ := strings.Cut(v, ":")
 		s.Assigned.Elected = &topo.Elected{Node: s.Assigned.Primary, RunID: s.Assigned.RunID, ReplID: id, Offset: storytest.Num(a.T, off)}
@@ -81,6 +107,7 @@ func order(a storytest.Args) *topo.Shard {
 
 func server(a storytest.Args) topo.Sighting {
 	s := topo.Sighting{Health: topo.Health(a.Str("health", "up")), Frozen: a.Has("frozen"), Following: a.Str("following", ""), LinkUp: a.Has("link"), Whole: !a.Has("partial")}
+	s.Keys = a.Num("keys", 0)
 	if s.Health == topo.HealthUp {
 		s.Role = topo.Role(a.Str("role", "replica"))
 		s.RunID = a.Str("run", "r1")

@@ -29,6 +29,9 @@ func (c Clock) Now() time.Time { return time.Now() }
 // Uptime goes on with the bubble's time.
 func (c Clock) Uptime() time.Duration { return time.Hour + time.Since(c.began) }
 
+// Nap implements clock.Clock.
+func (Clock) Nap(d time.Duration) { <-time.After(d) }
+
 // Start runs loops by their names. The function that it returns ends them, waits for them, and may be called again.
 func Start(t *testing.T, loops map[string]func(context.Context) error) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())

@@ -22,6 +22,7 @@ type door struct {
 	readonly bool
 	path     string // of a Unix socket
 	fail     func(error)
+	left     bool // owned by the loop: nobody is let in here any more
 }
 
 const (
@@ -73,18 +74,21 @@ func (p *Proxy) open(l listener, readonly bool, fail func(error)) *door {
 	return d
 }
 
-// shut closes the port.
-func (d *door) shut() {
-	_ = d.l.Close()
-	if d.c != nil {
-		d.c.loop.post(func() { d.c.loop.forget(d.c) })
+// leave takes no more clients. The port stays open: those that come wait in it.
+func (d *door) leave() {
+	if d.c == nil {
+		return
 	}
+	d.c.loop.post(func() {
+		d.left = true
+		_ = unix.Close(d.c.loop.unwatch(d.c))
+	})
 }
 
 // event takes the clients that have come, on the loop.
 func (d *door) event() {
 	for range acceptsInARow {
-		if d.p.ctx.Err() != nil {
+		if d.left || d.p.ctx.Err() != nil {
 			return
 		}
 		fd, from, err := unix.Accept4(d.c.fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)

@@ -66,6 +66,7 @@ type lane struct {
 	dialing  context.CancelFunc // gives up the attempt to connect to dialTo
 	dialTo   target
 	closed   bool
+	moved    bool // its session is about to go on in another process: no connection is made any more
 	st       state
 
 	// owned by run:
@@ -109,12 +110,7 @@ func (p *Proxy) startLane(l *lane) {
 	p.spawn(l.run)
 }
 
-func (l *lane) nudge() {
-	select {
-	case l.wake <- struct{}{}:
-	default:
-	}
-}
+func (l *lane) nudge() { poke(l.wake) }
 
 func (l *lane) owned() bool {
 	l.mu.Lock()
@@ -163,6 +159,15 @@ func (l *lane) run() {
 	defer l.finish()
 	for {
 		again := l.step(l.p.order.Load())
+		if again > 0 && again < time.Millisecond {
+			l.p.o.Clock.Nap(again)
+			select {
+			case <-l.over:
+				return
+			default:
+				continue
+			}
+		}
 		if again > 0 {
 			timer.Reset(again)
 		} else {

@@ -136,7 +136,7 @@ func (l *lane) connect(to target, o *order) *link {
 	}
 	tracking := l.trackingNow()
 	l.mu.Lock()
-	if l.closed || to.t != nil && l.p.order.Load().t != to.t || l.key.own && l.own == nil {
+	if l.closed || to.t != nil && l.p.order.Load().t != to.t || l.key.own && (l.own == nil || l.moved) {
 		l.mu.Unlock()
 		k.cut()
 		l.delay()

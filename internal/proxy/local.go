@@ -65,7 +65,7 @@ func (s *session) local(v route.Verdict, args [][]byte, raw []byte, f flags) boo
 func speaksHTTP(v route.Verdict) bool { return v.Row.Name == "POST" || v.Row.Name == "HOST:" }
 
 func (s *session) reset() {
-	if s.lane != nil && s.lane.key.own {
+	if s.ownLane() != nil {
 		s.lane.shut() // its server side ends with the connection
 	}
 	s.hush()
@@ -221,7 +221,7 @@ func (s *session) selectDB(args [][]byte, raw []byte, f flags) bool {
 	if n < 0 || n >= int64(s.p.databases()) {
 		return s.refuse("ERR DB index is out of range", f)
 	}
-	if s.lane != nil && s.lane.key.own && !s.lane.isClean() {
+	if s.ownLane() != nil && !s.lane.isClean() {
 		s.lane.mu.Lock()
 		s.lane.st.db = int(n)
 		s.lane.mu.Unlock()

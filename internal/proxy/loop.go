@@ -194,6 +194,23 @@ func (lp *loop) forget(c *sock) {
 	c.close()
 }
 
+// unwatch ends events of c and returns its descriptor, which is the caller's now. Another process may have the same
+// socket, so that closing it would not take it out of the set. On the loop only.
+func (lp *loop) unwatch(c *sock) int {
+	if c.fd < len(lp.ends) {
+		lp.ends[c.fd] = endpoint{}
+	}
+	_ = unix.EpollCtl(lp.epoll, unix.EPOLL_CTL_DEL, c.fd, nil) // it may never have been watched
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed, c.down = true, true
+	if w := c.wait.Load(); w != nil {
+		w.leave()
+		poke(w.out)
+	}
+	return c.fd
+}
+
 // later has fd read again after everybody else had a turn. On the loop only.
 func (lp *loop) later(fd int) { lp.more = append(lp.more, int32(fd)) }
 

@@ -23,7 +23,7 @@ func (s *session) calm() bool {
 
 // giveBack lets the loop go on. What is left of a command stays in the session's own buffer.
 func (s *session) giveBack() {
-	if s.lane != nil && s.lane.key.own {
+	if s.ownLane() != nil {
 		s.dropOwn()
 	}
 	if s.r == s.w {
@@ -59,7 +59,7 @@ func (s *session) event(events uint32) {
 // readable reads once, and hands over what is complete.
 func (s *session) readable() {
 	lp := s.sock.loop
-	if s.over {
+	if s.over || s.leaving {
 		return
 	}
 	if !s.borrow(lp) {

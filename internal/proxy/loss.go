@@ -57,10 +57,7 @@ func (p *Proxy) lossSending(o *order, bytes int) {
 	total := p.loss.sent.Add(int64(bytes))
 	if !p.loss.dirty.Swap(true) {
 		p.loss.safe.Store(int64(p.now()))
-		select {
-		case p.loss.wake <- struct{}{}:
-		default:
-		}
+		poke(p.loss.wake)
 	}
 	if b.Time > 0 { // the gauge itself may be late
 		if age := p.now() - time.Duration(p.loss.safe.Load()); float64(age) > lossShut*float64(b.Time.D()) {

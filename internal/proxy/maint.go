@@ -81,15 +81,7 @@ func (p *Proxy) announce() {
 
 // listeners returns the sessions that want notifications.
 func (p *Proxy) listeners() []*session {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	var want []*session
-	for _, s := range p.sessions {
-		if s.maint.Load() {
-			want = append(want, s)
-		}
-	}
-	return want
+	return slices.DeleteFunc(p.everybody(), func(s *session) bool { return !s.maint.Load() })
 }
 
 // tell delivers one notification, unless the client knows it or has changed its mind. Replies are delivered as whole

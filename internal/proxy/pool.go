@@ -44,8 +44,8 @@ func (p *Proxy) sharedLane(s *session, reads bool) *lane {
 	return q.lanes[int(s.id)%len(q.lanes)]
 }
 
-// ownLane returns a lane that only s uses.
-func (p *Proxy) ownLane(s *session) *lane {
+// newOwnLane returns a lane that only s uses.
+func (p *Proxy) newOwnLane(s *session) *lane {
 	key := poolKey{proto: s.proto, db: s.db, readonly: s.ro, own: true, user: s.user, password: s.pass}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -75,7 +75,7 @@ func (s *session) dropOwn() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	l.mu.Lock()
-	clean := l.st.clean() && s.inflight.Load() == 0 && !l.closed && l.link != nil && l.key.user == "" && p.ctx.Err() == nil
+	clean := l.st.clean() && !l.moved && s.inflight.Load() == 0 && !l.closed && l.link != nil && l.key.user == "" && p.ctx.Err() == nil
 	l.own = nil
 	l.mu.Unlock()
 	total := 0
@@ -106,7 +106,7 @@ func (l *lane) database() int {
 
 // destination says where the lane should be connected, and whether it should be now.
 func (l *lane) destination(o *order) (target, bool) {
-	if l.key.own && !l.owned() {
+	if l.key.own && (!l.owned() || l.isMoved()) {
 		return target{}, false
 	}
 	if l.key.node != "" {

@@ -22,10 +22,7 @@ type prod struct {
 
 func (p *prod) opened() {
 	if p.open.Add(1) == 1 {
-		select {
-		case p.wake <- struct{}{}:
-		default:
-		}
+		poke(p.wake)
 	}
 }
 

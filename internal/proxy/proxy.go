@@ -56,6 +56,8 @@ type Options struct {
 	Staleness       time.Duration // of SplitReads: how old what a replica shows may be; default 1 s
 	HangUp          bool          // a client is disconnected, instead of answered, when the outcome of its write is unknown
 	Limits          Limits
+	FirstID         uint64       // of the first client, less one
+	Inherited       []Port       // listening sockets of an earlier process, by address; New closes none of them
 	Log             *slog.Logger // default: slog.Default
 	Events          event.Sink   // may be nil
 }
@@ -156,8 +158,13 @@ type Proxy struct {
 	outputs  sync.Pool // of *spareOutput with a buffer
 	shells   sync.Pool // of *spareOutput without
 	loops    []*loop
+	running  chan struct{}           // closed by Run
+	mover    atomic.Pointer[leaving] // a hand-over of clients to another process; nil: none
+	moving   sync.RWMutex            // held for reading by goroutines that give their client away
 
 	mu       sync.Mutex // guards what follows
+	doors    []*door
+	fail     func(error)
 	lanes    map[*lane]struct{}
 	pools    map[poolKey]*pool
 	spare    map[poolKey][]*lane
@@ -198,7 +205,7 @@ func New(o Options) (*Proxy, error) {
 		o.Log = slog.Default()
 	}
 	p := &Proxy{
-		o: o, log: o.Log, start: time.Now(),
+		o: o, log: o.Log, start: time.Now(), running: make(chan struct{}), lastID: o.FirstID,
 		lanes: map[*lane]struct{}{}, pools: map[poolKey]*pool{}, spare: map[poolKey][]*lane{}, sessions: map[uint64]*session{},
 	}
 	p.prod.wake, p.herald.wake, p.loss.wake = make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{}, 1)
@@ -211,11 +218,11 @@ func New(o Options) (*Proxy, error) {
 	p.covers.Store(&[]cover{})
 	p.server.Store(&serverInfo{name: "redis", version: "7.0.0", databases: 0})
 	var err error
-	if p.rw, err = listenAt(o.Listen, o.SocketMode); err != nil {
+	if p.rw, err = o.portOf(o.Listen); err != nil {
 		return nil, fmt.Errorf("open the read-write port: %w", err)
 	}
 	if o.ListenReadonly != "" {
-		if p.ro, err = listenAt(o.ListenReadonly, o.SocketMode); err != nil {
+		if p.ro, err = o.portOf(o.ListenReadonly); err != nil {
 			_ = p.rw.Close()
 			return nil, fmt.Errorf("open the read-only port: %w", err)
 		}
@@ -233,12 +240,24 @@ func New(o Options) (*Proxy, error) {
 
 // closeUnused undoes New.
 func (p *Proxy) closeUnused() {
+	p.closePorts()
+	for _, lp := range p.loops {
+		lp.closeFDs()
+	}
+}
+
+func (p *Proxy) closePorts() {
 	_ = p.rw.Close()
 	if p.ro != nil {
 		_ = p.ro.Close()
 	}
-	for _, lp := range p.loops {
-		lp.closeFDs()
+}
+
+// openDoors begins to take clients; the caller holds p.mu.
+func (p *Proxy) openDoors() {
+	p.doors = []*door{p.open(p.rw, false, p.fail)}
+	if p.ro != nil {
+		p.doors = append(p.doors, p.open(p.ro, true, p.fail))
 	}
 }
 
@@ -304,20 +323,23 @@ func (p *Proxy) Run(ctx context.Context) error {
 		default:
 		}
 	}
-	doors := []*door{p.open(p.rw, false, fail)}
-	if p.ro != nil {
-		doors = append(doors, p.open(p.ro, true, fail))
-	}
+	p.mu.Lock()
+	p.fail = fail
+	p.openDoors()
+	p.mu.Unlock()
+	close(p.running)
 	var err error
 	select {
 	case <-p.ctx.Done():
 	case err = <-failed:
 	}
 	p.stop()
-	for _, d := range doors {
-		d.shut()
-	}
 	p.mu.Lock()
+	for _, d := range p.doors {
+		d.leave()
+	}
+	p.doors = nil
+	p.closePorts()
 	for _, s := range p.sessions {
 		s.kill()
 	}

@@ -118,6 +118,7 @@ func (k *link) skipCanned() {
 		}
 		k.l.mu.Unlock()
 		k.l.p.spawn(func() { k.commitAside(b) })
+		k.l.nudge()
 	}
 }
 
@@ -132,7 +133,7 @@ func (k *link) finish(b *batch) {
 	if len(k.l.sent) == 0 {
 		k.idle.Store(true)
 	}
-	wake := k.l.p.order.Load().draining || k.demoted.Load() || k.to.t == nil
+	wake := len(k.l.redo) > 0 && len(k.l.sent) == 0 || k.l.p.order.Load().draining || k.demoted.Load() || k.to.t == nil
 	k.l.mu.Unlock()
 	if wake {
 		k.l.nudge()

@@ -310,7 +310,7 @@ func (l *lane) sweep(o *order) time.Duration {
 }
 
 func (l *lane) nextLook() time.Duration {
-	if len(l.redo) > 0 && l.up {
+	if len(l.redo) > 0 && l.up && len(l.sent) == 0 { // otherwise the reader says when it has everything
 		return max(100*time.Microsecond, min(sweepInterval, time.Until(l.redoAt)))
 	}
 	return sweepInterval

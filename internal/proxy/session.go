@@ -63,6 +63,7 @@ type session struct {
 
 	preface HeaderPolicy // owned by the loop: a PROXY header is still to come
 	begun   bool         // a part of it is there
+	leaving bool         // owned by the loop: it is about to go on in another process, and is not read from
 	name    string
 	lib     string
 	libVer  string
@@ -116,10 +117,7 @@ func (s *session) deliver(b []byte, count int64) {
 	}
 	if count > 0 {
 		if left, limit := s.inflight.Add(-count), s.limit.Load(); limit >= 0 && left <= limit {
-			select {
-			case s.ready <- struct{}{}:
-			default:
-			}
+			poke(s.ready)
 		}
 	}
 }
@@ -241,6 +239,20 @@ func (s *session) fill() (more, back bool) {
 	}
 	w := s.sock.waiter()
 	for {
+		if s.p.mover.Load() != nil && w.gone != nil {
+			switch s.depart() {
+			case hasLeft:
+				return false, true
+			case tookBack:
+				return true, false
+			case waitsToLeave:
+				select { // asked again every millisecond
+				case <-w.in:
+					continue
+				case <-w.gone: // it is read from, to see what became of it
+				}
+			}
+		}
 		n, err := s.sock.read(s.buf[s.w:])
 		if err != errAgain {
 			s.touch()
@@ -467,7 +479,7 @@ func (s *session) handTo(items []item, chunk []byte) bool {
 
 // choose makes s.lane the lane for the next commands. heavy: they include a write.
 func (s *session) choose(heavy bool) bool {
-	if s.lane != nil && s.lane.key.own {
+	if s.ownLane() != nil {
 		if s.inflight.Load() > 0 || s.multi || s.user != "" || !s.lane.isClean() {
 			return true
 		}

@@ -73,13 +73,13 @@ func (s *session) send(raw []byte, it item) bool {
 
 // own gives the session a lane of its own.
 func (s *session) own() bool {
-	if s.lane != nil && s.lane.key.own {
+	if s.ownLane() != nil {
 		return true
 	}
 	if !s.flushRun() || !s.await(0) {
 		return false
 	}
-	s.lane = s.p.ownLane(s)
+	s.lane = s.p.newOwnLane(s)
 	return true
 }
 
@@ -166,7 +166,7 @@ func (s *session) subscribed() bool {
 
 // idlePing answers PING while there is no primary and nothing to keep the order of.
 func (s *session) idlePing(f flags) bool {
-	if s.inflight.Load() > 0 || len(s.items) > 0 || s.lane != nil && s.lane.key.own || s.p.maySend(s.p.order.Load()) || f&muted != 0 {
+	if s.inflight.Load() > 0 || len(s.items) > 0 || s.ownLane() != nil || s.p.maySend(s.p.order.Load()) || f&muted != 0 {
 		return false
 	}
 	s.deliver([]byte("+PONG\r\n"), 0)

@@ -45,7 +45,7 @@ func (s *session) become(user, password string) {
 	if s.user == user && s.pass == password {
 		return
 	}
-	if s.lane != nil && s.lane.key.own {
+	if s.ownLane() != nil {
 		s.lane.shut() // its connection is another user's
 		s.lane = nil
 	}

@@ -328,12 +328,7 @@ func (p *Proxy) knownUser(name string) bool {
 
 // snapshot returns the sessions in the order of their ids.
 func (p *Proxy) snapshot() []*session {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	all := make([]*session, 0, len(p.sessions))
-	for _, s := range p.sessions {
-		all = append(all, s)
-	}
+	all := p.everybody()
 	slices.SortFunc(all, func(a, b *session) int { return int(int64(a.id) - int64(b.id)) })
 	return all
 }

@@ -8,6 +8,7 @@ package redis
 import (
 	"context"
 	"errors"
+	"io"
 	"time"
 
 	"redoubt/internal/topo"
@@ -19,6 +20,8 @@ var (
 	ErrRefused = errors.New("refused: the node is not what was expected")
 	// ErrUnanswered: the server did not answer in time; the verb may or may not have been carried out.
 	ErrUnanswered = errors.New("the server did not answer")
+	// ErrNoTail: the server's memory does not hold that part of its stream any more, and never will again.
+	ErrNoTail = errors.New("not in the server's memory any more")
 )
 
 // Observation is what one look at a node showed. The zero value means "nothing is known".
@@ -67,6 +70,13 @@ type Node interface {
 	Promote(ctx context.Context, expect topo.Elected, cred Credentials) (topo.Position, error)
 	// PrimaryPosition reads the position of another node's server, for the in-sync check (SAFETY A1).
 	PrimaryPosition(ctx context.Context, addr string) (topo.Role, topo.Position, error)
+	// Tail writes to w the end of a frozen server's own replication stream, as its replicas would get it: the commands behind
+	// offset from, up to where it stands, or as many bytes as max allows. It leaves the server frozen, at the same position,
+	// and never makes it writable. ErrRefused: it is not frozen, or not behind from. ErrNoTail: it cannot be had.
+	Tail(ctx context.Context, from, max int64, w io.Writer) (Tail, error)
+	// Journal writes to w the commands that a frozen server's append-only file got since its last rewrite, and returns how many
+	// bytes that are: what a process that began anew still has of the one before it. ErrNoTail: there are none, or more than max.
+	Journal(ctx context.Context, max int64, w io.Writer) (int64, error)
 	// Busy counts proxies' connections with work in flight on this server: zero means that draining is over.
 	ProxyConnections(ctx context.Context) (int, error)
 	// Configure applies the settings that safety needs (SAFETY A10, B2, C5), and is a no-op when they hold.
@@ -78,6 +88,14 @@ type Node interface {
 	// Wake gets a value (capacity one, coalesced) when something changed that a look would show: exit, start, stop.
 	Wake() <-chan struct{}
 	Close() error
+}
+
+// Tail says which part of a server's stream was read.
+type Tail struct {
+	RunID  string
+	ReplID string
+	To     int64 // offset of the last byte that was written
+	End    int64 // where the server stands; more than To when the limit was reached
 }
 
 // Settings are what a shard demands of each of its servers.

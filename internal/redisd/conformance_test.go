@@ -14,9 +14,19 @@ import (
 
 func TestTheDriverKeepsTheContractOfANode(t *testing.T) {
 	serverBinary(t)
-	redistest.Run(t, func(t *testing.T) func() redistest.Seat {
+	redistest.Run(t, seats(nil))
+}
+
+func TestTheDriverKeepsTheContractOfAJournal(t *testing.T) {
+	t.Parallel()
+	serverBinary(t)
+	redistest.RunWithJournal(t, seats(func(o *Options) { o.Persistence = PersistAOF }))
+}
+
+func seats(change func(*Options)) redistest.Factory {
+	return func(t *testing.T) func() redistest.Seat {
 		return func() redistest.Seat {
-			n := open(t, nil)
+			n := open(t, change)
 			return redistest.Seat{
 				Node: n, Addr: n.addr,
 				Write: func(key string) error {
@@ -38,5 +48,5 @@ func TestTheDriverKeepsTheContractOfANode(t *testing.T) {
 				Crash: func() { _ = n.process().signal(unix.SIGKILL) },
 			}
 		}
-	})
+	}
 }

@@ -210,6 +210,10 @@ func (g *guard) ask(ctx context.Context, patience time.Duration) bool {
 // agentDied does what the guard is for. A server whose last known role is replica is only asked, for a while: it must
 // not be killed for being slow. Any other is fenced or killed within guardFence.
 func (g *guard) agentDied(ctx context.Context) error {
+	if g.succeeded() {
+		g.say("the agent ended; another one has the server, with a guard of its own: left to them")
+		return nil
+	}
 	end := time.Now().Add(guardPatient)
 	known := g.ask(ctx, guardAsk)
 	for !known && g.role == topo.RoleReplica && time.Now().Before(end) && !g.server.exited() && ctx.Err() == nil {
@@ -237,6 +241,19 @@ func (g *guard) agentDied(ctx context.Context) error {
 	wait, cancel := context.WithTimeout(ctx, guardPatient)
 	defer cancel()
 	return g.server.await(wait)
+}
+
+// succeeded reports whether another agent took the server over while this guard's still ran: both it and its guard do.
+func (g *guard) succeeded() bool {
+	var rec guardRecord
+	if err := loadJSON(g.dir, guardFile, &rec); err != nil || rec.PID == os.Getpid() || rec.ServerPID != g.server.pid {
+		return false
+	}
+	runs := func(pid int, start uint64) bool {
+		st, err := readStat(pid)
+		return err == nil && st.start == start && st.state != 'Z' && st.state != 'X'
+	}
+	return runs(rec.PID, rec.Start) && runs(rec.AgentPID, rec.AgentStart)
 }
 
 func (g *guard) fence(ctx context.Context) error {

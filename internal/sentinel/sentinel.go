@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -51,13 +52,14 @@ const (
 // Options are what the face needs. Listen, Name, Member, View, Beats and Clock are required.
 type Options struct {
 	Listen    string
-	Advertise string // own address as others reach it; default: where it listens
-	Name      string // what clients call the deployment
-	Mode      Mode   // default ModeProxy
-	Member    string // this member's id
-	ProxyAddr string // this member's proxy as clients reach it; empty: that of another member
-	Password  string // that clients must send; empty: none
-	Version   string // of Redoubt
+	Listener  net.Listener // in place of Listen: one that an earlier process opened
+	Advertise string       // own address as others reach it; default: where it listens
+	Name      string       // what clients call the deployment
+	Mode      Mode         // default ModeProxy
+	Member    string       // this member's id
+	ProxyAddr string       // this member's proxy as clients reach it; empty: that of another member
+	Password  string       // that clients must send; empty: none
+	Version   string       // of Redoubt
 	View      *view.View
 	Beats     coord.Beats
 	Clock     clock.Clock
@@ -97,9 +99,12 @@ func New(o Options) (*Server, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	ln, err := net.Listen("tcp", o.Listen)
-	if err != nil {
-		return nil, fmt.Errorf("listen for Sentinel clients on %s: %w", o.Listen, err)
+	ln := o.Listener
+	if ln == nil {
+		var err error
+		if ln, err = net.Listen("tcp", o.Listen); err != nil {
+			return nil, fmt.Errorf("listen for Sentinel clients on %s: %w", o.Listen, err)
+		}
 	}
 	if o.Advertise == "" {
 		o.Advertise = ln.Addr().String()
@@ -112,6 +117,15 @@ func New(o Options) (*Server, error) {
 
 // Addr returns where the face listens.
 func (s *Server) Addr() string { return s.ln.Addr().String() }
+
+// File returns a copy of the listening socket, for another process. The caller closes it.
+func (s *Server) File() (*os.File, error) {
+	l, ok := s.ln.(interface{ File() (*os.File, error) })
+	if !ok {
+		return nil, fmt.Errorf("hand over the Sentinel port: %T has no descriptor", s.ln)
+	}
+	return l.File()
+}
 
 // Run serves until ctx ends, and returns when all connections are closed.
 func (s *Server) Run(ctx context.Context) error {

@@ -371,6 +371,9 @@ func (h *host) perform(in converge.Input, o converge.Order) bool {
 		order(s.freeze)
 	case converge.Freeze:
 		order(s.freeze)
+	case converge.Salvage: // it reads, and changes nothing at the server
+		took += w.between(0, 50*time.Millisecond)
+		later(func() { h.memory = converge.Salvaged(h.memory, in.Seen.Pos) })
 	case converge.Follow:
 		h.memory.FollowedAt = in.Now
 		p, secret := w.host(topo.NodeID(o.Addr)).srv, in.Shard.Assigned.Secret

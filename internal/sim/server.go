@@ -193,6 +193,10 @@ func (s *server) follow(p *server, secret topo.Secret) {
 	if p == s {
 		return
 	}
+	if s.following == p && s.link != nil && s.link.open { // the verb leaves a sync under way alone
+		s.presents = secret
+		return
+	}
 	s.freeze()
 	s.closeLinks()
 	s.following, s.presents = p, secret

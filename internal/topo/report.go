@@ -7,6 +7,7 @@ const (
 	BeatNode       = "node/"       // + node id: a Sighting
 	BeatMember     = "member/"     // + member id: a MemberReport
 	BeatController = "controller/" // + shard id: a ControllerReport
+	BeatSalvage    = "salvage/"    // + member id: its latest Salvage descriptions, as a list
 	KeyShard       = "shard/"      // + shard id: a Shard
 	KeyTimeline    = "timeline/"   // + shard id: a Timeline
 )

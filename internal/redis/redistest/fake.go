@@ -5,10 +5,12 @@ package redistest
 import (
 	"context"
 	"fmt"
+	"io"
 	"slices"
 	"time"
 
 	"redoubt/internal/redis"
+	"redoubt/internal/resp"
 	"redoubt/internal/topo"
 )
 
@@ -307,6 +309,49 @@ func (f *Fake) PrimaryPosition(ctx context.Context, addr string) (topo.Role, top
 		return "", topo.Position{}, fmt.Errorf("read the position of %s: %w", addr, redis.ErrUnanswered)
 	}
 	return p.role, p.pos, f.faults["PrimaryPosition"]
+}
+
+// Tail writes the values behind from, as commands. They are longer than a write of the fake moves the offset.
+func (f *Fake) Tail(ctx context.Context, from, limit int64, w io.Writer) (redis.Tail, error) {
+	if err := f.enter(ctx, "Tail"); err != nil {
+		return redis.Tail{}, err
+	}
+	defer f.net.mu.Unlock()
+	t := redis.Tail{RunID: f.runID, ReplID: f.pos.ReplID, End: f.pos.Offset, To: min(f.pos.Offset, from+limit)}
+	switch {
+	case !f.frozen() || f.health == topo.HealthLoading || from < 0 || from >= t.End || limit <= 0:
+		return t, fmt.Errorf("read the tail of %s: %w: it stands at %d", f.addr, redis.ErrRefused, t.End)
+	case !f.backlog:
+		return t, fmt.Errorf("read the tail of %s: %w", f.addr, redis.ErrNoTail)
+	}
+	for _, e := range f.data {
+		if e.end > from && e.end <= t.To {
+			if _, err := w.Write(resp.AppendCommand(nil, "SET", e.value, "v")); err != nil {
+				return t, fmt.Errorf("read the tail of %s: %w", f.addr, err)
+			}
+		}
+	}
+	return t, nil
+}
+
+// Journal writes all values, as commands, if the data survives crashes.
+func (f *Fake) Journal(ctx context.Context, limit int64, w io.Writer) (int64, error) {
+	if err := f.enter(ctx, "Journal"); err != nil {
+		return 0, err
+	}
+	defer f.net.mu.Unlock()
+	var b []byte
+	for _, e := range f.data {
+		b = resp.AppendCommand(b, "SET", e.value, "v")
+	}
+	switch {
+	case !f.frozen():
+		return 0, fmt.Errorf("read the journal of %s: %w", f.addr, redis.ErrRefused)
+	case !f.keep || len(b) == 0 || int64(len(b)) > limit:
+		return 0, fmt.Errorf("read the journal of %s: %w", f.addr, redis.ErrNoTail)
+	}
+	n, err := w.Write(b)
+	return int64(n), err
 }
 
 // ProxyConnections returns what the script says.

@@ -26,6 +26,17 @@ func TestTheFakeKeepsTheContractOfANode(t *testing.T) {
 	})
 }
 
+func TestTheFakeKeepsTheContractOfAJournal(t *testing.T) {
+	RunWithJournal(t, func(*testing.T) func() Seat {
+		w := NewNet(nil)
+		return func() Seat {
+			f := w.Add("fake:1")
+			f.SetKeep(true)
+			return Seat{Node: f, Addr: f.Addr(), Crash: f.Crash, Write: func(key string) error { _, err := f.Write(key); return err }}
+		}
+	})
+}
+
 func TestASilentCutKeepsTheLinkUpAndTheReplicaBehind(t *testing.T) {
 	w := NewNet(nil)
 	p, r := w.Add("p:1"), w.Add("r:1")

@@ -34,6 +34,7 @@ func Run(t *testing.T, factory Factory) {
 		"a frozen replica stands still and continues":        freezes,
 		"a switchover changes the history and loses nothing": switchesOver,
 		"a fenced primary takes no write":                    fences,
+		"a tail can be read before it is discarded":          readsTail,
 		"a diverged tail is discarded":                       discardsTail,
 		"a crash is seen and a restart forgets":              restartsFrozen,
 		"a stopped primary is killed by its fence":           killsStoppedPrimary,
@@ -377,6 +378,7 @@ func admitsTenure(t *testing.T, seat func() Seat) {
 	}
 	catchUp(t, r, p)
 	ok(t, "follow with the next epoch's credentials", r.Node.Follow(within(t, patience), "127.0.0.1:1", other))
+	see(t, p, "the replica gone", func(o redis.Observation) bool { return len(o.Replicas) == 0 })
 	ok(t, "follow with the next epoch's credentials", r.Node.Follow(within(t, patience), p.Addr, other))
 	staysOut(t, r, p, 1) // refused, and it keeps its data
 	ok(t, "configure", p.Node.Configure(within(t, patience), redis.Settings{Admit: other}))
