@@ -95,12 +95,19 @@ func (e *env) upgradeOne(ctx context.Context, addr string, wait time.Duration) e
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	said := "it does not answer"
+	away := time.Now() // when the old process was last seen not to be the member
 	for {
 		if st, err := client.Status(ctx); err == nil {
 			var done bool
 			if done, said = replaced(st, u); done {
 				fmt.Fprintf(e.out, "%s: process %d took over from %d in %s\n", u.Member, u.New, u.Old, time.Since(began).Round(time.Millisecond))
 				return nil
+			}
+			if !isMember(st, u.Member, u.Old) {
+				away = time.Now()
+			}
+			if time.Since(away) > takenBack {
+				return fail(ExitFailed, "%s was not replaced: process %d did not take over in time, and process %d is the member again; see its log", u.Member, u.New, u.Old)
 			}
 		}
 		select {
@@ -112,6 +119,14 @@ func (e *env) upgradeOne(ctx context.Context, addr string, wait time.Duration) e
 		case <-tick.C:
 		}
 	}
+}
+
+// takenBack is how long the old process is seen as the member until it is certain that the new one has given up: longer than
+// a hand-over may take.
+const takenBack = 8 * time.Second
+
+func isMember(st api.Status, id string, pid int) bool {
+	return slices.ContainsFunc(st.Members, func(m api.MemberStatus) bool { return m.ID == id && m.PID == pid && m.Alive })
 }
 
 // replaced reports whether the member is the new process, and the shard as it should be; otherwise why not.

@@ -3,12 +3,8 @@
 package proxy
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"net"
-	"os"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -28,30 +24,7 @@ type door struct {
 const (
 	acceptsInARow = 64
 	acceptPause   = 50 * time.Millisecond // after an error, such as a lack of descriptors
-	keepAlive     = 30                    // seconds
 )
-
-// listen opens a port whose connections are without delay and kept alive: accepted sockets inherit that (Linux).
-func listen(addr string) (*net.TCPListener, error) {
-	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
-		var errs []error
-		err := raw.Control(func(fd uintptr) {
-			for _, o := range [][3]int{
-				{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
-				{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
-				{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, keepAlive}, {unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, keepAlive / 3}, {unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 3},
-			} {
-				errs = append(errs, os.NewSyscallError("setsockopt", unix.SetsockoptInt(int(fd), o[0], o[1], o[2])))
-			}
-		})
-		return errors.Join(append(errs, err)...)
-	}}
-	l, err := config.Listen(context.Background(), "tcp", addr)
-	if err != nil {
-		return nil, err
-	}
-	return l.(*net.TCPListener), nil
-}
 
 // open begins to take clients. fail is told when that cannot go on.
 func (p *Proxy) open(l listener, readonly bool, fail func(error)) *door {

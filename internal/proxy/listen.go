@@ -33,7 +33,31 @@ func listenAt(addr string, mode fs.FileMode) (listener, error) {
 	if path, ok := strings.CutPrefix(addr, UnixPrefix); ok {
 		return listenUnix(path, mode)
 	}
-	return listen(addr)
+	return listenTCP(addr)
+}
+
+const keepAlive = 30 // seconds
+
+// listenTCP opens a port whose connections are without delay and kept alive: accepted sockets inherit that (Linux).
+func listenTCP(addr string) (*net.TCPListener, error) {
+	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
+		var errs []error
+		err := raw.Control(func(fd uintptr) {
+			for _, o := range [][3]int{
+				{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
+				{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+				{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, keepAlive}, {unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, keepAlive / 3}, {unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 3},
+			} {
+				errs = append(errs, os.NewSyscallError("setsockopt", unix.SetsockoptInt(int(fd), o[0], o[1], o[2])))
+			}
+		})
+		return errors.Join(append(errs, err)...)
+	}}
+	l, err := config.Listen(context.Background(), "tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	return l.(*net.TCPListener), nil
 }
 
 // listenUnix makes a Unix socket. What a process left that did not close its own is taken away; a socket that somebody

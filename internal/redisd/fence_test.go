@@ -148,7 +148,7 @@ func TestAStoppedPrimaryIsKilledByItsFenceWithinTheDeadline(t *testing.T) {
 		t.Fatalf("a stopped process looks like %+v", o)
 	}
 	began := time.Now()
-	ctx := within(t, 300*time.Millisecond)
+	ctx := within(t, time.Second)
 	if err := p.Fence(ctx); err != nil {
 		t.Fatal(err)
 	}

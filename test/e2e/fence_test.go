@@ -61,6 +61,7 @@ func (h *hosts) writeDirect(ctx context.Context, i int) *directWriter {
 func TestAPartitionedPrimaryRefusesDirectWritesWithinItsLease(t *testing.T) {
 	h := upHosts(t)
 	lease := topo.LANTiming().Lease.D()
+	bound := lease + topo.LANTiming().Margin.D() // the fence itself takes some time on a loaded machine; nobody is elected before
 	var took []time.Duration
 	for range roundsOr(2) {
 		s := h.d.waitHealthy(30 * time.Second)
@@ -80,8 +81,8 @@ func TestAPartitionedPrimaryRefusesDirectWritesWithinItsLease(t *testing.T) {
 		if w.writes < 50 || last < 0 {
 			t.Errorf("the writer wrote %d times, last %s after the cut: it says nothing (%s)", w.writes, last, w.end)
 		}
-		if last > lease {
-			t.Errorf("a direct write was accepted %s after the cut, the lease is %s (then: %s)", last, lease, w.end)
+		if last > bound {
+			t.Errorf("a direct write was accepted %s after the cut, the lease with its margin is %s (then: %s)", last, bound, w.end)
 		}
 		h.heal()
 	}

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"bytes"
+	"fmt"
 	"os/exec"
 	"strconv"
 	"syscall"
@@ -44,9 +45,10 @@ func TestForegroundDeploymentEndsWithItsCommand(t *testing.T) {
 			t.Fatalf("it does not end: %v\n%s", <-done, errs.String())
 		}
 		for _, pid := range pids {
-			if err := syscall.Kill(pid, 0); err != syscall.ESRCH {
-				t.Errorf("process %d is left (%v)", pid, err)
-			}
+			d.until(2*time.Second, "every process has ended", func() (bool, string) { // a thread of it may be seen a moment longer
+				err := syscall.Kill(pid, 0)
+				return err == syscall.ESRCH, fmt.Sprintf("process %d is left (%v)", pid, err)
+			})
 		}
 		if out, err := d.run("status"); err == nil {
 			t.Errorf("a member still answers:\n%s", out)

@@ -150,6 +150,10 @@ func TestWipedPrimaryNeverEmptiesItsReplicas(t *testing.T) {
 	p := s.node(s.primary())
 	signal(t, p.PID, syscall.SIGKILL)
 	d.eraseData(p.ID)
+	d.until(30*time.Second, "the exit is noticed", func() (bool, string) {
+		now, err := d.status()
+		return err == nil && now.epoch() > s.epoch(), fmt.Sprint(now, err)
+	})
 	after := d.waitHealthy(30 * time.Second)
 	if after.primary() == p.ID {
 		t.Errorf("the wiped node %s leads again", p.ID)

@@ -89,7 +89,7 @@ func leaveBehind(t *testing.T, d *deployment, write func(ctx context.Context, c 
 		_, err := d.run("failover", "--to", others[0].ID, "--accept-data-loss", "--yes")
 		failed <- err
 	}()
-	d.until(5*time.Second, "the old primary is fenced", func() (bool, string) {
+	d.until(20*time.Second, "the old primary is fenced", func() (bool, string) {
 		now, err := d.status()
 		return err == nil && now.phase() == "fencing" && now.node(p.ID).Role == "replica", fmt.Sprint(now, err)
 	})

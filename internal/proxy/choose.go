@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+// Which connection a session's commands take.
+
+// hand gives commands to the right lane, waiting for earlier ones where order demands it.
+func (s *session) hand(chunk []byte, items []item, heavy bool) bool {
+	return s.choose(heavy) && s.handTo(items, chunk)
+}
+
+// handTo gives commands to the present lane.
+func (s *session) handTo(items []item, chunk []byte) bool {
+	for {
+		err := s.lane.push(s, chunk, items, false)
+		switch {
+		case err == nil:
+			return true
+		case err == errBroken:
+			return s.broken(items[0].op)
+		case err != errParkFull || s.closed.Load():
+			return false
+		case s.inflight.Load() > 0:
+			if !s.await(0) {
+				return false
+			}
+			continue // it may fit now
+		}
+		refusal := notSent("too many commands are waiting for a primary: " + s.p.order.Load().why)
+		for range items {
+			s.p.stats.refused.Add(1)
+			s.deliver(refusal, 0)
+		}
+		s.dirty = true
+		s.poison = s.poison || s.multi
+		return true
+	}
+}
+
+// choose makes s.lane the lane for the next commands. heavy: they include a write.
+func (s *session) choose(heavy bool) bool {
+	if s.ownLane() != nil {
+		if s.inflight.Load() > 0 || s.multi || s.user != "" || !s.lane.isClean() {
+			return true
+		}
+		s.dropOwn()
+	}
+	if s.lane != nil && s.inflight.Load() > 0 {
+		if s.stays(heavy) {
+			return true
+		}
+		if !s.await(0) {
+			return false
+		}
+	}
+	s.lane = s.shared(heavy)
+	return true
+}
+
+// stays reports whether the next commands may follow those in flight on the present lane.
+func (s *session) stays(heavy bool) bool {
+	if s.lane.key.node != "" {
+		return !heavy && !s.main
+	}
+	return !heavy || !s.lane.readsOnly || s.ro
+}
+
+// shared returns the shared lane for the next commands of a session without commands in flight.
+func (s *session) shared(heavy bool) *lane {
+	if s.p.o.SplitReads && !heavy && !s.main && !s.ro && s.p.o.ReadConsistency != ReadLinearizable {
+		if l := s.replicaLane(); l != nil {
+			return l
+		}
+	}
+	kind := 0
+	if !heavy && !s.ro && s.p.order.Load().acks > 0 && s.p.o.ReadConsistency != ReadLinearizable {
+		kind = 1
+	}
+	if s.home[kind] == nil {
+		s.home[kind] = s.p.sharedLane(s, kind == 1)
+	}
+	return s.home[kind]
+}

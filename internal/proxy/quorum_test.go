@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+import (
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"redoubt/internal/topo"
+)
+
+func TestAQuorumWriteWaitsForItsReplica(t *testing.T) {
+	t.Parallel()
+	s := newShard(t, 1, func(sp *spec, _ *Options) {
+		sp.Durability, sp.AckReplicas = topo.Quorum, 1
+		sp.Timing.Park = topo.Duration(3 * time.Second)
+	})
+	c, r, b, x := s.client(), s.client(), s.client(), s.client()
+	c.want("OK", "SET", "a", "1")
+	b.send("BLPOP", "l", "0")
+	waitFor(t, "blocked", func() bool { return s.nodes[0].info("blocked_clients") == "1" })
+	s.nodes[1].signal(syscall.SIGSTOP)
+	c.send("SET", "a", "2")
+	x.send("EVAL", "return redis.call('rpush','l','x')", "1", "l")
+	for _, w := range []*wire{c, b, x} {
+		_ = w.c.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+		if f, err := w.frame(); err == nil {
+			t.Fatalf("answered %q without an acknowledgement", f)
+		}
+	}
+	r.want("2", "GET", "a") // a local read waits for nobody
+	s.nodes[1].signal(syscall.SIGCONT)
+	if got := c.recv(); got != "OK" {
+		t.Fatal(got)
+	}
+	if got := b.recv(); got != "*2 $1 l $1 x" {
+		t.Fatal(got)
+	}
+	if got := x.recv(); got != "1" {
+		t.Fatal(got)
+	}
+	s.nodes[1].signal(syscall.SIGSTOP)
+	if got := c.do("SET", "a", "3"); !strings.HasPrefix(got, "-OUTCOMEUNKNOWN the write was applied by the primary, but only 0 of 1 replicas acknowledged it") {
+		t.Fatal(got)
+	}
+	s.nodes[1].signal(syscall.SIGCONT)
+	c.want("OK", "SET", "a", "4")
+	p := s.client()
+	p.want("*3 $10 psubscribe $1 * :1", "PSUBSCRIBE", "*")
+	c.want("OK", "SET", "a", "5")
+	c.want("1", "PUBLISH", "seen", "x")
+	if got := p.recv(); got != "*4 $8 pmessage $1 * $4 seen $1 x" {
+		t.Fatal("a marker reached a client: ", got)
+	}
+}
+
+func TestWritesThatTheServerRefusedForLackOfReplicasAreTriedAgain(t *testing.T) {
+	t.Parallel()
+	s := newShard(t, 0, nil)
+	c := s.client()
+	s.nodes[0].do(t, "CONFIG", "SET", "min-replicas-to-write", "1")
+	c.send("SET", "a", "1")
+	c.send("GET", "a")
+	_ = c.c.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
+	if f, err := c.frame(); err == nil {
+		t.Fatalf("answered %q", f)
+	}
+	s.nodes[0].do(t, "CONFIG", "SET", "min-replicas-to-write", "0")
+	if got := c.recv() + c.recv(); got != "OK1" {
+		t.Fatal(got)
+	}
+}
+
+// The reply of a read that was under way when an earlier write was refused comes after the write was sent again.
+func TestAReplyUnderWayDoesNotOvertakeAWriteThatIsSentAgain(t *testing.T) {
+	t.Parallel()
+	var r *relay
+	s := newShard(t, 0, func(sp *spec, _ *Options) {
+		r = newRelay(t, sp.Nodes[0].Addr)
+		sp.Nodes[0].Addr = r.addr
+	})
+	c := s.client()
+	c.want("OK", "SET", "b", "old")
+	s.nodes[0].do(t, "CONFIG", "SET", "min-replicas-to-write", "1")
+	r.hold()
+	c.send("SET", "a", "1")
+	c.send("GET", "b")
+	waitFor(t, "the server answered both", func() bool { return r.has(3) })
+	s.nodes[0].do(t, "CONFIG", "SET", "min-replicas-to-write", "0")
+	r.line(t)                            // the refusal
+	<-time.After(100 * time.Millisecond) // longer than the write waits until it is sent again
+	r.open(t)
+	if got := c.recv() + " " + c.recv(); got != "OK old" {
+		t.Fatalf("answered %q", got)
+	}
+}
+
+func TestATransactionThatWasRefusedForLackOfReplicasIsSaidAgain(t *testing.T) {
+	t.Parallel()
+	for _, quorum := range []bool{false, true} {
+		s := newShard(t, 1, func(sp *spec, _ *Options) {
+			if quorum {
+				sp.Durability, sp.AckReplicas = topo.Quorum, 1
+			}
+		})
+		c, slow := s.client(), s.client()
+		c.want("OK", "SET", "n", "1")
+		slow.want("OK", "MULTI")
+		slow.want("QUEUED", "INCR", "n")
+		s.nodes[0].do(t, "CONFIG", "SET", "min-replicas-to-write", "2")
+		for _, words := range [][]string{{"MULTI"}, {"INCR", "n"}, {"SET", "m", "x"}, {"EXEC"}} {
+			c.send(words...)
+		}
+		slow.send("INCR", "n")
+		waitFor(t, "the transaction is tried again", func() bool { return s.p.stats.resent.Load() > 4 })
+		s.nodes[0].do(t, "CONFIG", "SET", "min-replicas-to-write", "1")
+		for _, want := range []string{"OK", "QUEUED", "QUEUED", "*2 :2 +OK"} {
+			if got := c.recv(); got != want {
+				t.Fatalf("quorum %v: %q, want %q", quorum, got, want)
+			}
+		}
+		if got := slow.recv(); got != "QUEUED" {
+			t.Fatal(got)
+		}
+		slow.want("*2 :3 :4", "EXEC")
+		c.want("4", "GET", "n")
+	}
+}
+
