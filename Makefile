@@ -77,6 +77,10 @@ bench-partition: build ## 10 × isolation of the host of primary and controller,
 bench-switchover: build test-clients-deps ## 20 × planned switchover under load
 	@$(E2E) -run TestSwitchover -args -rounds $(or $(ROUNDS),20)
 
+.PHONY: bench-quorum
+bench-quorum: build ## what quorum costs against async: 1, 50, 500 clients, interleaved
+	@$(E2E) -run TestWhatQuorumCosts -args -rounds $(or $(ROUNDS),7)
+
 .PHONY: bench-proxy
 bench-proxy: build ## the proxy beside a direct connection, twemproxy, predixy, HAProxy (ARGS="-rounds 3", OUT=file.md)
 	@scripts/bench-proxy.sh $(if $(OUT),-out $(OUT)) $(ARGS)

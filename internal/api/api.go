@@ -143,6 +143,7 @@ func (s *Server) Handler() http.Handler {
 	m.HandleFunc("GET /v1/salvage/{id}", s.getSalvage)
 	m.HandleFunc("POST /v1/salvage/{id}/replayed", s.postReplayed)
 	m.HandleFunc("POST /v1/pause", s.pause)
+	m.HandleFunc("POST /v1/settings", s.set)
 	m.HandleFunc("POST /v1/resume", s.resume)
 	m.HandleFunc("POST /v1/upgrade", s.upgrade)
 	// A web page that somebody visits must not be able to give orders here.

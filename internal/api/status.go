@@ -32,6 +32,7 @@ type DeploymentStatus struct {
 	Mode        string          `json:"mode"`
 	Durability  topo.Durability `json:"durability"`
 	AckReplicas int             `json:"ack_replicas"`
+	MaxLoss     topo.Loss       `json:"max_loss,omitzero"` // async: the dial
 	Shards      []ShardStatus   `json:"shards"`
 	Proxies     []ProxyStatus   `json:"proxies"`
 }
@@ -139,7 +140,7 @@ func (f facts) status() Status {
 			Witnesses: s.Witnesses(), Paused: a.Paused, Intent: a.Intent, Outcome: a.Outcome, Nodes: f.nodes(),
 		}
 		st.Deployments = append(st.Deployments, DeploymentStatus{
-			Name: s.Deployment, Mode: "single", Durability: s.Durability, AckReplicas: s.AckReplicas,
+			Name: s.Deployment, Mode: "single", Durability: s.Durability, AckReplicas: s.AckReplicas, MaxLoss: s.MaxLoss,
 			Shards: []ShardStatus{sh}, Proxies: proxies,
 		})
 	}

@@ -72,6 +72,9 @@ func printStatus(w io.Writer, on bool, st api.Status) {
 		if d.Durability == topo.Quorum {
 			quorum = fmt.Sprintf(", %d of %d replicas acknowledge", d.AckReplicas, max(nodesOf(d)-1, 0))
 		}
+		if d.MaxLoss != (topo.Loss{}) {
+			quorum = ", max-loss " + lossText(d.MaxLoss)
+		}
 		fmt.Fprintf(w, "%s  %s (%s%s)\n\n", paint(on, bold, d.Name), d.Mode, d.Durability, quorum)
 		for _, s := range d.Shards {
 			printShard(w, on, s)

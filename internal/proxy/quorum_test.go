@@ -128,4 +128,3 @@ func TestATransactionThatWasRefusedForLackOfReplicasIsSaidAgain(t *testing.T) {
 		c.want("4", "GET", "n")
 	}
 }
-

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"encoding/csv"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// setCost is one run of redis-benchmark: SET of 64 bytes.
+type setCost struct{ rate, p50 float64 } // requests per second; milliseconds
+
+func (d *deployment) benchSet(clients, requests int) setCost {
+	d.t.Helper()
+	_, port, _ := strings.Cut(d.proxyAddr(0), ":")
+	out, err := exec.Command("redis-benchmark", "-p", port, "-c", strconv.Itoa(clients), "-n", strconv.Itoa(requests), "-d", "64", "-t", "set", "--csv").Output()
+	if err != nil {
+		d.t.Fatalf("redis-benchmark: %v", err)
+	}
+	rows, err := csv.NewReader(strings.NewReader(string(out))).ReadAll()
+	if err != nil || len(rows) != 2 {
+		d.t.Fatalf("redis-benchmark answered %q (%v)", out, err)
+	}
+	row := map[string]float64{}
+	for i, name := range rows[0] {
+		row[name], _ = strconv.ParseFloat(rows[1][i], 64)
+	}
+	return setCost{row["rps"], row["p50_latency_ms"]}
+}
+
+// TestWhatQuorumCosts compares writes with durability quorum and async: two deployments of three nodes on this machine, one
+// at work at a time, in interleaved rounds. Medians and ratios are worth something, absolute figures are not.
+func TestWhatQuorumCosts(t *testing.T) {
+	if _, err := exec.LookPath("redis-benchmark"); err != nil {
+		t.Skip("redis-benchmark is not installed")
+	}
+	quorum, async := up(t, "--durability", "quorum"), up(t, "--durability", "async")
+	quorum.waitHealthy(60e9)
+	async.waitHealthy(60e9)
+	scale := 1
+	if *rounds > 0 {
+		scale = 20
+	}
+	for _, c := range []struct{ clients, requests int }{{1, 1000}, {50, 5000}, {500, 10000}} {
+		var ratio, added, rates, others []float64
+		for range roundsOr(1) {
+			a := async.benchSet(c.clients, c.requests*scale)
+			q := quorum.benchSet(c.clients, c.requests*scale)
+			ratio, added = append(ratio, q.rate/a.rate), append(added, (q.p50-a.p50)*1000)
+			rates, others = append(rates, q.rate), append(others, a.rate)
+		}
+		r := middle(ratio)
+		t.Logf("%3d clients: quorum %.0f, async %.0f requests/s: %.2f of async; %+.0f µs at the median", c.clients, middle(rates), middle(others), r, middle(added))
+		if r <= 0.05 {
+			t.Errorf("quorum has %.3f of the throughput of async: something waits", r)
+		}
+	}
+}
+
+func middle(v []float64) float64 {
+	slices.Sort(v)
+	return v[len(v)/2]
+}
