@@ -40,6 +40,22 @@ type Member struct {
 	ID   string `yaml:"id"`   // stable identity among the members
 	Dir  string `yaml:"dir"`  // what this member keeps; relative to the file
 	Host string `yaml:"host"` // the name or address at which others reach this machine
+	Zone string `yaml:"zone"` // of this machine, as in the nodes' zone; default: that of the node on it
+}
+
+// Zone is where this member's machine is; empty when nothing says so.
+func (c Config) Zone() string {
+	if c.Member.Zone != "" {
+		return c.Member.Zone
+	}
+	for _, d := range c.Deployments {
+		for _, n := range d.Nodes {
+			if d.Node != nil && n.ID == d.Node.ID {
+				return n.Zone
+			}
+		}
+	}
+	return ""
 }
 
 // Store is where the agreed state lives.
@@ -81,6 +97,7 @@ func (m MaxLoss) spec() topo.Loss { return topo.Loss{Time: m.Time, Bytes: int64(
 type Node struct {
 	ID       string `yaml:"id"`
 	Host     string `yaml:"host"`
+	Zone     string `yaml:"zone"`
 	Addr     string `yaml:"addr"`
 	Priority int    `yaml:"priority"`
 }
@@ -283,7 +300,7 @@ func (d Deployment) Spec() topo.Spec {
 		Deployment: d.Name, Durability: d.Durability, AckReplicas: d.AckReplicas, Timing: d.Timing.resolve(), MaxLoss: d.MaxLoss.spec(),
 	}
 	for _, n := range d.Nodes {
-		s.Nodes = append(s.Nodes, topo.Node{ID: topo.NodeID(n.ID), Host: n.Host, Addr: n.Addr, Priority: n.Priority})
+		s.Nodes = append(s.Nodes, topo.Node{ID: topo.NodeID(n.ID), Host: n.Host, Zone: n.Zone, Addr: n.Addr, Priority: n.Priority})
 	}
 	sort.Slice(s.Nodes, func(i, j int) bool { return s.Nodes[i].ID < s.Nodes[j].ID })
 	return s

@@ -157,7 +157,7 @@ func (p *Proxy) sight() {
 				seen = append(seen, s)
 			}
 		}
-		fit := fitReplicas(snap.Shard, seen, p.o.Limits.LagMax)
+		fit := fitReplicas(snap.Shard, seen, p.o.Limits.LagMax, p.o.Zone)
 		if old := *p.fit.Load(); !slices.Equal(old, fit) {
 			p.fit.Store(&fit)
 			p.rouse()
@@ -166,8 +166,9 @@ func (p *Proxy) sight() {
 }
 
 // fitReplicas returns the replicas that may answer reads: healthy, whole, following with a link that is up, in sync once
-// in this tenure, and at most lagMax bytes behind. Sorted by id, so that lanes spread over them and stay.
-func fitReplicas(shard topo.Shard, seen []topo.Sighting, lagMax int64) []target {
+// in this tenure, and at most lagMax bytes behind; only those of the zone if there are any. Sorted by id, so that lanes spread over
+// them and stay.
+func fitReplicas(shard topo.Shard, seen []topo.Sighting, lagMax int64, zone string) []target {
 	a := shard.Assigned
 	head := int64(-1)
 	for _, s := range seen {
@@ -178,13 +179,19 @@ func fitReplicas(shard topo.Shard, seen []topo.Sighting, lagMax int64) []target 
 	if head < 0 || a.Phase != topo.PhaseServing && a.Phase != topo.PhaseDraining {
 		return nil
 	}
-	var fit []target
+	var fit, here []target
 	for _, s := range seen {
 		n, known := shard.Spec.Node(s.Node)
 		if known && s.Node != a.Primary && s.Role == topo.RoleReplica && s.Health == topo.HealthUp && s.LinkUp && s.Whole && !s.Frozen &&
 			s.InSync != 0 && head-s.Pos.Offset <= lagMax {
 			fit = append(fit, target{node: n.ID, addr: n.Addr})
+			if zone != "" && n.Zone == zone {
+				here = append(here, target{node: n.ID, addr: n.Addr})
+			}
 		}
+	}
+	if len(here) > 0 {
+		fit = here
 	}
 	slices.SortFunc(fit, func(x, y target) int { return strings.Compare(string(x.node), string(y.node)) })
 	return fit

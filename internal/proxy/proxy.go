@@ -52,6 +52,7 @@ type Options struct {
 	ReadConsistency Consistency   // default ReadLocal
 	SocketMode      fs.FileMode   // of Unix sockets; default SocketMode
 	ProxyProtocol   HeaderPolicy  // default HeaderOff
+	Zone            string        // of this machine: reads go to replicas of the same zone first; empty: unknown
 	SplitReads      bool          // reads of the read-write port may go to replicas
 	Staleness       time.Duration // of SplitReads: how old what a replica shows may be; default 1 s
 	HangUp          bool          // a client is disconnected, instead of answered, when the outcome of its write is unknown

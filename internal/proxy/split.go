@@ -3,6 +3,7 @@
 package proxy
 
 import (
+	"cmp"
 	"slices"
 	"strconv"
 	"time"
@@ -26,7 +27,19 @@ type cover struct {
 	node  topo.NodeID
 	addr  string
 	until time.Duration // clock.Uptime: every write that was answered before is there
-	trip  time.Duration // of the question: the nearest replica comes first
+	trip  time.Duration // of the question
+	away  bool          // not in the proxy's zone
+}
+
+// nearest orders replicas: those of the proxy's zone come first, then those that answer soonest.
+func nearest(a, b cover) int {
+	if a.away != b.away {
+		if a.away {
+			return 1
+		}
+		return -1
+	}
+	return cmp.Compare(a.trip, b.trip)
 }
 
 // sample is an offset that the primary had reached, and a time before it was asked.
@@ -64,7 +77,7 @@ func (p *Proxy) measure() {
 				}
 			}
 		}
-		slices.SortFunc(covers, func(a, b cover) int { return int(a.trip - b.trip) })
+		slices.SortFunc(covers, nearest)
 		p.covers.Store(&covers)
 	}
 }
@@ -79,7 +92,7 @@ func (p *Proxy) coverOf(links map[string]*link, n topo.Node, samples []sample, h
 	}
 	for _, s := range slices.Backward(samples) {
 		if s.offset <= offset {
-			return []cover{{n.ID, n.Addr, s.at, p.now() - began}}
+			return []cover{{n.ID, n.Addr, s.at, p.now() - began, p.o.Zone != "" && n.Zone != p.o.Zone}}
 		}
 	}
 	return nil

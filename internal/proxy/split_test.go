@@ -4,9 +4,12 @@ package proxy
 
 import (
 	"regexp"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
+
+	"redoubt/internal/topo"
 )
 
 func (n *node) gets(t *testing.T) int {
@@ -70,5 +73,28 @@ func TestSplitReadsShowTheSessionsOwnWritesAndNothingOld(t *testing.T) {
 	waitFor(t, "replicas of the new primary answer", func() bool { r.want("499", "GET", "k"); return s.nodes[0].gets(t)+s.nodes[2].gets(t) > was })
 	if r.do("HELLO", "3"); r.do("GET", "k") != "499" {
 		t.Error("RESP3")
+	}
+}
+
+func TestReadsPreferTheirZoneThenTheNearest(t *testing.T) {
+	covers := []cover{{node: "far", trip: 1, away: true}, {node: "slow", trip: 9}, {node: "quick", trip: 3}}
+	slices.SortFunc(covers, nearest)
+	if covers[0].node != "quick" || covers[1].node != "slow" || covers[2].node != "far" {
+		t.Errorf("order %v", covers)
+	}
+	shard := topo.Shard{Spec: topo.Spec{Nodes: []topo.Node{{ID: "n1", Zone: "a"}, {ID: "n2", Zone: "a"}, {ID: "n3", Zone: "b"}}},
+		Assigned: topo.Assigned{Phase: topo.PhaseServing, Primary: "n1"}}
+	replica := func(id topo.NodeID) topo.Sighting {
+		return topo.Sighting{Node: id, Role: topo.RoleReplica, Health: topo.HealthUp, LinkUp: true, Whole: true, InSync: 1}
+	}
+	seen := []topo.Sighting{{Node: "n1", Role: topo.RolePrimary}, replica("n2"), replica("n3")}
+	for zone, want := range map[string][]topo.NodeID{"a": {"n2"}, "b": {"n3"}, "c": {"n2", "n3"}, "": {"n2", "n3"}} {
+		var got []topo.NodeID
+		for _, to := range fitReplicas(shard, seen, 100, zone) {
+			got = append(got, to.node)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("zone %q reads from %v, want %v", zone, got, want)
+		}
 	}
 }

@@ -39,6 +39,7 @@ const (
 type Node struct {
 	ID       NodeID `json:"id"`
 	Host     string `json:"host,omitempty"` // failure domain; empty means its own
+	Zone     string `json:"zone,omitempty"` // of the machine: reads prefer their own; empty: unknown
 	Addr     string `json:"addr"`           // host:port at which the other nodes and the proxies reach its server
 	Priority int    `json:"priority"`       // smaller is preferred among equals
 }
