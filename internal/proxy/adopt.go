@@ -137,7 +137,7 @@ func (p *Proxy) restoreSession(s *session, r *Record) {
 	s.proto, s.db, s.authed, s.user, s.pass = r.Proto, r.DB, r.Authed, r.User, r.Pass
 	s.protoA.Store(int32(r.Proto))
 	s.dbA.Store(int32(r.DB))
-	s.quiet, s.skip, s.multi, s.poison = r.Quiet, r.Skip, r.Multi, r.Poison
+	s.quiet, s.skip, s.multi, s.poison, s.lax = r.Quiet, r.Skip, r.Multi, r.Poison, r.Lax
 	s.name, s.lib, s.libVer = r.Name, r.Lib, r.LibVer
 	s.vis.user, s.vis.far, s.vis.near = r.Shown, r.SaidFar, r.SaidOur
 	s.vis.noEvict.Store(r.NoEvict)

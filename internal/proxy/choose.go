@@ -62,7 +62,7 @@ func (s *session) stays(heavy bool) bool {
 	if s.lane.key.node != "" {
 		return !heavy && !s.main
 	}
-	return !heavy || !s.lane.readsOnly || s.ro
+	return !heavy || !s.lane.readsOnly || s.ro || s.lax
 }
 
 // shared returns the shared lane for the next commands of a session without commands in flight.
@@ -73,7 +73,7 @@ func (s *session) shared(heavy bool) *lane {
 		}
 	}
 	kind := 0
-	if !heavy && !s.ro && s.p.order.Load().acks > 0 && s.p.o.ReadConsistency != ReadLinearizable {
+	if (!heavy || s.lax) && !s.ro && s.p.order.Load().acks > 0 && s.p.o.ReadConsistency != ReadLinearizable {
 		kind = 1
 	}
 	if s.home[kind] == nil {

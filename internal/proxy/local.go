@@ -47,6 +47,8 @@ func (s *session) local(v route.Verdict, args [][]byte, raw []byte, f flags) boo
 		reply = []byte("+RESET\r\n")
 	case "INFO":
 		return s.info(args, raw, f)
+	case "PROXY":
+		reply = s.proxyCommand(args)
 	default: // READONLY, READWRITE, ASKING
 		reply = []byte("-ERR This instance has cluster support disabled\r\n")
 	}
@@ -71,7 +73,7 @@ func (s *session) reset() {
 	s.hush()
 	s.vis.noEvict.Store(false)
 	s.vis.noTouch.Store(false)
-	s.home = [2]*lane{}
+	s.home, s.lax = [2]*lane{}, false
 	s.lane, s.multi, s.poison, s.quiet, s.skip, s.db, s.proto = nil, false, false, false, false, 0, 2
 	s.protoA.Store(2)
 	s.dbA.Store(0)
@@ -80,6 +82,38 @@ func (s *session) reset() {
 	s.infoMu.Lock()
 	s.name = ""
 	s.infoMu.Unlock()
+}
+
+// proxyCommand answers PROXY DURABILITY [QUORUM|ASYNC]: what an acknowledged write of this session means. A session may ask
+// for less than its deployment promises, and go back.
+func (s *session) proxyCommand(args [][]byte) []byte {
+	quorum := s.p.order.Load().acks > 0
+	switch {
+	case len(args) < 2 || !route.Is(args[1], "DURABILITY") || len(args) > 3:
+		return resp.AppendError(nil, "ERR use PROXY DURABILITY [QUORUM|ASYNC]")
+	case len(args) == 2 && quorum && !s.lax:
+		return []byte("$6\r\nquorum\r\n")
+	case len(args) == 2:
+		return []byte("$5\r\nasync\r\n")
+	case route.Is(args[2], "ASYNC"):
+		s.lax = quorum
+	case !route.Is(args[2], "QUORUM"):
+		return resp.AppendError(nil, "ERR durability is QUORUM or ASYNC")
+	case !quorum:
+		return resp.AppendError(nil, "ERR this deployment is asynchronous: a session cannot ask for more than that")
+	default:
+		s.lax = false
+	}
+	s.home = [2]*lane{}
+	return []byte("+OK\r\n")
+}
+
+// commit is the flag of a write whose reply waits for the replicas.
+func (s *session) commit() flags {
+	if s.lax {
+		return 0
+	}
+	return commits
 }
 
 // hello answers HELLO [2|3 [AUTH user password] [SETNAME name]] (Redis 6.0+). The connection is never closed.

@@ -56,6 +56,47 @@ func TestAQuorumWriteWaitsForItsReplica(t *testing.T) {
 	}
 }
 
+func TestASessionMayAskForLessThanQuorum(t *testing.T) {
+	t.Parallel()
+	s := newShard(t, 1, func(sp *spec, _ *Options) { sp.Durability, sp.AckReplicas = topo.Quorum, 1 })
+	c, lax := s.client(), s.client()
+	lax.want("quorum", "PROXY", "DURABILITY")
+	lax.want("OK", "PROXY", "DURABILITY", "async")
+	lax.want("async", "PROXY", "DURABILITY")
+	s.nodes[1].signal(syscall.SIGSTOP)
+	c.send("SET", "a", "1")
+	lax.want("OK", "SET", "b", "1")
+	lax.want("1", "GET", "b")
+	lax.want("OK", "MULTI")
+	lax.want("QUEUED", "INCR", "b")
+	lax.want("*1 :2", "EXEC")
+	lax.want("1", "INCR", "n")
+	_ = c.c.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+	if f, err := c.frame(); err == nil {
+		t.Fatalf("a quorum write was answered without its replica: %q", f)
+	}
+	s.nodes[1].signal(syscall.SIGCONT)
+	if got := c.recv(); got != "OK" {
+		t.Fatal(got)
+	}
+	lax.want("OK", "PROXY", "DURABILITY", "QUORUM")
+	lax.want("quorum", "PROXY", "DURABILITY")
+	lax.want("-ERR durability is QUORUM or ASYNC", "PROXY", "DURABILITY", "maybe")
+	s.nodes[1].signal(syscall.SIGSTOP)
+	lax.send("SET", "c", "1")
+	_ = lax.c.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+	if f, err := lax.frame(); err == nil {
+		t.Fatalf("a quorum write was answered without its replica: %q", f)
+	}
+	s.nodes[1].signal(syscall.SIGCONT)
+	if got := lax.recv(); got != "OK" {
+		t.Fatal(got)
+	}
+	lax.want("OK", "PROXY", "DURABILITY", "ASYNC")
+	lax.want("RESET", "RESET")
+	lax.want("quorum", "PROXY", "DURABILITY")
+}
+
 func TestWritesThatTheServerRefusedForLackOfReplicasAreTriedAgain(t *testing.T) {
 	t.Parallel()
 	s := newShard(t, 0, nil)

@@ -36,6 +36,7 @@ type Record struct {
 	Skip   bool   `json:"skip,omitempty"`
 	Multi  bool   `json:"multi,omitempty"`
 	Poison bool   `json:"poison,omitempty"`
+	Lax    bool   `json:"lax,omitempty"`   // PROXY DURABILITY ASYNC
 	Maint  bool   `json:"maint,omitempty"` // wants notifications
 	Told   int64  `json:"told,omitempty"`  // the latest
 

@@ -14,7 +14,7 @@ import (
 func fullRecord() *Record {
 	return &Record{
 		ID: 7, Readonly: true, AgeMS: 1234, IdleS: 5, DueS: 6, Proto: 3, DB: 9, Authed: true, User: "ann", Pass: "pä\x00ss", Quiet: true, Skip: true,
-		Multi: true, Poison: true, Maint: true, Told: 11, Name: "n", Lib: "l", LibVer: "1", Shown: "ann", Last: "CLIENT", LastSub: "LIST", NoEvict: true, NoTouch: true,
+		Multi: true, Poison: true, Lax: true, Maint: true, Told: 11, Name: "n", Lib: "l", LibVer: "1", Shown: "ann", Last: "CLIENT", LastSub: "LIST", NoEvict: true, NoTouch: true,
 		Far: netip.MustParseAddrPort("127.0.0.1:1234"), Door: "/x", SaidFar: netip.MustParseAddrPort("[::1]:5"), Preface: HeaderOptional, Begun: true,
 		Wrote: 3, WroteAt: 99, Input: []byte("*1\r\n$4\r\nPI\x00\xff"),
 		Own: &Own{

@@ -50,6 +50,7 @@ type session struct {
 	multi  bool  // between MULTI and EXEC
 	poison bool  // a command of the transaction was refused here
 	quiet  bool  // CLIENT REPLY OFF
+	lax    bool  // PROXY DURABILITY ASYNC
 	skip   bool  // CLIENT REPLY SKIP: the next reply is dropped
 	dirty  bool  // has replies of its own making to flush
 	one    [1]item
@@ -423,7 +424,7 @@ func (s *session) classed(it *item, v route.Verdict) {
 		}
 		return
 	}
-	it.flags |= commits | writes
+	it.flags |= s.commit() | writes
 }
 
 // flushRun hands the run to the session's lane. It reports false when the session is over.

@@ -177,7 +177,7 @@ func (s *session) idlePing(f flags) bool {
 func (s *session) block(v route.Verdict, args [][]byte, raw []byte, f flags) bool {
 	it := item{flags: f | blocks, x: &extra{index: route.BlockIndex(v.Row.Name, args), milli: route.BlocksInMilliseconds(v.Row.Name)}}
 	if v.Row.Flags&route.Readonly == 0 {
-		it.flags |= commits | writes
+		it.flags |= s.commit() | writes
 	}
 	if i := it.x.index; i > 0 && i < len(args) {
 		unit := time.Second
@@ -304,7 +304,7 @@ func (s *session) inMulti(v route.Verdict, args [][]byte, raw []byte, f flags) b
 		if s.poison {
 			return s.sendOwn([]byte(discard), item{flags: f, op: opExecAbort})
 		}
-		return s.sendOwn(raw, item{flags: f | commits | writes, op: opExec})
+		return s.sendOwn(raw, item{flags: f | s.commit() | writes, op: opExec})
 	case route.Discard:
 		s.multi = false
 		return s.sendOwn(raw, item{flags: f, op: opDiscard})

@@ -69,6 +69,7 @@ func specials() []special {
 		{"hello auth quit reset", 0, Local, verbNone},
 		{"post host:", 0, Local, verbNone}, // HTTP: servers end the connection, which must not be one that others share
 		{"select readonly readwrite asking", 0, Local, verbNone},
+		{"proxy", 0, Local, verbNone}, // of Redoubt itself
 		{"client", 0, Local, verbClient},
 		{"config", 0, Write, verbConfig},
 		{"debug", 0, Write, verbDebug},
