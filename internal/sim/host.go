@@ -380,9 +380,10 @@ func (h *host) perform(in converge.Input, o converge.Order) bool {
 		order(func() { s.follow(p, secret) })
 	case converge.Promote:
 		secret := in.Shard.Assigned.Secret
+		h.memory.WasPrimary = true // one that does not answer any more may have become it: a fence kills it (track record 9)
 		order(func() {
 			if why := s.promote(o.Expect, secret); why != "" {
-				h.refused, h.refusedAt = why, o.Epoch
+				h.refused, h.refusedAt, h.memory.WasPrimary = why, o.Epoch, false
 				return
 			}
 			w.log("%s is promoted: %s from %d", h.id, s.replid, s.offset())
