@@ -56,6 +56,7 @@ type Agent struct {
 	refusedAt topo.Epoch
 	failures  int // consecutive orders that did not work
 	restarts  pacing
+	ending    ending
 	salvaging salvaging
 	drainFrom time.Duration
 	drainOf   topo.Epoch
@@ -205,6 +206,7 @@ func (a *Agent) look(ctx context.Context) converge.Input {
 	a.consult(&in)
 	in.Seen.Problems = append(in.Seen.Problems, noteReplication(in, obs.Replicas)...)
 	in.Now = a.o.Clock.Uptime()
+	a.ending = ending{obs.Detail, obs.Unreadable}
 	in.Memory = converge.Remember(a.memory, in)
 	a.noteChange(in)
 	a.memory, a.latest = in.Memory, in
@@ -216,11 +218,14 @@ func (a *Agent) noteChange(in converge.Input) {
 	old, s := a.seen, in.Seen
 	a.seen = s
 	a.restarts.look(s)
-	if s.Health != old.Health {
-		a.tell(in, "health", fmt.Sprintf("server is %s", s.Health), "was", string(old.Health))
-		if s.Health == topo.HealthExited {
+	switch {
+	case s.Health == topo.HealthExited && (s.Health != old.Health || s.PID != old.PID):
+		if s.Health != old.Health {
 			a.restarts.ended(in.Now)
 		}
+		a.tell(in, "health", fmt.Sprintf("server is %s%s", s.Health, a.ending), "was", string(old.Health))
+	case s.Health != old.Health:
+		a.tell(in, "health", fmt.Sprintf("server is %s", s.Health), "was", string(old.Health))
 	}
 }
 
@@ -320,7 +325,7 @@ func (a *Agent) perform(ctx context.Context, in converge.Input, o converge.Order
 	case converge.Drain:
 		return a.drain(ctx, in)
 	case converge.Restart:
-		return a.o.Node.Restart(ctx)
+		return a.restart(ctx, in)
 	}
 	return nil
 }

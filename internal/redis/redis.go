@@ -36,7 +36,7 @@ type Observation struct {
 	Pos       topo.Position
 	Backlog   bool
 	Following string // host:port, empty for a primary
-	LinkUp    bool
+	LinkUp    bool   // to Following, and heard from it lately
 	Keys      int64
 	Kept      bool     // see topo.Sighting
 	Settings  []string // settings that would make it lie (SAFETY A10), each as "name is value, must be value"
@@ -47,6 +47,8 @@ type Observation struct {
 	PID       int
 	Version   string
 	Detail    string // one sentence for people
+
+	Unreadable string // exited: the data on disk that no start of it will be able to read; see SetAside
 }
 
 // Node is one data node. All verbs are idempotent, and those that change something return nil only after the effect has
@@ -83,6 +85,9 @@ type Node interface {
 	Configure(ctx context.Context, s Settings) error
 	// Restart brings a server that exited back, frozen. Managed nodes only; ErrRefused otherwise.
 	Restart(ctx context.Context) error
+	// SetAside moves data that the server of an exited managed node cannot read to another name beside it, which it returns, so
+	// that the next start is empty. ErrRefused when that is not why it ended. Only for a node whose data somebody else has.
+	SetAside(ctx context.Context) (string, error)
 	// Kill ends a managed server's process with SIGKILL and returns when it was seen to exit. Never used on a replica as a fence.
 	Kill(ctx context.Context) error
 	// Wake gets a value (capacity one, coalesced) when something changed that a look would show: exit, start, stop.

@@ -85,6 +85,8 @@ func (m info) replicas() []string {
 	}
 }
 
+func (m info) linkUp() bool { return m["master_link_status"] == "up" }
+
 func (m info) syncing() bool { return m["master_sync_in_progress"] == "1" }
 
 func (m info) loading() bool { return m["loading"] == "1" || m["async_loading"] == "1" }

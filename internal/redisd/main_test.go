@@ -167,6 +167,7 @@ func promote(t testing.TB, n *Node) topo.Position {
 	if err != nil {
 		t.Fatal(err)
 	}
+	see(t, n, "the primary", func(o redis.Observation) bool { return o.Role == topo.RolePrimary })
 	return pos
 }
 

@@ -37,6 +37,11 @@ type managed struct {
 	seat      seatRecord
 	guards    []*process    // the newest last; earlier ones are about to end
 	nextGuard time.Duration // clock.Uptime before which no further guard is started
+	aof       aofWatch
+	aside     []string // unreadable files that were set aside …
+	asidesAt  time.Duration
+	end       ending // of the newest process that ended
+	waited    waited
 }
 
 // Managed returns the driver of a server that Redoubt owns. A server that an earlier agent started in this directory is
@@ -107,6 +112,7 @@ func (m *managed) adopt() bool {
 	var boot bootRecord
 	_ = loadJSON(m.o.Dir, bootFile, &boot)
 	m.node.newProcess(p, topo.RoleUnknown)
+	m.aof = aofWatch{scanned: m.srv.LogOffset, suspect: m.seat.Failed}
 	if boot.RunID != "" {
 		m.node.knownRun = boot.RunID
 	}
@@ -157,7 +163,7 @@ func (m *managed) start(ctx context.Context) error {
 	m.node.mu.Unlock()
 	rec.PID, rec.Start = p.pid, p.start
 	m.mu.Lock()
-	m.srv = rec
+	m.srv, m.aof = rec, aofWatch{scanned: rec.LogOffset}
 	m.mu.Unlock()
 	if err := saveJSON(m.o.Dir, serverFile, rec); err != nil {
 		return errors.Join(err, m.node.Kill(ctx)) // a server that nobody could adopt must not stay
@@ -185,17 +191,21 @@ func portFree(ctx context.Context, addr string) error {
 func (m *managed) prepareSeat() (serverRecord, error) {
 	log := filepath.Join(m.o.Dir, serverLog)
 	m.mu.Lock()
-	prev := m.seat
+	prev, unchecked := m.seat, m.srv.PID != 0 && !m.srv.Checked
 	m.mu.Unlock()
 	aof := m.o.Persistence == PersistAOF || m.o.Persistence == ""
 	boot := bootID()
-	kept := aof && prev.AOF && boot != "" && prev.BootID == boot && aofPresent(m.o.Dir) && aofCoversAll(log, prev.LogOffset)
+	there := aof && prev.AOF && boot != "" && prev.BootID == boot && aofPresent(m.o.Dir)
+	was := readStory(log, prev.LogOffset)
+	lacking := !was.anew && (prev.Lacking || unchecked && aofTruncated(log, prev.LogOffset))
+	covers := was.covers && !prev.Failed
+	kept := there && covers && !lacking
 	if fileSize(log) > logBytesMax {
 		if err := os.Rename(log, log+".1"); err != nil {
 			return serverRecord{}, fmt.Errorf("set the server log aside: %w", err)
 		}
 	}
-	seat := seatRecord{BootID: boot, AOF: aof, LogOffset: fileSize(log)}
+	seat := seatRecord{BootID: boot, AOF: aof, LogOffset: fileSize(log), Lacking: lacking || !there || was.ready && !covers}
 	if err := saveJSON(m.o.Dir, seatFile, seat); err != nil {
 		return serverRecord{}, err
 	}
@@ -266,16 +276,21 @@ func startDetached(cmd *exec.Cmd) (int, error) {
 // exited is what the watcher does when the process was seen to exit: reap it, if it is a child, and wake the agent.
 func (m *managed) exited(pid int) func() {
 	return func() {
-		reap(pid)
+		if status, ok := reap(pid); ok {
+			m.mu.Lock()
+			m.waited = waited{pid, status}
+			m.mu.Unlock()
+		}
 		m.node.nudge()
 	}
 }
 
 // reap collects an exited child. Of an adopted process it is not the parent, and then there is nothing to collect.
-func reap(pid int) {
+func reap(pid int) (status unix.WaitStatus, ok bool) {
 	for {
-		if _, err := unix.Wait4(pid, nil, unix.WNOHANG, nil); !errors.Is(err, unix.EINTR) {
-			return
+		got, err := unix.Wait4(pid, &status, unix.WNOHANG, nil)
+		if !errors.Is(err, unix.EINTR) {
+			return status, err == nil && got == pid
 		}
 	}
 }
@@ -285,31 +300,46 @@ func (m *managed) note(o *redis.Observation, in info) {
 	m.mu.Lock()
 	srv, seat := m.srv, m.seat
 	m.mu.Unlock()
-	if seat.AOF && !in.loading() && (in["aof_enabled"] == "0" || in["aof_last_write_status"] == "err") {
-		seat.AOF = false // from here on the file does not hold everything
-		m.keep(func() { m.seat.AOF = false }, seatFile, seat)
+	was, checked := seat, false
+	if !in.loading() {
+		seat.Failed = m.watchAOF(in)
+		seat.AOF = seat.AOF && in["aof_enabled"] != "0" // from here on the file does not hold everything
 	}
 	if !srv.Checked && !in.loading() {
 		srv.Checked = true
-		srv.Kept = srv.Kept && !aofTruncated(filepath.Join(m.o.Dir, serverLog), srv.LogOffset)
-		m.keep(func() { m.srv = srv }, serverFile, srv)
+		if aofTruncated(filepath.Join(m.o.Dir, serverLog), srv.LogOffset) {
+			srv.Kept, seat.Lacking = false, true
+		}
+		checked = true
 	}
+	if seat != was { // first: a start that is checked is not checked again
+		m.keep(saveJSON, func() { m.seat = seat }, seatFile, seat)
+	}
+	if checked {
+		m.keep(saveJSON, func() { m.srv = srv }, serverFile, srv)
+	}
+	if seat.Lacking && in.role() == topo.RolePrimary { // it was elected as it is: what it has is everything from here on
+		seat.Lacking = false
+		m.keep(overwriteJSON, func() { m.seat = seat }, seatFile, seat) // in place: this is the middle of a failover
+	}
+	if seat.Failed && in["aof_last_write_status"] != "err" {
+		o.Problems = append(o.Problems, suspectSentence)
+	}
+	m.noteAsides(o)
 	o.Kept = srv.Kept && srv.Checked
 	if p := m.node.process(); p != nil && !m.guarded(p) {
 		o.Problems = append(o.Problems, "guard-missing: the guard process does not run: if the agent dies, nobody fences this server")
 	}
 }
 
-func (m *managed) keep(change func(), name string, v any) {
+func (m *managed) keep(save func(dir, name string, v any) error, change func(), name string, v any) {
 	m.mu.Lock()
 	change()
 	m.mu.Unlock()
-	if err := saveJSON(m.o.Dir, name, v); err != nil {
+	if err := save(m.o.Dir, name, v); err != nil {
 		m.node.log.Warn("seat not recorded", "error", err)
 	}
 }
-
-func (m *managed) lastWords() string { return logTail(filepath.Join(m.o.Dir, serverLog)) }
 
 func (m *managed) close() {
 	m.mu.Lock()

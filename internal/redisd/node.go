@@ -54,6 +54,7 @@ type Node struct {
 
 	peer     *conn // verbs only: connection to another server, see PrimaryPosition
 	peerA    string
+	pinged   string            // verbs only: address of the primary that is known to send something every second
 	admitted redis.Credentials // verbs only: what Configure demanded last, …
 	rules    []string          // … and the access rules after that
 
@@ -77,6 +78,7 @@ type Node struct {
 	cfgAt      time.Duration
 	promoted   topo.Elected // the promotion that made this process primary; survives priming, which clears replid2
 	connecting time.Duration
+	renewed    time.Duration // verbs only: when a silent link was last started anew
 }
 
 var _ redis.Node = (*Node)(nil)

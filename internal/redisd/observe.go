@@ -185,7 +185,7 @@ func (n *Node) fill(o *redis.Observation, m info, cfg map[string]string) {
 	}
 	o.Role, o.Frozen, o.Whole = m.role(), m.frozen(), m.whole()
 	o.RunID, o.Pos, o.Backlog = m["run_id"], m.position(), m["repl_backlog_active"] == "1"
-	o.Following, o.LinkUp = m.following(), m["master_link_status"] == "up"
+	o.Following, o.LinkUp = m.following(), m.linkUp() && !n.linkSilent(m)
 	o.Keys, o.AOFBusy = m.keys(), m.aofBusy()
 	o.Replicas = m.replicas()
 	if who := cfg[aclTurnedAway]; who != "" && o.Role == topo.RolePrimary {
@@ -219,11 +219,17 @@ func (n *Node) fill(o *redis.Observation, m info, cfg map[string]string) {
 func (n *Node) fillExited(o *redis.Observation, p *process) {
 	n.identify(o, p)
 	o.Health, o.Detail = topo.HealthExited, "the process exited"
-	if n.managed != nil {
-		if why := n.managed.lastWords(); why != "" {
-			o.Detail += "; its log ends: " + why
-		}
+	if n.managed == nil {
+		return
 	}
+	o.Detail = n.managed.why(p)
+	o.Problems = append(o.Problems, "server-ended: "+o.Detail)
+	if n.managed.ending(p).unreadable {
+		o.Unreadable = n.managed.aofPath()
+		o.Problems = append(o.Problems, "aof-unreadable: the server cannot read its append-only file at "+o.Unreadable+
+			". It is set aside when the data can come from another node; if that does not happen, no other node has served since: mend it (redis-check-aof --fix, on a copy first)")
+	}
+	n.managed.noteAsides(o)
 }
 
 // identify fills in what stays true of a process that does not answer.

@@ -183,7 +183,7 @@ func (o Options) directives(secret string) string {
 	lines := [][2]string{
 		{"protected-mode", protected}, {"repl-backlog-size", "64mb"},
 		{"repl-diskless-sync", "yes"}, {"repl-diskless-sync-delay", "0"}, {"repl-diskless-load", "disabled"},
-		{"repl-timeout", "30"}, {"client-output-buffer-limit", "replica 512mb 256mb 60"}, {"tcp-keepalive", "15"},
+		{"repl-timeout", "30"}, {pingPeriod, "1"}, {"client-output-buffer-limit", "replica 512mb 256mb 60"}, {"tcp-keepalive", "15"},
 		{"appendfsync", "everysec"}, {"always-show-logo", "no"},
 	}
 	if o.Persistence == PersistRDB {

@@ -303,56 +303,6 @@ func fill(t *testing.T, c *conn, keys int) {
 	}
 }
 
-func TestKeptIsOnlySaidWhenTheFileHoldsEverything(t *testing.T) {
-	t.Parallel()
-	restart := func(t *testing.T, n *Node) redis.Observation {
-		t.Helper()
-		if err := n.Kill(within(t, time.Second)); err != nil {
-			t.Fatal(err)
-		}
-		if err := n.Restart(within(t, 5*time.Second)); err != nil {
-			t.Fatal(err)
-		}
-		return see(t, n, "the new process", isUp)
-	}
-	n := open(t, func(o *Options) { o.Persistence = PersistAOF })
-	if o := see(t, n, "the first process", isUp); o.Kept {
-		t.Fatal("a new seat says that it kept everything")
-	}
-	promote(t, n)
-	c := client(t, n.addr, "")
-	must(t, c, "SET", "k", "v")
-	if o := restart(t, n); !o.Kept || o.Keys != 1 {
-		t.Fatalf("after a plain kill: %+v", o)
-	}
-	// A torn tail.
-	if err := n.Kill(within(t, time.Second)); err != nil {
-		t.Fatal(err)
-	}
-	files, _ := filepath.Glob(filepath.Join(n.managed.o.Dir, "appendonlydir", "*.incr.aof"))
-	if len(files) == 0 {
-		files, _ = filepath.Glob(filepath.Join(n.managed.o.Dir, "*.aof"))
-	}
-	if err := os.Truncate(files[len(files)-1], fileSize(files[len(files)-1])-3); err != nil {
-		t.Fatal(err)
-	}
-	if err := n.Restart(within(t, 5*time.Second)); err != nil {
-		t.Fatal(err)
-	}
-	if o := see(t, n, "the new process", isUp); o.Kept {
-		t.Fatalf("after a torn tail: %+v", o)
-	}
-	if o := restart(t, n); !o.Kept {
-		t.Fatalf("after another start: %+v", o)
-	}
-	// The file switched off while running.
-	must(t, client(t, n.addr, ""), "CONFIG", "SET", "appendonly", "no")
-	n.Observe(within(t, time.Second))
-	if o := restart(t, n); o.Kept {
-		t.Fatalf("after appendonly no: %+v", o)
-	}
-}
-
 func TestSettingsThatLieAreReportedAndConfigured(t *testing.T) {
 	t.Parallel()
 	n := open(t, nil)

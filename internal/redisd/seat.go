@@ -30,15 +30,18 @@ const (
 const (
 	logBytesMax  = 16 << 20 // a larger server log is set aside at the next start
 	scanBytesMax = 64 << 20 // a longer log of one run is not read; the seat then counts as not kept
-	tailBytes    = 4 << 10
 )
 
 // seatRecord is the identity marker of a data directory: what the newest process was started with. It tells the next
 // start whether everything that the seat ever held is still in its append-only file.
 type seatRecord struct {
-	BootID    string `json:"boot_id"`    // kernel that the newest process was started under
-	AOF       bool   `json:"aof"`        // that process had its append-only file on all the time
-	LogOffset int64  `json:"log_offset"` // where that process's part of the server log begins
+	BootID    string `json:"boot_id"`          // kernel that the newest process was started under
+	AOF       bool   `json:"aof"`              // that process had its append-only file on all the time
+	LogOffset int64  `json:"log_offset"`       // where that process's part of the server log begins
+	Failed    bool   `json:"failed,omitempty"` // a write to it failed, and no rewrite that began later has ended well
+	// Lacking: that process began without something that the seat once had, and was neither elected nor given everything by
+	// a primary since. It goes from start to start: a second start on what is left has not kept everything either.
+	Lacking bool `json:"lacking,omitempty"`
 }
 
 // serverRecord is our pid file: enough to find the process again, and only it.
@@ -164,21 +167,32 @@ func eachLogLine(path string, offset int64, f func(line string)) bool {
 	return sc.Err() == nil
 }
 
-// aofCoversAll reads the log of a process that ended: after a full sync the append-only file on disk is the one from
-// before the sync until a rewrite has ended (SAFETY A1). The texts are those of Redis 6.2 to 7.4 and Valkey 7.2 to 8.
-func aofCoversAll(path string, offset int64) bool {
-	covered, ready := true, false
+// story is what the log of a process that ended tells about its append-only file.
+type story struct {
+	ready  bool // it had loaded, and may have taken something in
+	covers bool // the file holds all that the process held
+	anew   bool // and that is a full sync: what the seat had before it does not matter any more
+}
+
+// readStory reads it: after a full sync the append-only file on disk is the one from before the sync until a rewrite has
+// ended (SAFETY A1). The texts are those of Redis 6.2 to 7.4 and Valkey 7.2 to 8.
+func readStory(path string, offset int64) (s story) {
+	covered, synced := true, false
+	var w aofWatch
 	whole := eachLogLine(path, offset, func(line string) {
+		w.read(line)
 		switch {
 		case strings.Contains(line, "ull resync from"), strings.Contains(line, "sync: Flushing old data"), strings.Contains(line, "sync: Loading DB in memory"):
-			covered = false
+			covered, synced = false, true
 		case strings.Contains(line, "AOF rewrite finished successfully"):
 			covered = true
 		case strings.Contains(line, "Ready to accept connections"):
-			ready = true
+			s.ready = true
 		}
 	})
-	return whole && covered && ready
+	s.covers = whole && covered && s.ready && !w.suspect
+	s.anew = s.covers && synced
+	return s
 }
 
 // aofTruncated reads the log of a start: aof-load-truncated drops a torn tail with only a note there (SAFETY A9).
@@ -190,20 +204,4 @@ func aofTruncated(path string, offset int64) bool {
 		}
 	})
 	return truncated || !whole
-}
-
-// logTail returns the last line of a log, for people.
-func logTail(path string) string {
-	f, err := os.Open(path)
-	if err != nil {
-		return ""
-	}
-	defer f.Close()
-	b := make([]byte, tailBytes)
-	k, err := f.ReadAt(b, max(0, fileSize(path)-tailBytes))
-	if err != nil && !errors.Is(err, io.EOF) {
-		return ""
-	}
-	text := strings.TrimSpace(string(b[:k]))
-	return text[strings.LastIndexByte(text, '\n')+1:]
 }

@@ -29,7 +29,7 @@ func TestAFullSyncMakesTheFileCountOnlyAfterItsRewrite(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !strings.Contains(string(text), "ull resync from") || !aofCoversAll(log, 0) {
+	if !strings.Contains(string(text), "ull resync from") || !readStory(log, 0).anew {
 		t.Fatalf("this server's log is not understood:\n%s", text)
 	}
 	// The same end without the rewrite: what a kill in the middle of it leaves.
@@ -37,7 +37,7 @@ func TestAFullSyncMakesTheFileCountOnlyAfterItsRewrite(t *testing.T) {
 	if err := os.WriteFile(log, text[:cut], 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if aofCoversAll(log, 0) {
+	if readStory(log, 0).covers {
 		t.Fatal("a sync without a finished rewrite counts")
 	}
 	if err := os.WriteFile(log, text, 0o600); err != nil {
@@ -120,5 +120,59 @@ func TestTheNextAgentRecallsAPromotionWhoseTracePrimingErased(t *testing.T) {
 	}
 	if o := again.Observe(within(t, time.Second)); o.Health != topo.HealthExited {
 		t.Fatalf("after a polite stop: %+v", o)
+	}
+}
+
+func TestKeptIsOnlySaidWhenTheFileHoldsEverything(t *testing.T) {
+	t.Parallel()
+	restart := func(t *testing.T, n *Node) redis.Observation {
+		t.Helper()
+		if err := n.Kill(within(t, time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if err := n.Restart(within(t, 5*time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		return see(t, n, "the new process", isUp)
+	}
+	n := open(t, func(o *Options) { o.Persistence = PersistAOF })
+	if o := see(t, n, "the first process", isUp); o.Kept {
+		t.Fatal("a new seat says that it kept everything")
+	}
+	promote(t, n)
+	c := client(t, n.addr, "")
+	must(t, c, "SET", "k", "v")
+	if o := restart(t, n); !o.Kept || o.Keys != 1 {
+		t.Fatalf("after a plain kill: %+v", o)
+	}
+	// A torn tail.
+	if err := n.Kill(within(t, time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	files, _ := filepath.Glob(filepath.Join(n.managed.o.Dir, "appendonlydir", "*.incr.aof"))
+	if len(files) == 0 {
+		files, _ = filepath.Glob(filepath.Join(n.managed.o.Dir, "*.aof"))
+	}
+	if err := os.Truncate(files[len(files)-1], fileSize(files[len(files)-1])-3); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Restart(within(t, 5*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if o := see(t, n, "the new process", isUp); o.Kept {
+		t.Fatalf("after a torn tail: %+v", o)
+	}
+	if o := restart(t, n); o.Kept {
+		t.Fatalf("a second start on what was left: %+v", o)
+	}
+	promote(t, n) // what it has is everything from here on
+	if o := restart(t, n); !o.Kept {
+		t.Fatalf("after its election: %+v", o)
+	}
+	// The file switched off while running.
+	must(t, client(t, n.addr, ""), "CONFIG", "SET", "appendonly", "no")
+	n.Observe(within(t, time.Second))
+	if o := restart(t, n); o.Kept {
+		t.Fatalf("after appendonly no: %+v", o)
 	}
 }

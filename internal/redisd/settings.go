@@ -102,6 +102,9 @@ func (n *Node) Configure(ctx context.Context, s redis.Settings) error {
 	if err != nil {
 		return fmt.Errorf("configure %s: %w", n.addr, err)
 	}
+	if n.managed != nil {
+		n.managed.mendAOF(ctx, c)
+	}
 	return errors.Join(n.settle(ctx, c, s), n.admit(ctx, c, s.Admit))
 }
 

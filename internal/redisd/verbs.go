@@ -236,7 +236,7 @@ func tookLogin(reps []reply, login [][]string) error {
 
 // Follow makes the server a replica of addr, with the login that the primary there demands. On one that follows addr already
 // it only sees to the login, unless the link is down and the server would try with another login, or only waits for its next
-// attempt (once a second): then the link is started anew at once (SAFETY C2).
+// attempt (once a second), or the link is said to be up and is silent: then it is started anew at once (SAFETY C2).
 func (n *Node) Follow(ctx context.Context, addr string, cred redis.Credentials) error {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil || port == deadPort || addr == n.addr {
@@ -259,15 +259,16 @@ func (n *Node) Follow(ctx context.Context, addr string, cred redis.Credentials) 
 			return fmt.Errorf("follow %s: %w", addr, err)
 		}
 	}
+	renew := n.mustRenew(m)
 	switch {
 	case m.role() != topo.RoleReplica || m["master_host"] != host || m["master_port"] != port:
 		err = n.replicaOf(ctx, login, host, port)
-	case m["master_link_status"] == "up" || m.syncing():
+	case m.linkUp() && !renew || m.syncing():
 		if len(login) > 0 {
 			err = n.presentLogin(ctx, login)
 		}
 	default:
-		waits := len(login) > 0
+		waits := renew || len(login) > 0
 		if !waits {
 			if waits, err = n.linkWaits(ctx); err != nil || !waits {
 				return err
@@ -347,11 +348,12 @@ func (n *Node) PrimaryPosition(ctx context.Context, addr string) (topo.Role, top
 			n.peerA = addr
 		}
 		var reps []reply
-		if reps, err = n.peer.do(ctx, []string{"INFO", "replication"}); err == nil {
-			err = firstError(reps)
+		if reps, err = n.peer.do(ctx, []string{"INFO", "replication"}, []string{"CONFIG", "GET", pingPeriod}); err == nil {
+			err = reps[0].err()
 		}
 		if err == nil {
 			m := parseInfo(reps[0].text)
+			n.notePings(addr, reps[1])
 			return m.role(), m.position(), nil
 		}
 		if !n.peer.ended() {

@@ -4,6 +4,7 @@ package redistest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -41,6 +42,7 @@ type Fake struct {
 	kept      bool
 	settings  []string
 	problems  []string
+	bad       string // the data that no start can read
 	faults    map[string]error
 	wants     redis.Settings
 	proxies   int
@@ -113,6 +115,14 @@ func (f *Fake) SetReport(settings, problems []string) {
 	f.net.mu.Lock()
 	defer f.net.mu.Unlock()
 	f.settings, f.problems = slices.Clone(settings), slices.Clone(problems)
+}
+
+// SetUnreadable ends the process: no start works before the data at path is set aside.
+func (f *Fake) SetUnreadable(path string) {
+	f.net.mu.Lock()
+	defer f.net.mu.Unlock()
+	f.bad = path
+	f.setHealth(topo.HealthExited)
 }
 
 // SetProxyConnections scripts what ProxyConnections counts.
@@ -202,6 +212,7 @@ func (f *Fake) Observe(ctx context.Context) redis.Observation {
 	defer f.net.mu.Unlock()
 	o := redis.Observation{At: at, Health: f.health, RunID: f.runID, PID: f.pid, Version: "fake 7.0", HealthFor: f.net.clk.Uptime() - f.healthAt}
 	if !f.answers() {
+		o.Unreadable = f.bad
 		return o
 	}
 	o.Role, o.Frozen, o.Pos, o.Backlog = f.role, f.frozen(), f.pos, f.backlog
@@ -385,10 +396,22 @@ func (f *Fake) Restart(context.Context) error {
 	if err := f.faults["Restart"]; err != nil {
 		return fmt.Errorf("restart %s: %w", f.addr, err)
 	}
-	if f.health == topo.HealthExited {
+	if f.health == topo.HealthExited && f.bad == "" { // with it, the start is followed by an exit
 		f.boot()
 	}
 	return nil
+}
+
+// SetAside forgets the data, if they are why the process ended.
+func (f *Fake) SetAside(context.Context) (string, error) {
+	f.net.mu.Lock()
+	defer f.net.mu.Unlock()
+	if err := f.faults["SetAside"]; err != nil || f.health != topo.HealthExited || f.bad == "" {
+		return "", errors.Join(fmt.Errorf("set the data of %s aside: %w", f.addr, redis.ErrRefused), err)
+	}
+	to := f.bad + ".unreadable"
+	f.bad, f.data, f.runID = "", nil, "" // the next process has kept nothing
+	return to, nil
 }
 
 // Kill ends the process.

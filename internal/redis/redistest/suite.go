@@ -279,6 +279,8 @@ func restartsFrozen(t *testing.T, seat func() Seat) {
 	if o.RunID != first.RunID {
 		t.Fatalf("which process exited: %+v", o)
 	}
+	_, refused := s.Node.SetAside(within(t, patience))
+	want(t, "set sound data aside", refused, redis.ErrRefused)
 	ok(t, "fence of an exited server", s.Node.Fence(within(t, patience)))
 	want(t, "follow on an exited server", s.Node.Follow(within(t, patience), "127.0.0.1:1", tenure()), redis.ErrUnanswered)
 	ok(t, "restart", s.Node.Restart(within(t, patience)))
@@ -286,11 +288,13 @@ func restartsFrozen(t *testing.T, seat func() Seat) {
 	if !o.Frozen || o.RunID == first.RunID || o.Pos.ReplID == first.Pos.ReplID {
 		t.Fatalf("restarted from %+v to %+v", first, o)
 	}
+	_, err := s.Node.SetAside(within(t, patience))
+	want(t, "set the data of a running server aside", err, redis.ErrRefused)
 	ok(t, "restart of a running server", s.Node.Restart(within(t, patience)))
 	if now := see(t, s, "an answer", up); now.RunID != o.RunID {
 		t.Fatal("restart ended a running server")
 	}
-	_, err := s.Node.Promote(within(t, patience), elected(first), tenure())
+	_, err = s.Node.Promote(within(t, patience), elected(first), tenure())
 	want(t, "promote with the run id of the former process", err, redis.ErrRefused)
 }
 
