@@ -72,6 +72,7 @@ const (
 	lookAgain    = 20 * time.Millisecond  // the same for a server that did not answer the time before
 	orderTimeout = time.Second
 	fenceTimeout = 50 * time.Millisecond // then a managed primary is killed
+	fenceLead    = 20 * time.Millisecond // a fence begins so long before the lease ends
 	drainGrace   = 150 * time.Millisecond
 	hastyFor     = 50 * time.Millisecond // what was seen in that time is good enough for a verb that checks by itself
 	hastyLimit   = 30 * time.Millisecond
@@ -181,6 +182,12 @@ func (a *Agent) hasten(ctx context.Context) {
 	}
 }
 
+// leaseEnd is when the server has to be fenced: so long before the lease is over that the fence is, too.
+func leaseEnd(s *view.Snapshot) time.Duration {
+	lease := s.Shard.Spec.Timing.Lease.D()
+	return s.ReadStart + lease - min(fenceLead, lease/10)
+}
+
 // consult takes what the view says into an input.
 func (a *Agent) consult(in *converge.Input) {
 	s := a.o.View.Load()
@@ -189,7 +196,7 @@ func (a *Agent) consult(in *converge.Input) {
 	}
 	in.Shard, in.Read, in.LeaseEnd = &s.Shard, s.Confirmed, 0
 	if s.ReadStart > 0 {
-		in.LeaseEnd = s.ReadStart + s.Shard.Spec.Timing.Lease.D()
+		in.LeaseEnd = leaseEnd(s)
 	}
 }
 
@@ -248,7 +255,7 @@ func (a *Agent) patience(limit time.Duration) time.Duration {
 	if s == nil || !a.memory.WasPrimary {
 		return limit
 	}
-	if left := s.ReadStart + s.Shard.Spec.Timing.Lease.D() - a.o.Clock.Uptime(); s.ReadStart > 0 && left > 0 {
+	if left := leaseEnd(s) - a.o.Clock.Uptime(); s.ReadStart > 0 && left > 0 {
 		return min(limit, left+time.Millisecond)
 	}
 	return min(limit, lookAgain)

@@ -202,6 +202,7 @@ func TestHungPrimaryIsFencedWithinLeaseAndMargin(t *testing.T) {
 
 // TestPrimaryThatHangsInAnOrderIsFencedWithinLeaseAndMargin: whatever the agent was waiting for.
 func TestPrimaryThatHangsInAnOrderIsFencedWithinLeaseAndMargin(t *testing.T) {
+	const fenceLead = 20 * time.Millisecond // the fence begins so long before
 	for _, verb := range []string{"ProxyConnections", "Fence", "Configure"} {
 		for before := 5 * time.Millisecond; before < 600*time.Millisecond; before *= 3 {
 			t.Run(fmt.Sprintf("%s, %s before the end of the lease", verb, before), func(t *testing.T) {
@@ -211,7 +212,7 @@ func TestPrimaryThatHangsInAnOrderIsFencedWithinLeaseAndMargin(t *testing.T) {
 					w.promote("n1", 1)
 					s.SetProxyConnections(map[string]int{"ProxyConnections": 1}[verb])
 					w.store.Cut("n1")
-					<-time.After(s.view.Load().ReadStart + w.spec.Timing.Lease.D() - before - w.clock.Uptime())
+					<-time.After(s.view.Load().ReadStart + w.spec.Timing.Lease.D() - fenceLead - before - w.clock.Uptime())
 					a := w.agreed()
 					if verb == "Configure" {
 						w.spec.Durability, w.spec.AckReplicas = topo.Quorum, 1 // other settings

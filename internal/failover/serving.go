@@ -3,6 +3,7 @@
 package failover
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"time"
@@ -289,8 +290,18 @@ func (f *facts) candidate() (Seen, string) {
 	if len(ready) == 0 {
 		return Seen{}, why
 	}
-	return slices.MinFunc(ready, func(x, y Seen) int { return f.preferred(x.Node, y.Node) }), ""
+	best := slices.MaxFunc(ready, func(x, y Seen) int { return cmp.Compare(x.Pos.Offset, y.Pos.Offset) }).Pos.Offset
+	return slices.MinFunc(ready, func(x, y Seen) int {
+		if fx, fy := best-x.Pos.Offset > farBehind, best-y.Pos.Offset > farBehind; fx != fy {
+			return boolFirst(fy)
+		}
+		return f.preferred(x.Node, y.Node)
+	}), ""
 }
+
+// farBehind is how many bytes more than another a replica may lack before the other one is taken: a replica gets nothing of the
+// stream in the second after its sync, until it acknowledges for the first time, and a planned move would wait for all of it.
+const farBehind = 128 << 10
 
 // intentImpossible answers an operator at once instead of letting a deadline pass.
 func intentImpossible(f *facts) (bool, string) {

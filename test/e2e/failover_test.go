@@ -38,11 +38,11 @@ func repeat(t *testing.T, d *deployment, n int, within time.Duration, pick func(
 		for _, w := range ws {
 			w.finish()
 		}
-		o, who := outage(ws, at)
-		outages = append(outages, o)
-		calm, _ := outage(ws, at.Add(-2*begins))
+		o := outage(ws, at)
+		outages, sum.waits = append(outages, o.outage), append(sum.waits, o.wait)
+		calm := outage(ws, at.Add(-2*begins))
 		v := judge(t, addr, ws)
-		t.Logf("round %d: %.1f ms (%s; without any event %.1f ms), %d acknowledged, %d errors, lost %d, duplicated %d", i+1, ms(o), who, ms(calm), v.acked, v.errors, v.lost, v.duplicated)
+		t.Logf("round %d: %.1f ms (%s; without any event %.1f ms), %d acknowledged, %d errors, lost %d, duplicated %d", i+1, ms(o.outage), o.who, ms(calm.outage), v.acked, v.errors, v.lost, v.duplicated)
 		sum.acked, sum.lost, sum.duplicated, sum.errors = sum.acked+v.acked, sum.lost+v.lost, sum.duplicated+v.duplicated, sum.errors+v.errors
 		sum.lostOf = append(sum.lostOf, v.lostOf...)
 		for m, c := range v.messages {

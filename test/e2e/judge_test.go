@@ -17,30 +17,42 @@ import (
 // begins is how long after an event an outage that it caused can begin: a planned one starts a process first.
 const begins = 150 * time.Millisecond
 
-// outage is the longest time that one client went without a successful write because of an event: from its last success
-// before to its first after, the worst of all clients.
-func outage(ws []*writer, event time.Time) (time.Duration, string) {
-	var worst time.Duration
-	who := ""
+// span is what an event cost the client that it cost most.
+type span struct {
+	outage time.Duration // from its last success before to its first after, its own pause of a millisecond between writes included
+	wait   time.Duration // from the beginning of the first write that did not succeed as usual to the first success
+	who    string        // had the longest outage
+}
+
+// outage is the longest time that one client went without a successful write because of an event.
+func outage(ws []*writer, event time.Time) span {
+	var worst span
 	for _, w := range ws {
-		last := time.Time{}
+		last, begun := time.Time{}, time.Time{}
 		for _, a := range w.all() {
+			if begun.IsZero() {
+				begun = a.start
+			}
 			if !a.ok {
 				continue
 			}
-			if !last.IsZero() && last.Before(event.Add(begins)) && a.end.After(event) && a.end.Sub(last) > worst {
-				worst, who = a.end.Sub(last), w.name
+			if !last.IsZero() && last.Before(event.Add(begins)) && a.end.After(event) {
+				worst.wait = max(worst.wait, a.end.Sub(begun))
+				if gap := a.end.Sub(last); gap > worst.outage {
+					worst.outage, worst.who = gap, w.name
+				}
 			}
-			last = a.end
+			last, begun = a.end, time.Time{}
 		}
 	}
-	return worst, who
+	return worst
 }
 
 // verdict is what the lists say about the writers' claims.
 type verdict struct {
 	acked, lost, duplicated, errors int
 	messages                        map[string]int
+	waits                           []time.Duration // of each round
 	lostOf                          []string
 }
 
@@ -92,7 +104,8 @@ func clip(s string) string {
 // figures prints the outcome of repeated events: median and worst.
 func figures(t *testing.T, what string, outages []time.Duration, v verdict) {
 	t.Helper()
-	t.Logf("%s: %s; %d acknowledged, %d lost, %d duplicated, %d errors", what, medianWorst(outages), v.acked, v.lost, v.duplicated, v.errors)
+	t.Logf("%s: write outage %s; %d acknowledged, %d lost, %d duplicated, %d errors", what, medianWorst(outages), v.acked, v.lost, v.duplicated, v.errors)
+	t.Logf("  of it waiting for a write, without the client's own pause before: %s", medianWorst(v.waits))
 	for m, n := range v.messages {
 		t.Logf("  %d × %s", n, m)
 	}
@@ -108,7 +121,7 @@ func medianWorst(d []time.Duration) string {
 	for i, x := range d {
 		all[i] = strconv.FormatFloat(float64(x.Microseconds())/1000, 'f', 1, 64)
 	}
-	return fmt.Sprintf("write outage median %.1f ms, worst %.1f ms of %d (%s)", ms(s[len(s)/2]), ms(s[len(s)-1]), len(s), strings.Join(all, " "))
+	return fmt.Sprintf("median %.1f ms, worst %.1f ms of %d (%s)", ms(s[len(s)/2]), ms(s[len(s)-1]), len(s), strings.Join(all, " "))
 }
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

@@ -48,7 +48,7 @@ func TestSentinelClientsFollowAFailover(t *testing.T) {
 			wait(300 * time.Millisecond)
 			for _, w := range ws {
 				w.finish()
-				o, _ := outage([]*writer{w}, at)
+				o := outage([]*writer{w}, at).outage
 				v := judge(t, d.proxyAddr(1), []*writer{w})
 				t.Logf("%s addresses, %s: write outage %.1f ms, %d errors, %d acknowledged, %d lost", mode, w.name, ms(o), v.errors, v.acked, v.lost)
 				if mode == "proxy" && v.lost > 0 { // in direct mode nobody withholds the reply: asynchronous by nature
