@@ -7,6 +7,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -35,6 +36,7 @@ type loop struct {
 	input     []byte  // where clients are read into; what is left of a command goes to the session's own buffer
 	items     []item
 	spare     []func()
+	keen      int // how sure it is that the next event comes soon
 }
 
 // endpoint is what a descriptor belongs to: a client, an upstream connection or a port.
@@ -104,7 +106,7 @@ func (lp *loop) run() {
 	defer lp.closeFDs()
 	events := make([]unix.EpollEvent, loopEvents)
 	for {
-		n, err := unix.EpollWait(lp.epoll, events, lp.patience())
+		n, err := lp.wait(events)
 		lp.asleep.Store(false)
 		if err != nil && err != unix.EINTR {
 			panic(os.NewSyscallError("epoll_wait", err)) // the descriptor is ours and valid: nothing can be served without it
@@ -123,6 +125,40 @@ func (lp *loop) run() {
 		}
 		lp.send()
 	}
+}
+
+// Looking for events instead of sleeping until they come: for whom, and for how long.
+const (
+	keenFor   = 50 * time.Microsecond // between events
+	keenEnds  = 2                     // descriptors with events at once
+	keenMin   = 32                    // such waits in a row, before and while it pays
+	keenMax   = 64
+	keenPrice = 8 // waits that one of another kind takes back
+)
+
+// wait returns the next events. Where few come, each soon after the other, as from one client that waits for every reply,
+// it looks for them for a moment before it sleeps: to be woken costs more than the request itself.
+func (lp *loop) wait(events []unix.EpollEvent) (int, error) {
+	patience := lp.patience()
+	if patience == 0 {
+		return unix.EpollWait(lp.epoll, events, 0)
+	}
+	begun := time.Now()
+	n, err := 0, error(nil)
+	if lp.keen >= keenMin {
+		for n == 0 && err == nil && time.Since(begun) < keenFor {
+			n, err = unix.EpollWait(lp.epoll, events, 0)
+		}
+	}
+	if n == 0 && err == nil {
+		n, err = unix.EpollWait(lp.epoll, events, patience)
+	}
+	if n <= keenEnds && time.Since(begun) < keenFor {
+		lp.keen = min(lp.keen+1, keenMax)
+	} else {
+		lp.keen = max(lp.keen-keenPrice, 0)
+	}
+	return n, err
 }
 
 // patience returns for how long to wait for events, in milliseconds; -1: until there is one.
