@@ -233,6 +233,7 @@ func (k *link) divert(b *batch, e *entry, f []byte, fate route.Fate) {
 		e.s.redo.Add(-1)
 		return true
 	})
+	l.recount()
 	l.mu.Unlock()
 	k.emit(b, e, f, 1)
 }
