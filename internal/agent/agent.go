@@ -105,12 +105,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		changed := a.o.View.Next()
 		a.hasten(ctx)
 		in := a.look(ctx)
-		order := converge.Next(in)
-		if order.Do == converge.Promise && a.carryOut(ctx, in, order) == 0 {
-			// A promise changes nothing at the server: what was just seen of it is still good.
-			in.Promised = a.promise.epoch
-			order = converge.Next(in)
-		}
+		order := a.next(ctx, &in)
 		a.report(in)
 		pause := a.idle(in)
 		if order.Do != converge.Nothing {
@@ -156,6 +151,17 @@ func (a *Agent) idle(in converge.Input) time.Duration {
 	return d
 }
 
+// next derives the order from a look. A promise is kept at once: it changes nothing at the server, so that what was seen of it
+// is still good.
+func (a *Agent) next(ctx context.Context, in *converge.Input) converge.Order {
+	order := converge.Next(*in)
+	if order.Do == converge.Promise && a.carryOut(ctx, *in, order) == 0 {
+		in.Promised = a.promise.epoch
+		order = converge.Next(*in)
+	}
+	return order
+}
+
 // hasten carries out what a new document asks for, on what was seen of the server a moment ago, where the verb itself
 // checks what it finds: a look costs time that a switchover does not have. Nothing is reported from it.
 func (a *Agent) hasten(ctx context.Context) {
@@ -166,11 +172,7 @@ func (a *Agent) hasten(ctx context.Context) {
 	a.hastened = s.Rev
 	a.consult(&in)
 	in.Now, in.Memory = a.o.Clock.Uptime(), a.memory
-	order := converge.Next(in)
-	if order.Do == converge.Promise && a.carryOut(ctx, in, order) == 0 {
-		in.Promised = a.promise.epoch
-		order = converge.Next(in)
-	}
+	order := a.next(ctx, &in)
 	limited, cancel := context.WithTimeout(ctx, hastyLimit) // it may have stopped since, and that has to be reported
 	defer cancel()
 	switch {

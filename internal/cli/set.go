@@ -22,39 +22,30 @@ func (e *env) set() *cobra.Command {
 			"  max-loss.time=200ms   async: acknowledged writes that no replica holds may be at most so old; 0s: no bound\n" +
 			"  max-loss.bytes=1mb    async: … and at most so many bytes; 0b: no bound",
 		Args: cobra.MinimumNArgs(1),
-		RunE: func(c *cobra.Command, args []string) error { return e.runSet(c.Context(), args) },
+		RunE: func(c *cobra.Command, args []string) error {
+			return look(e, c, func(client *api.Client, ctx context.Context) (api.Settings, error) { return change(ctx, client, args) },
+				func(now api.Settings) { fmt.Fprintf(e.out, "max-loss: %s\n", lossText(*now.MaxLoss)) })
+		},
 	})
 }
 
-func (e *env) runSet(ctx context.Context, args []string) error {
-	client, err := e.client()
-	if err != nil {
-		return err
-	}
-	defer client.Close()
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
-	defer cancel()
+// change reads the present settings, changes what the arguments name, and writes them.
+func change(ctx context.Context, client *api.Client, args []string) (api.Settings, error) {
 	st, err := client.Status(ctx)
 	if err != nil {
-		return err
+		return api.Settings{}, err
 	}
 	if len(st.Deployments) == 0 {
-		return fail(ExitFailed, "there is no deployment yet: see `redoubt status`")
+		return api.Settings{}, fail(ExitFailed, "there is no deployment yet: see `redoubt status`")
 	}
 	loss := st.Deployments[0].MaxLoss
 	for _, arg := range args {
 		if err := setting(arg, &loss); err != nil {
-			return fail(ExitUsage, "%v", err)
+			return api.Settings{}, fail(ExitUsage, "%v", err)
 		}
 	}
-	if err := client.Set(ctx, api.Settings{MaxLoss: &loss}); err != nil {
-		return err
-	}
-	if e.json {
-		return printJSON(e.out, api.Settings{MaxLoss: &loss})
-	}
-	fmt.Fprintf(e.out, "max-loss: %s\n", lossText(loss))
-	return nil
+	want := api.Settings{MaxLoss: &loss}
+	return want, client.Set(ctx, want)
 }
 
 // setting reads one NAME=VALUE.

@@ -246,6 +246,11 @@ func (e *env) awaitServing(ctx context.Context, f upFlags, p plan) error {
 	}
 }
 
+// settled reports whether a node is where it belongs, and its agent lives in that process.
+func settled(n api.NodeStatus, agent int) bool {
+	return (n.State == api.StateServing || n.State == api.StateFollowing) && n.Enrolled && n.AgentPID == agent
+}
+
 // everybody reports whether all members report, each node through the process that its member is now, and all nodes are
 // where they belong.
 func everybody(st api.Status, dir string, p plan) bool {
@@ -263,7 +268,7 @@ func everybody(st api.Status, dir string, p plan) bool {
 	for _, d := range st.Deployments {
 		for _, s := range d.Shards {
 			for _, n := range s.Nodes {
-				if n.State != api.StateServing && n.State != api.StateFollowing || !n.Enrolled || n.AgentPID != pids[n.ID] {
+				if !settled(n, pids[n.ID]) {
 					return false
 				}
 			}

@@ -148,7 +148,7 @@ func replaced(st api.Status, u api.Upgraded) (done bool, why string) {
 	for _, d := range st.Deployments {
 		for _, s := range d.Shards {
 			for _, n := range s.Nodes {
-				if string(n.ID) == u.Member && (n.AgentPID != u.New || !n.Enrolled || n.State != api.StateServing && n.State != api.StateFollowing) {
+				if string(n.ID) == u.Member && !settled(n, u.New) {
 					return false, fmt.Sprintf("its node is %s, with the agent of process %d", n.State, n.AgentPID)
 				}
 			}

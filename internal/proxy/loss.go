@@ -48,7 +48,7 @@ func (o *order) bounds() topo.Loss {
 	return o.maxLoss
 }
 
-// sending counts a batch with writes that is about to be given to the primary.
+// lossSending counts a batch with writes that is about to be given to the primary.
 func (p *Proxy) lossSending(o *order, bytes int) {
 	b := o.bounds()
 	if b == (topo.Loss{}) {
@@ -59,14 +59,24 @@ func (p *Proxy) lossSending(o *order, bytes int) {
 		p.loss.safe.Store(int64(p.now()))
 		poke(p.loss.wake)
 	}
+	if p.loss.shut.Load() != nil {
+		return
+	}
 	if b.Time > 0 { // the gauge itself may be late
-		if age := p.now() - time.Duration(p.loss.safe.Load()); float64(age) > lossShut*float64(b.Time.D()) {
+		if age := p.now() - time.Duration(p.loss.safe.Load()); above(int64(age), lossShut, int64(b.Time)) {
 			p.lossHoldOld(o, age)
 		}
 	}
-	if b.Bytes > 0 && p.loss.shut.Load() == nil && float64(p.lossBytes(total, o)) > lossShut*float64(b.Bytes) {
-		p.lossHold(o, fmt.Sprintf("%d bytes of writes are on no replica yet (max-loss %d bytes)", p.lossBytes(total, o), b.Bytes))
+	if b.Bytes > 0 {
+		if bytes := p.lossBytes(total, o); above(bytes, lossShut, b.Bytes) {
+			p.lossHold(o, fmt.Sprintf("%d bytes of writes are on no replica yet (max-loss %d bytes)", bytes, b.Bytes))
+		}
 	}
+}
+
+// above reports whether a value exceeds that share of a bound; zero: there is no bound.
+func above(value int64, share float64, bound int64) bool {
+	return bound > 0 && float64(value) > share*float64(bound)
 }
 
 // lossBytes is how much may be on the primary alone: what was measured, and what was sent since, here and presumably at
@@ -173,13 +183,10 @@ func (g *lossGauge) look(o *order, b topo.Loss) {
 		}
 	}
 	age, bytes, held := p.Loss()
-	over := func(share float64) bool {
-		return b.Time > 0 && float64(age) > share*float64(b.Time.D()) || b.Bytes > 0 && float64(bytes) > share*float64(b.Bytes)
-	}
 	switch {
-	case !held && b.Time > 0 && float64(age) > lossShut*float64(b.Time.D()):
+	case !held && above(int64(age), lossShut, int64(b.Time)):
 		p.lossHoldOld(o, age)
-	case held && !over(lossOpen):
+	case held && !above(int64(age), lossOpen, int64(b.Time)) && !above(bytes, lossOpen, b.Bytes):
 		p.lossRelease()
 	}
 }
