@@ -47,7 +47,9 @@ type Agent struct {
 	seq       uint64
 	seen      topo.Sighting
 	latest    converge.Input // of the latest look
-	hastened  coord.Rev      // the document that hasten has seen
+	known     coord.Rev      // the document that the latest order came from
+	unread    bool           // … which waits for the read that confirms it
+	hastened  hasty          // what hasten has seen
 	settings  redis.Settings
 	checkedAt time.Duration // uptime of the latest Configure
 	impaired  impairment
@@ -66,6 +68,12 @@ type Agent struct {
 	sentAt   time.Duration
 }
 
+// hasty names a document, and whether a read has confirmed it.
+type hasty struct {
+	rev  coord.Rev
+	read bool
+}
+
 // The loop's bounds.
 const (
 	lookTimeout  = 100 * time.Millisecond // a server that does not answer within this is looked at from outside
@@ -74,7 +82,8 @@ const (
 	fenceTimeout = 50 * time.Millisecond // then a managed primary is killed
 	fenceLead    = 20 * time.Millisecond // a fence begins so long before the lease ends
 	drainGrace   = 150 * time.Millisecond
-	hastyFor     = 50 * time.Millisecond // what was seen in that time is good enough for a verb that checks by itself
+	hastyFor     = 150 * time.Millisecond // what was seen in that time is good enough for a verb that checks by itself
+	readSoon     = 5 * time.Millisecond   // a read that confirms a new document is waited for
 	hastyLimit   = 30 * time.Millisecond
 	drainPoll    = 200 * time.Microsecond
 	configEvery  = time.Second
@@ -103,10 +112,14 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer a.promise.close()
 	for ctx.Err() == nil {
 		changed := a.o.View.Next()
-		a.hasten(ctx)
+		if a.hasten(ctx) {
+			a.wait(ctx, changed, readSoon)
+			continue
+		}
 		in := a.look(ctx)
 		order := a.next(ctx, &in)
 		a.report(in)
+		a.unread = order.Unread
 		pause := a.idle(in)
 		if order.Do != converge.Nothing {
 			pause = a.carryOut(ctx, in, order)
@@ -119,14 +132,28 @@ func (a *Agent) Run(ctx context.Context) error {
 	return ctx.Err()
 }
 
+// wait returns after pause, or when there is something new: a document, what a read was waited for, or the server's word.
+// That a lease was renewed is no news.
 func (a *Agent) wait(ctx context.Context, changed <-chan struct{}, pause time.Duration) {
 	t := time.NewTimer(pause)
 	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-changed:
-	case <-a.o.Node.Wake():
-	case <-t.C:
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+			if a.unread || a.o.View.Load().Rev != a.known {
+				return
+			}
+			changed = a.o.View.Next()
+			if a.o.View.Load().Rev != a.known {
+				return
+			}
+		case <-a.o.Node.Wake():
+			return
+		case <-t.C:
+			return
+		}
 	}
 }
 
@@ -163,25 +190,29 @@ func (a *Agent) next(ctx context.Context, in *converge.Input) converge.Order {
 }
 
 // hasten carries out what a new document asks for, on what was seen of the server a moment ago, where the verb itself
-// checks what it finds: a look costs time that a switchover does not have. Nothing is reported from it.
-func (a *Agent) hasten(ctx context.Context) {
+// checks what it finds: a look costs time that a switchover does not have. Nothing is reported from it. It returns true if
+// there is nothing to do but to wait for the read that confirms the document, which is on its way.
+func (a *Agent) hasten(ctx context.Context) bool {
 	s, in := a.o.View.Load(), a.latest
-	if s == nil || s.Rev == a.hastened || in.Shard == nil || in.Seen.Health != topo.HealthUp || a.o.Clock.Uptime()-in.Now > hastyFor {
-		return
+	if s == nil || s.Rev == a.hastened.rev && s.Confirmed == a.hastened.read || in.Shard == nil || in.Seen.Health != topo.HealthUp ||
+		a.o.Clock.Uptime()-in.Now > hastyFor {
+		return false
 	}
-	a.hastened = s.Rev
+	a.hastened = hasty{s.Rev, s.Confirmed}
 	a.consult(&in)
-	in.Now, in.Memory = a.o.Clock.Uptime(), a.memory
+	in.Now, in.Memory, in.Hasty = a.o.Clock.Uptime(), a.memory, true
 	order := a.next(ctx, &in)
+	a.unread = order.Unread
 	limited, cancel := context.WithTimeout(ctx, hastyLimit) // it may have stopped since, and that has to be reported
 	defer cancel()
 	switch {
 	case order.Do == converge.Fence: // it has a limit of its own, and kills what does not carry it out
 		a.carryOut(ctx, in, order)
-	case order.Do == converge.Freeze, order.Do == converge.Drain,
+	case order.Do == converge.Freeze, order.Do == converge.Drain, order.Do == converge.Promote,
 		order.Do == converge.Follow && in.Seen.Frozen: // where it stands is final: there is nothing to be kept of it first
 		a.carryOut(limited, in, order)
 	}
+	return order.Unread
 }
 
 // leaseEnd is when the server has to be fenced: so long before the lease is over that the fence is, too.
@@ -196,7 +227,7 @@ func (a *Agent) consult(in *converge.Input) {
 	if s == nil {
 		return
 	}
-	in.Shard, in.Read, in.LeaseEnd = &s.Shard, s.Confirmed, 0
+	in.Shard, in.Read, in.LeaseEnd, a.known = &s.Shard, s.Confirmed, 0, s.Rev
 	if s.ReadStart > 0 {
 		in.LeaseEnd = leaseEnd(s)
 	}
@@ -277,6 +308,9 @@ func (a *Agent) carryOut(ctx context.Context, in converge.Input, o converge.Orde
 		a.failures = 0
 		return 0
 	}
+	if errors.Is(err, redis.ErrBehind) {
+		return drainPoll
+	}
 	if ctx.Err() != nil {
 		return 0
 	}
@@ -317,7 +351,7 @@ func (a *Agent) perform(ctx context.Context, in converge.Input, o converge.Order
 	case converge.Promote:
 		cred := credentials(in)
 		pos, err := a.o.Node.Promote(ctx, o.Expect, cred)
-		a.memory.WasPrimary = !errors.Is(err, redis.ErrRefused)
+		a.memory.WasPrimary = !errors.Is(err, redis.ErrRefused) && !errors.Is(err, redis.ErrBehind)
 		if err == nil {
 			a.settings.Admit = cred // Configure has nothing to add
 			a.tell(in, "promote", fmt.Sprintf("promoted at offset %d, history %s", pos.Offset, pos.ReplID))

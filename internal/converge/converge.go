@@ -42,6 +42,7 @@ type Order struct {
 	Addr   string
 	From   int64 // Salvage; FromJournal: there is no position to begin at
 	Expect topo.Elected
+	Unread bool // nothing can be done before a read confirms the document
 }
 
 // FromJournal stands for the offset where the process that had the writes is gone: what its append-only file has is kept.
@@ -81,6 +82,7 @@ type Input struct {
 	Promised topo.Epoch    // on disk
 	Seen     topo.Sighting // the server's part: health, role, position, …
 	Memory   Memory
+	Hasty    bool // Seen is a moment old: where the server stands now is for the verb to find out
 
 	quiet bool // no sentence is wanted yet
 }
@@ -147,13 +149,13 @@ var rules = [...]rule{
 	{"promise", unpromisedFencing, promise},
 	{"unanswered", notAnswering, nil},
 	{"freeze", mustFreeze, just(Freeze)},
-	{"elected-unread", electedButUnread, nil},
+	{"elected-unread", electedButUnread, awaitRead},
 	{"elected-behind", electedButBehind, nil},
 	{"promote", electedHere, promote},
 	{"drain", drainHere, just(Drain)},
 	{"serve", servesHere, nil},
 	{"wait-for-election", namedButNotWritable, nil},
-	{"unread", followUnread, nil},
+	{"unread", followUnread, awaitRead},
 	{"salvage-freeze", tailMoves, just(Freeze)},
 	{"salvage", tailStands, salvage},
 	{"salvage-journal", journalLeft, func(in *Input) Order { return Order{Do: Salvage, Epoch: in.a().Epoch, From: FromJournal} }},
@@ -182,6 +184,8 @@ func Next(in Input) Order {
 }
 
 func just(k Kind) func(*Input) Order { return func(*Input) Order { return Order{Do: k} } }
+
+func awaitRead(*Input) Order { return Order{Unread: true} }
 
 func (in *Input) a() *topo.Assigned { return &in.Shard.Assigned }
 
@@ -288,7 +292,7 @@ func electedButUnread(in *Input) (bool, string) {
 
 // electedButBehind: in a switchover the rest of the stream may still be on its way from the demoted primary.
 func electedButBehind(in *Input) (bool, string) {
-	if !in.electedHere() || in.Seen.Frozen || in.Seen.RunID != in.a().RunID {
+	if !in.electedHere() || in.Hasty || in.Seen.Frozen || in.Seen.RunID != in.a().RunID {
 		return false, "not elected, or nothing more can arrive"
 	}
 	e := in.a().Elected

@@ -18,6 +18,8 @@ import (
 var (
 	// ErrRefused: the condition of the verb does not hold (another run id, another position, a lower epoch); nothing was done.
 	ErrRefused = errors.New("refused: the node is not what was expected")
+	// ErrBehind: the server is what was expected and still follows, but has not reached the expected offset; nothing was done.
+	ErrBehind = errors.New("not there yet: the rest of the stream is still on its way")
 	// ErrUnanswered: the server did not answer in time; the verb may or may not have been carried out.
 	ErrUnanswered = errors.New("the server did not answer")
 	// ErrNoTail: the server's memory does not hold that part of its stream any more, and never will again.
@@ -66,7 +68,7 @@ type Node interface {
 	// (SAFETY A5, B1). A managed primary that does not carry that out before ctx ends is killed and seen to exit.
 	Fence(ctx context.Context) error
 	// Promote makes the server a primary if, on the same connection, its run id, replication id and offset are the
-	// elected ones; otherwise ErrRefused and nothing was done (SAFETY A6). It leaves a primary with an active backlog and
+	// elected ones; otherwise ErrRefused and nothing was done (SAFETY A6), or ErrBehind for a replica that may still get there. It leaves a primary with an active backlog and
 	// a final replication id, and returns the position read back (SAFETY A3). From the instant of the promotion on, only
 	// replicas that present cred are attached (SAFETY A7); with zero credentials, all that know the deployment's password.
 	Promote(ctx context.Context, expect topo.Elected, cred Credentials) (topo.Position, error)

@@ -76,6 +76,7 @@ type Node struct {
 	healthAt   time.Duration
 	cfg        map[string]string
 	cfgAt      time.Duration
+	readBack   readBack
 	promoted   topo.Elected // the promotion that made this process primary; survives priming, which clears replid2
 	connecting time.Duration
 	renewed    time.Duration // verbs only: when a silent link was last started anew

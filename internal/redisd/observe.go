@@ -20,6 +20,7 @@ const (
 	exitGrace       = 20 * time.Millisecond // a closed connection is often an exit that the pidfd shows a moment later
 	loadingSilence  = 5 * time.Second       // a loading server may be silent that long and still count as loading
 	bootSilence     = 30 * time.Second      // … and a process of less than this age that has never answered
+	lateAfter       = 2 * time.Millisecond  // a server that answers within it is not looked at from outside
 	busyShare       = 10                    // a silent process is busy when it wants at least 1/busyShare of a processor
 	stateMargin     = 2 * time.Millisecond  // kept from ctx for the look at the process
 	stateMarginPart = 10                    // … but never more than this part of the time that ctx leaves
@@ -38,17 +39,17 @@ func (n *Node) Observe(ctx context.Context) redis.Observation {
 		n.fillExited(&o, p)
 		return n.timed(o)
 	}
-	var before activity
-	began := time.Now()
-	if p != nil {
-		before = look(p.pid)
+	if o, ok := n.latest(); ok {
+		return n.timed(o)
 	}
+	late := watchLate(p)
 	asking, cancel := shortened(ctx)
 	m, cfg, err := n.examine(asking)
 	if err == nil {
 		err = n.judgeBoot(asking, &m)
 	}
 	cancel()
+	before, began := late.stop(err == nil)
 	if err == nil {
 		n.fill(&o, m, cfg)
 		return n.timed(o)
@@ -63,6 +64,36 @@ func (n *Node) Observe(ctx context.Context) redis.Observation {
 	}
 	n.fillSilent(&o, p, err, before, time.Since(began))
 	return n.timed(o)
+}
+
+// lateness is a look at the process of a server that has not answered at once: most do, and need none.
+type lateness struct {
+	p     *process
+	timer *time.Timer
+	seen  chan activity
+	began time.Time
+}
+
+func watchLate(p *process) *lateness {
+	l := &lateness{p: p, seen: make(chan activity, 1)}
+	if p != nil {
+		l.timer = time.AfterFunc(lateAfter, func() { l.began = time.Now(); l.seen <- look(p.pid) })
+	}
+	return l
+}
+
+// stop returns what the process had done, and when that was, if it was late or gave no answer.
+func (l *lateness) stop(answered bool) (activity, time.Time) {
+	switch {
+	case l.timer == nil:
+		return activity{}, time.Now()
+	case !l.timer.Stop():
+		a := <-l.seen
+		return a, l.began
+	case answered:
+		return activity{}, time.Time{}
+	}
+	return look(l.p.pid), time.Now()
 }
 
 // shortened leaves a little of ctx's time for the look at the process after an unanswered question.

@@ -23,20 +23,14 @@ func (n *Node) standing(ctx context.Context) (*conn, info, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	reps, err := c.do(ctx, []string{"INFO", "server"}, []string{"INFO", "persistence"}, []string{"INFO", "replication"})
+	reps, err := c.do(ctx, []string{"INFO"})
 	if err == nil {
 		err = firstError(reps)
 	}
 	if err != nil {
 		return nil, nil, err
 	}
-	m := info{}
-	for _, r := range reps {
-		for k, v := range parseInfo(r.text) {
-			m[k] = v
-		}
-	}
-	return c, m, nil
+	return c, parseInfo(reps[0].text), nil
 }
 
 // Promote makes the elected process, at the elected position, a primary: see redis.Node. The check and REPLICAOF NO ONE
@@ -92,7 +86,8 @@ func (n *Node) makePrimary(ctx context.Context, c *conn, m info, e topo.Elected,
 	n.rememberPromotion(e)
 	n.setRole(topo.RoleUnknown) // from here on only a fence or a look can tell
 	cmds := append([][]string{{"MULTI"}}, admission...)
-	cmds = append(cmds, []string{"REPLICAOF", "NO", "ONE"}, []string{"EXEC"}, []string{"INFO", "replication"})
+	cmds = append(cmds, []string{"REPLICAOF", "NO", "ONE"}, []string{"EXEC"}, []string{"INFO"})
+	at := n.clk.Uptime()
 	call, err := c.sendIf(func() bool { return n.fences.Load() == seq }, cmds...)
 	if err != nil {
 		return nil, wrap(err)
@@ -105,7 +100,13 @@ func (n *Node) makePrimary(ctx context.Context, c *conn, m info, e topo.Elected,
 		return nil, wrap(err)
 	}
 	m = parseInfo(reps[len(reps)-1].text)
-	return m, n.promotedAs(ctx, m, e)
+	if err := n.promotedAs(ctx, m, e); err != nil {
+		return m, err
+	}
+	if m["repl_backlog_active"] == "1" { // else it is primed, and changes its history
+		n.noteReadBack(readBack{m, at, c, seq})
+	}
+	return m, nil
 }
 
 // eligible compares what stands there with what was elected. A primary that this very election made is eligible: the
@@ -121,6 +122,8 @@ func (n *Node) eligible(m info, e topo.Elected) error {
 		return nil
 	case m.role() != topo.RoleReplica:
 		return fmt.Errorf("%w: it is %q, and not by this election", redis.ErrRefused, m.role())
+	case p.ReplID == e.ReplID && p.Offset < e.Offset && m.following() != "":
+		return fmt.Errorf("%w: it stands at %d, elected was %d", redis.ErrBehind, p.Offset, e.Offset)
 	case p.ReplID != e.ReplID || p.Offset != e.Offset:
 		return fmt.Errorf("%w: it stands at (%s, %d), elected was (%s, %d)", redis.ErrRefused, p.ReplID, p.Offset, e.ReplID, e.Offset)
 	}

@@ -33,7 +33,7 @@ func fenceOrder() [][]string {
 		{"CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"},
 		{"CLIENT", "KILL", "TYPE", "pubsub", "SKIPME", "yes"},
 		{"EXEC"},
-		{"INFO", "replication"},
+		{"INFO"},
 	}
 }
 
@@ -109,9 +109,11 @@ func remaining(ctx context.Context) time.Duration {
 // that ends meanwhile (another fence cut it) is replaced once.
 func (n *Node) fenceByOrder(ctx context.Context) error {
 	var reps []reply
+	var c *conn
 	var err error
+	var at time.Duration
+	seq := n.fences.Load()
 	for range 2 {
-		var c *conn
 		if c, err = n.connection(ctx); err != nil {
 			return err
 		}
@@ -123,6 +125,7 @@ func (n *Node) fenceByOrder(ctx context.Context) error {
 				return err
 			}
 		}
+		at = n.clk.Uptime()
 		if reps, err = c.do(ctx, fenceOrder()...); err == nil || !c.ended() {
 			break
 		}
@@ -132,6 +135,7 @@ func (n *Node) fenceByOrder(ctx context.Context) error {
 	}
 	if err == nil {
 		n.setRole(topo.RoleReplica)
+		n.noteReadBack(readBack{parseInfo(reps[5].text), at, c, seq})
 	}
 	return err
 }
@@ -178,10 +182,11 @@ func (n *Node) replicaOf(ctx context.Context, login [][]string, hostPorts ...str
 		cmds = append(cmds, []string{"REPLICAOF", hostPorts[i], hostPorts[i+1]})
 	}
 	execAt := len(cmds)
-	cmds = append(cmds, []string{"EXEC"}, []string{"INFO", "replication"})
+	cmds = append(cmds, []string{"EXEC"}, []string{"INFO"})
 	if len(login) > 0 {
 		cmds = append(cmds, loginQuestions()...)
 	}
+	at := n.clk.Uptime()
 	call, err := c.sendIf(func() bool { return n.fences.Load() == seq }, cmds...)
 	if err != nil {
 		return err
@@ -205,6 +210,7 @@ func (n *Node) replicaOf(ctx context.Context, login [][]string, hostPorts ...str
 		return fmt.Errorf("%w: read back role %q following %s:%s", redis.ErrRefused, m.role(), m["master_host"], m["master_port"])
 	}
 	n.setRole(topo.RoleReplica)
+	n.noteReadBack(readBack{m, at, c, seq})
 	if len(login) == 0 {
 		return nil
 	}

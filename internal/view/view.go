@@ -100,8 +100,8 @@ func (v *View) Run(ctx context.Context) error {
 				pushed = nil
 				continue
 			}
-			if v.offer(doc, 0) {
-				start() // confirm a new revision at once: a lease counts from a read, never from a push
+			if v.offer(doc, 0) && v.Load().Shard.Assigned.Phase != topo.PhaseDraining {
+				start() // confirm a new revision at once: a lease counts from a read, never from a push; nobody gets one by draining
 			}
 		case <-tick.C:
 			start()

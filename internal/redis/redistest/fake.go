@@ -296,6 +296,8 @@ func (f *Fake) Promote(ctx context.Context, e topo.Elected, cred redis.Credentia
 	case f.role == topo.RolePrimary && f.promoted == e:
 		f.admits = cred
 		return f.pos, nil
+	case f.health == topo.HealthUp && f.role == topo.RoleReplica && f.runID == e.RunID && f.pos.ReplID == e.ReplID && f.pos.Offset < e.Offset && f.following != "":
+		return topo.Position{}, fmt.Errorf("promote %s: %w: it is at %+v, elected was %+v", f.addr, redis.ErrBehind, f.pos, e)
 	case f.health == topo.HealthLoading || f.role == topo.RolePrimary || f.runID != e.RunID || f.pos.ReplID != e.ReplID || f.pos.Offset != e.Offset:
 		return topo.Position{}, fmt.Errorf("promote %s: %w: it is %s %s at %+v, elected was %+v", f.addr, redis.ErrRefused, f.role, f.runID, f.pos, e)
 	}

@@ -178,6 +178,13 @@ func follows(t *testing.T, seat func() Seat) {
 	if o := see(t, r, "an answer", up); !o.LinkUp {
 		t.Fatal("following the same primary again cut the link")
 	}
+	ahead := elected(o)
+	ahead.Offset += 1000
+	_, err := r.Node.Promote(within(t, patience), ahead, tenure())
+	want(t, "promote a replica that may still get there", err, redis.ErrBehind)
+	if o := see(t, r, "an answer", up); !o.LinkUp || o.Frozen {
+		t.Fatalf("a promotion that came too early changed %+v", o)
+	}
 	role, at, err := r.Node.PrimaryPosition(within(t, patience), p.Addr)
 	if ok(t, "primary position", err); role != topo.RolePrimary || at.ReplID != pos.ReplID {
 		t.Fatalf("the primary is %s at %+v", role, at)
