@@ -55,8 +55,9 @@ type link struct {
 	run  run
 	kept []*batch // acknowledged, about to be handed out
 
-	left  int  // bytes of a long reply that are still to come
-	hurry bool // its client is not waited for any more
+	left    int  // bytes of a long reply that are still to come
+	hurry   bool // its client is not waited for any more
+	patient bool // it is looked at now and then whether others wait
 
 	rest   []byte // of the batch that the kernel took only a part of; guarded by the lane's send, as is restOf
 	restOf *batch

@@ -3,6 +3,7 @@
 package proxy
 
 import (
+	"slices"
 	"sync"
 )
 
@@ -16,7 +17,38 @@ type output struct {
 	own  []byte // what the client keeps while buf is borrowed
 	busy bool   // a goroutine is writing
 	away int    // bytes that it has
+	more chunks // follows buf, once there is much
 	room func() // called once the client has taken some; under no lock
+}
+
+// chunks holds much without ever copying what it has: the loop that adds to it must not wait for that.
+type chunks struct {
+	b    [][]byte
+	size int // of all
+}
+
+const chunkSize = 256 << 10
+
+func (c *chunks) add(b []byte) {
+	c.size += len(b)
+	for len(b) > 0 {
+		last := len(c.b) - 1
+		if last < 0 || len(c.b[last]) == cap(c.b[last]) {
+			c.b = append(c.b, make([]byte, 0, chunkSize))
+			last++
+		}
+		n := min(len(b), cap(c.b[last])-len(c.b[last]))
+		c.b[last] = append(c.b[last], b[:n]...)
+		b = b[n:]
+	}
+}
+
+// take returns the first chunk, which is the caller's.
+func (c *chunks) take() []byte {
+	b := c.b[0]
+	c.b = slices.Delete(c.b, 0, 1)
+	c.size -= len(b)
+	return b
 }
 
 const (
@@ -31,8 +63,12 @@ type spareOutput struct{ b []byte }
 func (o *output) add(b []byte) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.away+len(o.buf)+len(b) > o.s.p.o.Limits.Output {
+	if o.size()+len(b) > o.s.p.o.Limits.Output {
 		return false
+	}
+	if o.more.size > 0 || o.busy && len(o.buf) > outputSpare {
+		o.more.add(b)
+		return true
 	}
 	if need := len(o.buf) + len(b); need > cap(o.buf) && need > outputKept/2 {
 		if spare, _ := o.s.p.outputs.Get().(*spareOutput); spare != nil {
@@ -43,6 +79,9 @@ func (o *output) add(b []byte) bool {
 	o.buf = append(o.buf, b...)
 	return true
 }
+
+// size returns how many bytes wait to be written; the caller holds mu.
+func (o *output) size() int { return o.away + len(o.buf) + o.more.size }
 
 // flush writes what can be written at once.
 func (o *output) flush() {
@@ -92,22 +131,26 @@ func (o *output) drain() {
 	var spare []byte
 	for {
 		o.mu.Lock()
-		if len(o.buf) == 0 {
+		out := o.buf
+		if len(out) > 0 {
+			o.buf = spare[:0]
+		} else if o.more.size > 0 {
+			out = o.more.take()
+		} else {
 			o.busy, o.away = false, 0
 			o.mu.Unlock()
 			return
 		}
-		out := o.buf
-		o.buf, o.away = spare[:0], len(out)
+		o.away = len(out)
 		o.mu.Unlock()
 		err := o.s.sock.writeAll(out)
 		o.mu.Lock()
 		o.away = 0
 		if err != nil {
-			o.buf, o.busy = nil, false
+			o.buf, o.more, o.busy = nil, chunks{}, false
 		}
 		var room func()
-		if err != nil || len(o.buf) < streamAhead {
+		if err != nil || o.size() < streamAhead {
 			room, o.room = o.room, nil
 		}
 		o.mu.Unlock()
@@ -131,7 +174,7 @@ func (o *output) drain() {
 func (o *output) full(f func()) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if !o.busy || o.away+len(o.buf) < streamAhead {
+	if !o.busy || o.size() < streamAhead {
 		return false
 	}
 	o.room = f
@@ -142,7 +185,7 @@ func (o *output) full(f func()) bool {
 func (o *output) pending() int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	n := len(o.buf) + o.away
+	n := o.size()
 	if o.busy && n == 0 {
 		n++ // its goroutine is about to end
 	}

@@ -84,17 +84,39 @@ func (k *link) pauseOnLoop() bool {
 		return false // and nothing is allocated
 	}
 	lp := k.l.loop
-	resume := func() { lp.post(k.resume) }
-	if !k.tooFast(resume) {
+	if !k.tooFast(func() { lp.post(k.resume) }) {
 		return false
 	}
-	k.l.mu.Lock()
-	shared := len(k.l.sent) > 0 || k.cur != nil && k.cur.head+1 < len(k.cur.ents)
-	k.l.mu.Unlock()
-	if shared {
-		time.AfterFunc(streamPatience, func() { lp.post(func() { k.hurry = k.left > 0; k.resume() }) })
-	}
+	k.watchPatience()
 	return true
+}
+
+// watchPatience looks again and again whether others wait behind a long reply: they may come at any time.
+func (k *link) watchPatience() {
+	if k.patient {
+		return
+	}
+	k.patient = true
+	time.AfterFunc(streamPatience, func() {
+		k.l.loop.post(func() {
+			k.patient = false
+			switch {
+			case k.left == 0 || k.hurry || k.ended():
+			case k.othersWait():
+				k.hurry = true
+				k.resume()
+			default:
+				k.watchPatience()
+			}
+		})
+	})
+}
+
+// othersWait reports whether anything but the long reply is expected on the connection.
+func (k *link) othersWait() bool {
+	k.l.mu.Lock()
+	defer k.l.mu.Unlock()
+	return len(k.l.sent) > 0 || k.cur != nil && k.cur.head+1 < len(k.cur.ents)
 }
 
 func (k *link) resume() {

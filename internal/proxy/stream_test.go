@@ -70,6 +70,32 @@ func TestAClientThatIsSlowToTakeALongValueDoesNotHoldUpOthers(t *testing.T) {
 	slow.want("1", "GET", "a")
 }
 
+// Those that come while its connection is already not read wait no longer than those that were there before.
+func TestAClientThatIsSlowToTakeALongValueDoesNotHoldUpThoseThatComeLater(t *testing.T) {
+	t.Parallel()
+	s := newShard(t, 0, func(_ *spec, o *Options) { o.Limits.Loops = 1 })
+	const size = 64 << 20
+	s.nodes[0].do(t, "SETRANGE", "long", strconv.Itoa(size-1), "x")
+	slow, other := s.client(), s.client()
+	other.want("OK", "SET", "a", "1")
+	slow.send("GET", "long")
+	waitFor(t, "replies wait for the client, and no more are read", func() bool {
+		for _, c := range s.p.everybody() {
+			if before := c.out.pending(); before > streamAhead {
+				return !until(2*streamPatience, func() bool { return c.out.pending() != before })
+			}
+		}
+		return false
+	})
+	began := time.Now()
+	other.want("1", "GET", "a")
+	if took := time.Since(began); took > 3*time.Second {
+		t.Errorf("others waited %s", took)
+	}
+	readHuge(t, slow.r, size)
+	slow.want("1", "GET", "a")
+}
+
 func TestAClientWhoseLongValueIsCutShortIsDisconnected(t *testing.T) {
 	t.Parallel()
 	s := newShard(t, 1, nil)
