@@ -63,6 +63,7 @@ type entry struct {
 type extra struct {
 	data   []byte // the command's bytes, once it has left its batch
 	canned []byte // the reply, decided without the server
+	ran    []byte // the reply of a read that is to run again, if it cannot after all
 	piece  []byte // replies of earlier commands that go out before this one's
 	more   int64  // how many commands piece answers
 	zero   []byte // WAIT: the answer that vouches for nothing

@@ -7,6 +7,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"redoubt/internal/resp"
+	"redoubt/internal/topo"
 )
 
 // What a client expects one server to remember, whoever is primary.
@@ -36,6 +39,64 @@ func TestScriptsAreKnownAfterASwitchoverAndAFailover(t *testing.T) {
 	c.want("4", "EVALSHA", sha, "1", "n", "1")
 	if got := c.do("EVALSHA", strings.Repeat("f", 40), "0"); !strings.HasPrefix(got, "-NOSCRIPT") {
 		t.Fatal(got)
+	}
+}
+
+// A script that its server has forgotten cannot be sent again once a later write has run. What was read in between has its reply.
+func TestReadsBehindAForgottenScriptHaveTheirReplies(t *testing.T) {
+	t.Parallel()
+	for _, quorum := range []bool{false, true} {
+		replicas := 0
+		if quorum {
+			replicas = 1
+		}
+		s := newShard(t, replicas, func(sp *spec, _ *Options) {
+			if quorum {
+				sp.Durability, sp.AckReplicas = topo.Quorum, 1
+			}
+		})
+		c := s.client()
+		sha := strings.TrimPrefix(c.do("SCRIPT", "LOAD", incrScript), "$40 ")
+		var all []byte
+		for _, words := range [][]string{{"EVALSHA", sha, "1", "n", "1"}, {"GET", "a"}, {"STRLEN", "a"}, {"SET", "a", "22"}, {"GET", "a"}} {
+			all = resp.AppendCommand(all, words...)
+		}
+		waitFor(t, "the server has forgotten the script", func() bool { // the proxy may tell it once more
+			c.want("OK", "SET", "a", "1")
+			s.nodes[0].do(t, "SCRIPT", "FLUSH")
+			if _, err := c.c.Write(all); err != nil {
+				t.Fatal(err)
+			}
+			first := c.recv()
+			for _, want := range []string{"1", "1", "OK", "22"} {
+				if got := c.recv(); got != want {
+					t.Errorf("%q, want %q", got, want)
+				}
+			}
+			return strings.HasPrefix(first, "-NOSCRIPT")
+		})
+	}
+}
+
+func TestWhoWantsNoRepliesIsNotToldOfAForgottenScript(t *testing.T) {
+	t.Parallel()
+	s := newShard(t, 0, nil)
+	c := s.client()
+	sha := strings.TrimPrefix(c.do("SCRIPT", "LOAD", incrScript), "$40 ")
+	var all []byte
+	for _, words := range [][]string{{"CLIENT", "REPLY", "OFF"}, {"EVALSHA", sha, "1", "n", "1"}, {"GET", "a"}, {"SET", "a", "1"}, {"CLIENT", "REPLY", "ON"}, {"ECHO", "end"}} {
+		all = resp.AppendCommand(all, words...)
+	}
+	for range 5 { // the proxy may tell the server once more
+		s.nodes[0].do(t, "SCRIPT", "FLUSH")
+		if _, err := c.c.Write(all); err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []string{"OK", "end"} {
+			if got := c.recv(); got != want {
+				t.Fatalf("%q, want %q", got, want)
+			}
+		}
 	}
 }
 

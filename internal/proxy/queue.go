@@ -105,6 +105,9 @@ func (l *lane) recount() {
 			if ents[i].at != 0 {
 				commands++
 				bytes += int64(ents[i].n)
+				if ents[i].x != nil {
+					bytes += int64(len(ents[i].x.ran))
+				}
 			}
 		}
 	}

@@ -210,6 +210,9 @@ func (k *link) divert(b *batch, e *entry, f []byte, fate route.Fate) {
 	l := k.l
 	l.mu.Lock()
 	if fate != route.Deliver || e.flags&resendable != 0 {
+		if fate == route.Deliver && k.demoted.Load() {
+			f = nil // who says so is not a primary
+		}
 		l.moveToRedo(b, e, f)
 		if fate == route.NotYet {
 			l.refusals++
@@ -224,11 +227,16 @@ func (k *link) divert(b *batch, e *entry, f []byte, fate route.Fate) {
 		if r.s != e.s || r.seq > e.seq {
 			return false
 		}
-		refusal := r.x.canned
-		if refusal == nil {
-			refusal = notSent("the primary refused it for a moment")
+		reply := r.x.canned
+		if reply == nil {
+			reply = r.x.ran
 		}
-		x.piece = append(x.piece, refusal...)
+		if reply == nil {
+			reply = notSent("the primary refused it for a moment")
+		}
+		if r.flags&muted == 0 {
+			x.piece = append(x.piece, reply...)
+		}
 		x.more++
 		e.s.redo.Add(-1)
 		return true
@@ -238,25 +246,28 @@ func (k *link) divert(b *batch, e *entry, f []byte, fate route.Fate) {
 	k.emit(b, e, f, 1)
 }
 
-// moveToRedo puts a command on the list of those that are sent again; the caller holds l.mu. The refusal is kept, in
-// case the command cannot be sent again after all.
-func (l *lane) moveToRedo(b *batch, e *entry, refusal []byte) {
+// moveToRedo puts a command on the list of those that are sent again; the caller holds l.mu. Its reply is kept, in case
+// the command cannot be sent again after all.
+func (l *lane) moveToRedo(b *batch, e *entry, reply []byte) {
 	r := *e
 	x := extra{}
 	if e.x != nil {
 		x = *e.x
 	}
 	x.data = slices.Clone(b.bytes(e))
-	x.canned = nil
-	if len(refusal) > 0 && refusal[0] == '-' && route.ClassifyReply(refusal) == route.NotYet {
-		x.canned = slices.Clone(refusal)
+	x.canned, x.ran = nil, nil
+	switch fate := route.ClassifyReply(reply); {
+	case fate == route.NotYet:
+		x.canned = slices.Clone(reply)
+	case fate == route.Deliver && len(reply) > 0 && l.p.budget.room(0, int64(len(reply))):
+		x.ran = slices.Clone(reply)
 	}
 	r.x, r.off = &x, 0
 	if r.at == 0 {
 		r.at = l.p.stamp()
 	}
 	r.s.redo.Add(1)
-	l.hold(1, int64(len(x.data)))
+	l.hold(1, int64(len(x.data)+len(x.ran)))
 	l.p.stats.resent.Add(1)
 	l.redo = append(l.redo, r)
 	e.flags |= moved

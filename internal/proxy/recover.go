@@ -200,7 +200,7 @@ func (l *lane) takeRedo() *batch {
 		}
 		taken++
 		r.s.redo.Add(-1)
-		r.off = uint32(len(b.buf))
+		r.off, r.x.ran = uint32(len(b.buf)), nil
 		if r.n > 0 {
 			b.buf = append(b.buf, r.x.data...)
 			r.n = uint32(len(r.x.data))
