@@ -29,14 +29,15 @@ var (
 
 // rivals are a server behind a proxy and one without, with the same settings, which are given the same input.
 type rivals struct {
-	s      *shard
-	quorum bool
-	plain  *node
-	admin  []*wire  // directly to both servers
-	by     [2]*wire // other clients of the proxy: RESP2, RESP3
-	token  int
-	nonce  int
-	latest string // address of the client that gave the latest input
+	s        *shard
+	quorum   bool
+	plain    *node
+	admin    []*wire  // directly to both servers
+	by       [2]*wire // other clients of the proxy: RESP2, RESP3
+	token    int
+	nonce    int
+	latest   string        // address of the client that gave the latest input
+	patience time.Duration // for making an input short that finds something
 }
 
 const (
@@ -54,7 +55,7 @@ func newRivals(t testing.TB, quorum bool) *rivals {
 	if quorum {
 		replicas = 1
 	}
-	r := &rivals{plain: startNode(t, "plain"), quorum: quorum}
+	r := &rivals{plain: startNode(t, "plain"), quorum: quorum, patience: 20 * time.Second}
 	r.s = newShard(t, replicas, func(sp *spec, o *Options) {
 		o.Log = slog.New(slog.DiscardHandler) // half of the inputs are wrong
 		o.Limits.Bulk = bulkMost
@@ -196,7 +197,7 @@ func (r *rivals) duel(t testing.TB, sc *script) {
 	if fault == "" {
 		return
 	}
-	short := time.Now().Add(20 * time.Second)
+	short := time.Now().Add(r.patience)
 	for size := max(len(sc.parts)/2, 1); size > 0; size /= 2 {
 		for at := 0; at+size <= len(sc.parts) && time.Now().Before(short) && !lasting(fault); {
 			less := &script{parts: slices.Delete(slices.Clone(sc.parts), at, at+size), end: sc.end}

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"redoubt/internal/resp"
 )
@@ -235,6 +236,7 @@ func (sc *script) cut(d *dice, size, style int) {
 // FuzzSession: any input is answered by the proxy as by the server.
 func FuzzSession(f *testing.F) {
 	r := newRivals(f, false)
+	r.patience = 3 * time.Second // an input that takes 10 s counts as one that hangs, and nothing is said of it
 	for _, data := range seedCorpus() {
 		f.Add(data)
 	}
