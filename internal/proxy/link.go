@@ -68,6 +68,7 @@ type link struct {
 const (
 	dialTimeout      = time.Second // connecting and greeting
 	handshakeTimeout = time.Second
+	replicasPatience = 50 * time.Millisecond
 	readBuffer       = 64 << 10
 	replyBufferKept  = 1 << 20
 	replyMax         = 1 << 30 // bytes of one reply; more ends the connection
@@ -292,14 +293,40 @@ func (k *link) identify() error {
 	}
 	runID := infoField(info, "run_id")
 	k.runID, k.mark = runID, markOf(runID)
-	history := infoField(resp.Text(replies[3]), "master_replid")
+	replication := resp.Text(replies[3])
+	history := infoField(replication, "master_replid")
 	if t := k.to.t; t != nil && (t.runID != "" && runID != t.runID || role != "master" || t.history != "" && history != t.history) {
 		return fmt.Errorf("%w: run id %s (want %s), role %s, history %s (want %s)", errNotIt, runID, t.runID, role, history, t.history)
 	}
 	if s.version != "" {
 		k.l.p.server.Store(s)
 	}
-	return nil
+	return k.awaitReplicas(replication)
+}
+
+// awaitReplicas gives the primary a moment until it has the replicas without which it refuses writes. They attach within
+// milliseconds of a promotion, and in the middle of a pipeline: a write that was refused cannot be sent again once a later one
+// of its session has run.
+func (k *link) awaitReplicas(info []byte) error {
+	want := k.l.p.order.Load().acks
+	if k.to.t == nil || k.l.readsOnly {
+		return nil
+	}
+	for until := time.Now().Add(replicasPatience); ; {
+		have, err := strconv.Atoi(infoField(info, "min_slaves_good_slaves"))
+		if err != nil || have >= want || !time.Now().Before(until) {
+			return nil // without them it can still be read
+		}
+		k.l.p.o.Clock.Nap(redoWaitMin)
+		if _, err := k.conn.Write(resp.AppendCommand(nil, "INFO", "replication")); err != nil {
+			return err
+		}
+		f, err := k.frameNow()
+		if err != nil {
+			return err
+		}
+		info = resp.Text(f)
+	}
 }
 
 func infoField(info []byte, name string) string {

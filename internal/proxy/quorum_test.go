@@ -3,11 +3,13 @@
 package proxy
 
 import (
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"redoubt/internal/resp"
 	"redoubt/internal/topo"
 )
 
@@ -111,6 +113,38 @@ func TestWritesThatTheServerRefusedForLackOfReplicasAreTriedAgain(t *testing.T) 
 	s.nodes[0].do(t, "CONFIG", "SET", "min-replicas-to-write", "0")
 	if got := c.recv() + c.recv(); got != "OK1" {
 		t.Fatal(got)
+	}
+}
+
+// A fresh primary gets its replicas in the middle of what has waited for it.
+func TestAPipelineDoesNotSeeHowAFreshPrimaryGetsItsReplicas(t *testing.T) {
+	t.Parallel()
+	s := newShard(t, 1, func(sp *spec, _ *Options) { sp.Durability, sp.AckReplicas = topo.Quorum, 1 })
+	s.nodes[0].do(t, "CONFIG", "SET", "min-replicas-to-write", "1")
+	c := s.client()
+	const writes = 500
+	var all []byte
+	for i := range writes {
+		all = resp.AppendCommand(all, "SET", "k"+strconv.Itoa(i), strings.Repeat("v", 4<<10))
+	}
+	for range 3 {
+		s.phase(topo.PhaseFencing)
+		waitFor(t, "nothing is sent", func() bool { return !s.p.Stats().Sending })
+		s.nodes[1].do(t, "REPLICAOF", "NO", "ONE")
+		waitFor(t, "the primary is alone", func() bool { return s.nodes[0].info("connected_slaves") == "0" })
+		if _, err := c.c.Write(all); err != nil {
+			t.Fatal(err)
+		}
+		waitFor(t, "parked", func() bool { return s.p.Stats().Parked == writes })
+		s.serve(s.nodes[0])
+		<-time.After(5 * time.Millisecond) // as long as it takes the replicas of a failover
+		s.follow(s.nodes[1], s.nodes[0])
+		for i := range writes {
+			if got := c.recv(); got != "OK" {
+				t.Fatalf("write %d: %s", i, got)
+			}
+		}
+		waitFor(t, "replicated", func() bool { return s.nodes[1].info("master_link_status") == "up" })
 	}
 }
 
