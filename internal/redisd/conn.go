@@ -61,6 +61,9 @@ type conn struct {
 	setup *call         // AUTH, CLIENT SETNAME, CLIENT ID, CLIENT KILL of the predecessor
 	gone  chan struct{} // closed by the reader when the connection is over
 
+	answers sync.Once // who answers here was read off setup
+	pid     int       // its process; zero if it does not say
+
 	mu      sync.Mutex // guards the fields below; also held while writing, so that order of queue = order on the wire
 	pending []*call
 	err     error

@@ -262,10 +262,10 @@ func (n *Node) introduced(ctx context.Context, c *conn) error {
 		return err
 	}
 	who := reps[len(reps)-2] // a foreign server may refuse our login and answer nevertheless
-	pid := int(parseInfo(who.text).num("process_id"))
-	if p := n.process(); n.managed != nil && p != nil && who.err() == nil && pid != p.pid {
+	c.answers.Do(func() { c.pid = int(parseInfo(who.text).num("process_id")) })
+	if p := n.process(); n.managed != nil && p != nil && who.err() == nil && c.pid != p.pid {
 		c.close()
-		return fmt.Errorf("%w: process %d answers at %s, ours is %d: stop it, or give this node another port", errForeign, pid, n.addr, p.pid)
+		return fmt.Errorf("%w: process %d answers at %s, ours is %d: stop it, or give this node another port", errForeign, c.pid, n.addr, p.pid)
 	}
 	if err := firstError(reps); err != nil {
 		c.close()
