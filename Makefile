@@ -131,6 +131,10 @@ show-frameworks: build test-matrix-deps ## BullMQ, Celery, Sidekiq and express-s
 show-cold: build ## everything killed at once, started in every order; then one disk deleted
 	@$(E2E) -run TestColdStartsInEvery -args -rounds 1
 
+.PHONY: show-outage
+show-outage: build ## the store's majority stopped for 30 s: service goes on; then with an agent dead: the primary fences itself
+	@$(E2E) -run 'TestAStoreOutage|TestAPrimaryFencesItselfInAnOutage' -args -outage $(or $(OUTAGE),30s)
+
 .PHONY: show-fence
 show-fence: build ## 50 × isolation of the primary's host: how long it accepts direct writes (root)
 	@$(E2E) -run TestAPartitionedPrimary -args -rounds $(or $(ROUNDS),50)

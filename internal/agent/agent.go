@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"redoubt/internal/clock"
@@ -41,7 +42,9 @@ type Options struct {
 // Agent keeps one server as the agreed document wants it.
 type Agent struct {
 	o         Options
-	promise   *promise
+	promise   *promise // written under the lock of pledges
+	pledges   *pledges
+	writable  atomic.Bool
 	memory    converge.Memory
 	start     int64
 	seq       uint64
@@ -89,7 +92,7 @@ const (
 	configEvery  = time.Second
 )
 
-// New reads the promise from disk.
+// New reads the promise, and the pledge that was given last, from disk.
 func New(o Options) (*Agent, error) {
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("agent of %s: %w", o.ID, err)
@@ -98,10 +101,14 @@ func New(o Options) (*Agent, error) {
 	if err != nil {
 		return nil, fmt.Errorf("agent of %s: %w", o.ID, err)
 	}
+	pledges, err := openPledges(o.Dir, o.Clock)
+	if err != nil {
+		return nil, fmt.Errorf("agent of %s: %w", o.ID, errors.Join(err, p.close()))
+	}
 	if o.Events == nil {
 		o.Events = func(event.Event) {}
 	}
-	return &Agent{o: o, promise: p, start: o.Clock.Now().UnixNano(), outbox: make(chan []byte, 1), settings: redis.Settings{MinReplicas: -1}}, nil
+	return &Agent{o: o, promise: p, pledges: pledges, start: o.Clock.Now().UnixNano(), outbox: make(chan []byte, 1), settings: redis.Settings{MinReplicas: -1}}, nil
 }
 
 // Run keeps the server as ordered until ctx ends. It leaves the server as it is: whoever stops the process decides.
@@ -110,6 +117,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	go func() { defer close(sent); a.send(ctx) }()
 	defer func() { <-sent }()
 	defer a.promise.close()
+	defer a.pledges.close()
+	defer a.writable.Store(false)
 	for ctx.Err() == nil {
 		changed := a.o.View.Next()
 		if a.hasten(ctx) {
@@ -218,17 +227,18 @@ func (a *Agent) hasten(ctx context.Context) bool {
 // leaseEnd is when the server has to be fenced: so long before the lease is over that the fence is, too.
 func leaseEnd(s *view.Snapshot) time.Duration {
 	lease := s.Shard.Spec.Timing.Lease.D()
-	return s.ReadStart + lease - min(fenceLead, lease/10)
+	return s.LeaseStart() + lease - min(fenceLead, lease/10)
 }
 
 // consult takes what the view says into an input.
 func (a *Agent) consult(in *converge.Input) {
+	in.Pledged = *a.pledges.given.Load()
 	s := a.o.View.Load()
 	if s == nil {
 		return
 	}
 	in.Shard, in.Read, in.LeaseEnd, a.known = &s.Shard, s.Confirmed, 0, s.Rev
-	if s.ReadStart > 0 {
+	if s.LeaseStart() > 0 {
 		in.LeaseEnd = leaseEnd(s)
 	}
 }
@@ -250,6 +260,7 @@ func (a *Agent) look(ctx context.Context) converge.Input {
 	in.Memory = converge.Remember(a.memory, in)
 	a.noteChange(in)
 	a.memory, a.latest = in.Memory, in
+	a.writable.Store(in.Memory.WasPrimary)
 	return in
 }
 
@@ -288,7 +299,7 @@ func (a *Agent) patience(limit time.Duration) time.Duration {
 	if s == nil || !a.memory.WasPrimary {
 		return limit
 	}
-	if left := leaseEnd(s) - a.o.Clock.Uptime(); s.ReadStart > 0 && left > 0 {
+	if left := leaseEnd(s) - a.o.Clock.Uptime(); s.LeaseStart() > 0 && left > 0 {
 		return min(limit, left+time.Millisecond)
 	}
 	return min(limit, lookAgain)
@@ -339,7 +350,7 @@ func (a *Agent) perform(ctx context.Context, in converge.Input, o converge.Order
 	defer cancel()
 	switch o.Do {
 	case converge.Promise:
-		return a.promise.keep(o.Epoch)
+		return a.keepPromise(in, o.Epoch)
 	case converge.Fence:
 		return a.o.Node.Fence(ctx)
 	case converge.Freeze:

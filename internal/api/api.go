@@ -49,6 +49,7 @@ type Options struct {
 	Clock   clock.Clock
 	Log     *slog.Logger
 	Metrics func(io.Writer) // further lines for /metrics; nil: none
+	Outage  func() string   // how this member goes on without the store, in words; empty while it answers; nil: nobody knows
 
 	Salvage  SalvageFiles // nil: nothing is kept here
 	Password string       // of the deployment: asked for where users' data are read; empty: there is none
@@ -76,6 +77,9 @@ func New(o Options) (*Server, error) {
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Outage == nil {
+		o.Outage = func() string { return "" }
 	}
 	ln := o.Listener
 	if ln == nil {

@@ -71,6 +71,10 @@ func (g *gatherer) facts(ctx context.Context) facts {
 		if snap := g.o.View.Load(); snap != nil {
 			f.shard, f.known = snap.Shard, true
 		}
+		f.outage = g.o.Outage()
+	}
+	if snap := g.o.View.Load(); snap != nil && snap.Pledged.From > snap.ReadStart && snap.Leased(g.o.Clock.Uptime()) {
+		f.pledgedBy = snap.Pledged.By
 	}
 	f.reports, f.reportsErr = g.reports(ctx)
 	if ms, ok := g.o.Store.(coord.Members); ok && !f.stale {
@@ -106,10 +110,13 @@ func (g *gatherer) reports(ctx context.Context) (view.Reports, error) {
 	return view.DecodeReports(beats), err
 }
 
-// report returns what the controller last thought.
+// report returns what the controller last thought, or how this member goes on without the store.
 func (g *gatherer) report(ctx context.Context) (topo.ControllerReport, error) {
 	var r topo.ControllerReport
 	beats, err := g.beats(ctx)
+	if words := g.o.Outage(); err != nil && words != "" { // nobody decides now; what this member does is known
+		return topo.ControllerReport{Member: g.o.Member, Rule: "store-outage", Why: words, Traces: []topo.Trace{}}, nil
+	}
 	if err != nil {
 		return r, err
 	}

@@ -86,6 +86,8 @@ func (e *exposition) shard(deployment string, sh ShardStatus) {
 	for _, p := range []topo.Phase{topo.PhaseNew, topo.PhaseServing, topo.PhaseDraining, topo.PhaseFencing, topo.PhasePromoting} {
 		e.sample("redoubt_shard_phase", flag(sh.Phase == p), with("phase", string(p))...)
 	}
+	e.family("redoubt_shard_pledged", "gauge", "1 while the store is away and the primary goes on by the pledges of the other nodes.")
+	e.sample("redoubt_shard_pledged", flag(len(sh.PledgedBy) > 0), l...)
 	e.family("redoubt_shard_paused", "gauge", "1 while automatic failovers are paused.")
 	e.sample("redoubt_shard_paused", flag(sh.Paused != nil), l...)
 	for _, f := range []struct {

@@ -50,6 +50,7 @@ type ShardStatus struct {
 	Intent    *topo.Intent  `json:"intent,omitempty"`
 	Outcome   *topo.Outcome `json:"outcome,omitempty"`
 	Nodes     []NodeStatus  `json:"nodes"`
+	PledgedBy []topo.NodeID `json:"pledged_by,omitempty"` // the store is away, and the primary goes on because these promised not to freeze
 }
 
 // NodeStatus is one data node, as its agent reported it last.
@@ -117,6 +118,8 @@ type facts struct {
 	reports    view.Reports
 	members    []coord.Member
 	reportsErr error
+	outage     string        // how this member goes on while the store does not answer it
+	pledgedBy  []topo.NodeID // who gave the lease that the store does not give
 }
 
 func (f facts) status() Status {
@@ -137,7 +140,7 @@ func (f facts) status() Status {
 		s, a := f.shard.Spec, f.shard.Assigned
 		sh := ShardStatus{
 			ID: f.shard.ID, Epoch: a.Epoch, Phase: a.Phase, Primary: a.Primary, Reason: a.Reason, Why: a.Why,
-			Witnesses: s.Witnesses(), Paused: a.Paused, Intent: a.Intent, Outcome: a.Outcome, Nodes: f.nodes(),
+			Witnesses: s.Witnesses(), Paused: a.Paused, Intent: a.Intent, Outcome: a.Outcome, Nodes: f.nodes(), PledgedBy: f.pledgedBy,
 		}
 		st.Deployments = append(st.Deployments, DeploymentStatus{
 			Name: s.Deployment, Mode: "single", Durability: s.Durability, AckReplicas: s.AckReplicas, MaxLoss: s.MaxLoss,
@@ -221,6 +224,9 @@ func (f facts) problems(st Status) []string {
 	say := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
 	if f.stale {
 		say("the store does not answer this member: it has no majority, or this member is cut off; what is shown was known last")
+		if f.outage != "" {
+			say("%s", f.outage)
+		}
 	} else if f.controller == "" {
 		say("no controller is known: nobody can decide a failover")
 	}

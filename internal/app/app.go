@@ -21,6 +21,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"redoubt/internal/accord"
 	"redoubt/internal/agent"
 	"redoubt/internal/api"
 	"redoubt/internal/clock"
@@ -78,6 +79,8 @@ type member struct {
 	view      *view.View
 	orders    *api.Orders
 	node      localNode
+	agent     *agent.Agent   // nil: no data node here
+	accord    *accord.Accord // nil: the members of this store do not reach each other without it
 	proxy     *proxy.Proxy
 	sentinel  *sentinel.Server
 	api       *api.Server
@@ -205,6 +208,7 @@ func (m *member) startRest() error {
 	if gone, ok := m.store.(leaver); ok {
 		m.parts.start("store", func(ctx context.Context) error { return m.stay(ctx, gone) })
 	}
+	m.startAccord()
 	m.orders = api.NewOrders(m.store, shard)
 	if m.salvaged != nil {
 		m.parts.start("salvage", m.reportSalvage)
@@ -250,6 +254,7 @@ func (m *member) startNode(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("set up the agent: %w", err)
 	}
+	m.agent = a
 	m.parts.start("agent", a.Run)
 	return nil
 }
@@ -322,7 +327,7 @@ func (m *member) startFaces(shard string) error {
 	}
 	a, err := api.New(api.Options{
 		Salvage: files, Password: m.deploy.Password,
-		Listen: c.API.Listen, Listener: ln, Upgrade: m.orderUpgrade, Version: m.o.Version, Member: c.Member.ID, Shard: shard, Store: m.store, View: m.view, Clock: m.clock, Log: m.log, Metrics: m.metrics,
+		Listen: c.API.Listen, Listener: ln, Upgrade: m.orderUpgrade, Version: m.o.Version, Member: c.Member.ID, Shard: shard, Store: m.store, View: m.view, Clock: m.clock, Log: m.log, Metrics: m.metrics, Outage: m.outage,
 	})
 	if err != nil {
 		return err

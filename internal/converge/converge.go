@@ -4,8 +4,8 @@
 // to do there, self-fencing included.
 //
 // It is not a loop and touches nothing; the agent package performs the order and looks again. Its invariant: a server is
-// writable only while the agreed document names exactly its process and the lease counted from a linearizable read is
-// good; and nothing is obeyed that is older than what this node has promised. No goroutines.
+// writable only while the agreed document names exactly its process and its lease is good, which counts from a linearizable
+// read or from a round of pledges; and nothing is obeyed that is older than what this node has promised. No goroutines.
 package converge
 
 import (
@@ -80,6 +80,7 @@ type Input struct {
 	LeaseEnd time.Duration
 	Now      time.Duration // uptime, counting suspend
 	Promised topo.Epoch    // on disk
+	Pledged  Pledge        // given to a primary while the store was away
 	Seen     topo.Sighting // the server's part: health, role, position, …
 	Memory   Memory
 	Hasty    bool // Seen is a moment old: where the server stands now is for the verb to find out
@@ -146,6 +147,7 @@ var rules = [...]rule{
 	{"fence-order", fenceOrdered, just(Fence)},
 	{"deposed", writableButNotNamed, just(Fence)},
 	{"lease-over", leaseOver, just(Fence)},
+	{"pledged", pledged, nil},
 	{"promise", unpromisedFencing, promise},
 	{"unanswered", notAnswering, nil},
 	{"freeze", mustFreeze, just(Freeze)},

@@ -19,7 +19,8 @@ import (
 //	order epoch=5 phase=serving primary=n1 run=r1 [elected=A:100] [history=1:A:0:0,5:B:90:1] [async] [pushed]   the agreed document, with
 //	    histories as epoch:replid:start:parent; pushed: not read yet
 //	none                                                                     no document is known
-//	self [promised=5] [now=10s] [lease=11s] [insync=5] [salvaged=A:120]      the agent
+//	self [promised=5] [now=10s] [lease=11s] [insync=5] [salvaged=A:120] [pledged=5:400ms]      the agent; pledged: to
+//	    the primary of that epoch, for so long
 //	server [health=up] [role=replica] [run=r1] [frozen] [following=n2:1] [link] [partial] [at=A:100] [keys=1] [problem=…]
 //	next                                                                     the one next thing to do
 func TestScenarios(t *testing.T) {
@@ -38,6 +39,14 @@ func TestScenarios(t *testing.T) {
 				if v := a.Str("salvaged", ""); v != "" {
 					id, off, _ := strings.Cut(v, ":")
 					in.Memory = Salvaged(in.Memory, topo.Position{ReplID: id, Offset: storytest.Num(a.T, off)})
+				}
+				if v := a.Str("pledged", ""); v != "" {
+					epoch, left, _ := strings.Cut(v, ":")
+					d, err := time.ParseDuration(left)
+					if err != nil {
+						t.Fatal(err)
+					}
+					in.Pledged = Pledge{Epoch: topo.Epoch(storytest.Num(a.T, epoch)), Until: in.Now + d}
 				}
 				if a.Has("followed") {
 					in.Memory.FollowedAt = in.Now - a.Dur("followed", 0).D()

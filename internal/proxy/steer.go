@@ -23,7 +23,7 @@ type tenure struct {
 	node    topo.NodeID
 	addr    string
 	lease   time.Duration
-	from    atomic.Int64 // clock.Uptime at the start of the latest linearizable read that named this tenure in phase serving
+	from    atomic.Int64 // clock.Uptime from which the lease counts: view.Snapshot.LeaseStart in phase serving
 }
 
 // good reports whether the lease of the tenure has not ended.
@@ -75,8 +75,8 @@ func (p *Proxy) obey(s *view.Snapshot) {
 			latest, _ := a.Latest()
 			o.t = &tenure{history: latest.ReplID, epoch: a.Epoch, runID: a.RunID, node: a.Primary, addr: node.Addr, lease: spec.Timing.Lease.D()}
 		}
-		if s.ReadStart > 0 {
-			o.t.from.Store(int64(s.ReadStart))
+		if from := s.LeaseStart(); from > 0 {
+			o.t.from.Store(int64(from))
 		}
 	case a.Phase == topo.PhaseDraining && same:
 		o.draining = true

@@ -32,6 +32,7 @@ type host struct {
 	generation int // grows with every agent process
 	view       view
 	promised   topo.Epoch // on disk
+	vow        vow
 	memory     converge.Memory
 	seq        uint64
 	busy       bool
@@ -57,6 +58,7 @@ type view struct {
 	readStart time.Duration // host uptime at the start of the latest read of this tenure
 	confirmed bool
 	known     bool
+	pledged   time.Duration // host uptime from which a lease counts that others gave
 }
 
 func newHost(w *world, i int) *host {
@@ -123,6 +125,7 @@ func (h *host) startAgent() {
 	h.agentUp = true
 	h.agentStart = int64(h.generation)
 	h.view = view{}
+	h.vow = h.vow.reboot(h.uptime(), h.w.spec.Timing)
 	h.memory = converge.Memory{}
 	h.busy, h.tickAt, h.seq = false, 0, 0
 	h.lastSent, h.refused, h.drainFrom = topo.Sighting{}, "", 0
@@ -163,6 +166,7 @@ func (h *host) readLoop(gen int) {
 	h.w.after(h.w.spec.Timing.Beat.D()/2, func() { h.whenAwake(func() { h.readLoop(gen) }) })
 	begun := h.uptime()
 	h.read(func(rev uint64, doc topo.Shard) { h.offer(rev, doc, begun, true) }, func() {})
+	h.seek()
 }
 
 func (h *host) read(got func(uint64, topo.Shard), done func()) {
@@ -188,9 +192,12 @@ func (h *host) offer(rev uint64, doc topo.Shard, readStart time.Duration, read b
 		return
 	}
 	isNew := !v.known || rev > v.rev || stale
-	keep := isNew && !read && v.known && doc.Assigned.SameTenure(v.doc.Assigned)
-	if !keep {
+	same := v.known && doc.Assigned.SameTenure(v.doc.Assigned)
+	if !isNew || read || !same {
 		v.readStart = readStart
+	}
+	if !same {
+		v.pledged = 0
 	}
 	v.rev, v.doc, v.known, v.confirmed = rev, doc, true, read
 	if isNew && !read {
@@ -205,10 +212,11 @@ func (h *host) offer(rev uint64, doc topo.Shard, readStart time.Duration, read b
 }
 
 func (h *host) leaseEnd() time.Duration {
-	if h.view.readStart == 0 {
+	from := h.view.leaseStart()
+	if from == 0 {
 		return 0
 	}
-	return h.view.readStart + h.w.spec.Timing.Lease.D()
+	return from + h.w.spec.Timing.Lease.D()
 }
 
 func (h *host) wake() {
@@ -238,7 +246,7 @@ func (h *host) tick() {
 	if !h.agentUp || h.busy {
 		return
 	}
-	in := converge.Input{Self: h.id, Now: h.uptime(), LeaseEnd: h.leaseEnd(), Promised: h.promised, Read: h.view.confirmed, Seen: h.observe()}
+	in := converge.Input{Self: h.id, Now: h.uptime(), LeaseEnd: h.leaseEnd(), Promised: h.promised, Pledged: h.vow.given, Read: h.view.confirmed, Seen: h.observe()}
 	if h.view.known {
 		doc := h.view.doc
 		in.Shard = &doc
@@ -356,7 +364,12 @@ func (h *host) perform(in converge.Input, o converge.Order) bool {
 	switch o.Do {
 	case converge.Promise:
 		took += h.fsync()
-		later(func() { h.promised = max(h.promised, o.Epoch) })
+		phase := in.Shard.Assigned.Phase
+		later(func() {
+			if !h.vow.given.Binds(phase, o.Epoch, h.promised, h.uptime()) { // one may have been given meanwhile
+				h.promised = max(h.promised, o.Epoch)
+			}
+		})
 	case converge.Fence:
 		w.log("%s fences: %s (%s)", h.id, o.Rule, o.Why)
 		if s.stopped {

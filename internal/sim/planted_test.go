@@ -60,6 +60,9 @@ func TestPlantedBugsAreFound(t *testing.T) {
 		{"boot-writable", 5000, two},
 		{"lease-clock-stops", 5000, two},
 		{"promotion-before-fence", 5000, two},
+		{"agree-without-promise", 5000, two},
+		{"some-pledges-suffice", 5000, two},
+		{"pledge-not-on-disk", 5000, two},
 	} {
 		if *bugFlag != "" && *bugFlag != bug.name {
 			continue

@@ -36,7 +36,7 @@ func TestSeedsAreWithoutViolation(t *testing.T) {
 		if r.Violation != "" {
 			t.Fatalf("seed %d (%s): %s", r.Seed, r.Shape, r.Violation)
 		}
-		t.Logf("seed %d (%s): %d writes acknowledged, %d events", r.Seed, r.Shape, r.Acked, r.Events)
+		t.Logf("seed %d (%s): %d writes acknowledged, %d rounds of pledges, %d events", r.Seed, r.Shape, r.Acked, r.Pledged, r.Events)
 		return
 	}
 	begun := time.Now()
@@ -44,9 +44,10 @@ func TestSeedsAreWithoutViolation(t *testing.T) {
 	for _, r := range bad {
 		t.Errorf("seed %d (%s): %s\nreplay: make sim SEED=%d", r.Seed, r.Shape, r.Violation, r.Seed)
 	}
-	t.Logf("%d seeds, %d writes acknowledged, %.0f seeds/s; %d ended waiting for an operator", *seedsFlag, acked, float64(*seedsFlag)/time.Since(begun).Seconds(), rules["waits for an operator"])
+	t.Logf("%d seeds, %d writes acknowledged, %.0f seeds/s; a primary went on without the store in %d, %d ended waiting for an operator", *seedsFlag, acked,
+		float64(*seedsFlag)/time.Since(begun).Seconds(), rules["goes on by pledges"], rules["waits for an operator"])
 	if *seedsFlag >= 2000 {
-		for _, name := range []string{"bootstrap", "record", "promotion-failed", "elect", "cold-start", "primary-gone", "primary-silent", "primary-hung", "drained", "switchover-abandon", "enrol", "switchover", "failover-intent", "intent-refused", "claim-term"} {
+		for _, name := range []string{"bootstrap", "record", "promotion-failed", "elect", "cold-start", "primary-gone", "primary-silent", "primary-hung", "drained", "switchover-abandon", "enrol", "switchover", "failover-intent", "intent-refused", "claim-term", "goes on by pledges"} {
 			if rules[name] == 0 {
 				t.Errorf("rule %s never fired", name)
 			}
@@ -73,6 +74,9 @@ func play(from, count uint64, most int) (bad []Result, rules map[string]int, ack
 				acked += r.Acked
 				for k, v := range r.Rules {
 					rules[k] += v
+				}
+				if r.Pledged > 0 {
+					rules["goes on by pledges"]++
 				}
 				if r.Asked {
 					rules["waits for an operator"]++

@@ -30,6 +30,7 @@ type Result struct {
 	Rules     map[string]int // decisions that swapped, by rule
 	Acked     int
 	Events    int
+	Pledged   int  // rounds of pledges that extended a primary's lease
 	Asked     bool // it ended waiting for an operator, rightly
 }
 
@@ -119,20 +120,21 @@ type world struct {
 	open    bool    // no server lets its ACLs be changed
 	strikes int     // that turns may still bring
 
-	acked     []*entry
-	nextWrite uint64
-	nextRun   int
-	ghost     *server // a replica that nobody registered
-	lastAck   time.Duration
-	quietAcks int
-	rules     map[string]int
-	quiet     map[string]int // swaps by rule after settledAt
-	epochSeen topo.Epoch
-	violation string
-	asked     bool // it ended waiting for an operator, rightly
-	trace     bool
-	timeline  []string
-	handled   int
+	acked         []*entry
+	nextWrite     uint64
+	nextRun       int
+	ghost         *server // a replica that nobody registered
+	lastAck       time.Duration
+	quietAcks     int
+	pledgedRounds int // that extended a primary's lease
+	rules         map[string]int
+	quiet         map[string]int // swaps by rule after settledAt
+	epochSeen     topo.Epoch
+	violation     string
+	asked         bool // it ended waiting for an operator, rightly
+	trace         bool
+	timeline      []string
+	handled       int
 }
 
 func newWorld(o Options) *world {
@@ -170,6 +172,7 @@ func Run(o Options) Result {
 	}
 	w.store.start()
 	w.planFaults()
+	w.planOutages(o.Seed)
 	if !w.open { // open replication counts strangers, and is said to (SAFETY A7)
 		w.planGhost()
 	}
@@ -187,7 +190,7 @@ func Run(o Options) Result {
 		w.checkEnd()
 	}
 	return Result{
-		Seed: o.Seed, Violation: w.violation, Timeline: w.timeline, Rules: w.rules, Acked: len(w.acked), Events: w.handled, Asked: w.asked,
+		Seed: o.Seed, Violation: w.violation, Timeline: w.timeline, Rules: w.rules, Acked: len(w.acked), Events: w.handled, Asked: w.asked, Pledged: w.pledgedRounds,
 		Shape: fmt.Sprintf("n=%d %s k=%d %s readage=%v loss=%.2f slow=%.2f unlucky=%v open=%v", w.n, w.spec.Durability, w.spec.AckReplicas, w.persist, w.readAge, w.loss, w.slow, w.unlucky, w.open),
 	}
 }

@@ -31,9 +31,27 @@ type Snapshot struct {
 	// Confirmed is true when a linearizable read returned this very revision, false while it is known from a push alone,
 	// which is good enough to stop writing but not to begin following.
 	Confirmed bool
+	// Pledged is the lease of this tenure beside the store's, while that is away.
+	Pledged Pledged
 }
 
-// Fresh reports whether a lease counted from the snapshot's read is still good at now.
+// Pledged is a lease that the other data nodes' agents gave, in place of a read.
+type Pledged struct {
+	From time.Duration // clock.Uptime from which it counts; zero: there is none
+	By   []topo.NodeID // who pledged
+}
+
+// LeaseStart is clock.Uptime from which the lease counts: that of the latest read, or of the latest round of pledges. Zero when
+// there was neither.
+func (s *Snapshot) LeaseStart() time.Duration { return max(s.ReadStart, s.Pledged.From) }
+
+// Leased reports whether the lease is good at now, whoever gave it.
+func (s *Snapshot) Leased(now time.Duration) bool {
+	from := s.LeaseStart()
+	return from > 0 && now < from+s.Shard.Spec.Timing.Lease.D()
+}
+
+// Fresh reports whether a lease counted from the snapshot's read is still good at now: whether the store answers.
 func (s *Snapshot) Fresh(now time.Duration) bool {
 	return s != nil && s.ReadStart > 0 && now < s.ReadStart+s.Shard.Spec.Timing.Lease.D()
 }
@@ -153,14 +171,36 @@ func (v *View) offer(doc coord.Doc, readStart time.Duration) bool {
 			return false
 		}
 		next.Shard = shard
-		if !read && old != nil && shard.Assigned.SameTenure(old.Shard.Assigned) {
-			next.ReadStart = old.ReadStart
+		if old != nil && shard.Assigned.SameTenure(old.Shard.Assigned) {
+			next.Pledged = old.Pledged
+			if !read {
+				next.ReadStart = old.ReadStart
+			}
 		}
 	} else {
-		next.Shard = old.Shard
+		next.Shard, next.Pledged = old.Shard, old.Pledged
 	}
+	v.publish(next)
+	return isNew
+}
+
+// publish shows next to everybody. Callers hold v.mu.
+func (v *View) publish(next *Snapshot) {
 	v.last.Store(next)
 	close(v.changed)
 	v.changed = make(chan struct{})
-	return isNew
+}
+
+// Extend lets the lease of a tenure count from from, by the word of others in place of a read. It does nothing where
+// another tenure or a later lease is known.
+func (v *View) Extend(of topo.Assigned, from time.Duration, by []topo.NodeID) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	old := v.last.Load()
+	if old == nil || old.Shard.Assigned.Phase != topo.PhaseServing || !old.Shard.Assigned.SameTenure(of) || from <= old.LeaseStart() {
+		return
+	}
+	next := *old
+	next.Pledged = Pledged{From: from, By: by}
+	v.publish(&next)
 }

@@ -19,6 +19,7 @@ import (
 type crew struct {
 	t       *testing.T
 	d       *deployment
+	first   int                    // members that the store begins with
 	nodes   int                    // data nodes n1, n2, …, each beside the first members
 	local   func(id string) string // the node block of a member with a data node
 	extra   string                 // further lines of the deployment
@@ -28,12 +29,12 @@ type crew struct {
 
 func newCrew(t *testing.T) *crew {
 	t.Helper()
-	c := &crew{t: t, nodes: 3, members: map[string]*exec.Cmd{}, servers: map[string]*exec.Cmd{}}
+	c := &crew{t: t, first: 3, nodes: 3, members: map[string]*exec.Cmd{}, servers: map[string]*exec.Cmd{}}
 	c.local = func(string) string { return "{}" }
 	c.d = &deployment{t: t, bin: binary(t), dir: t.TempDir(), base: freeBase(t)}
 	c.d.api = func() string {
 		var addrs []string
-		for i := 1; i <= 5; i++ {
+		for i := 1; i <= max(5, c.first); i++ {
 			addrs = append(addrs, c.at(30, i))
 		}
 		return strings.Join(addrs, ",")
@@ -56,7 +57,7 @@ func number(t *testing.T, id string) int {
 	return i
 }
 
-// start runs a member; join is a store address, or empty for one of the first three.
+// start runs a member; join is a store address, or empty for one of the first.
 func (c *crew) start(id, join string) {
 	c.t.Helper()
 	dir := filepath.Join(c.d.dir, id)
@@ -88,7 +89,7 @@ func (c *crew) config(id, join string) string {
 		fmt.Fprintf(&b, "  listen: %q\n  join: %q\n", c.at(40, i), join)
 	} else {
 		b.WriteString("  members:\n")
-		for j := 1; j <= 3; j++ {
+		for j := 1; j <= c.first; j++ {
 			fmt.Fprintf(&b, "    - {id: n%d, addr: %q}\n", j, c.at(40, j))
 		}
 	}

@@ -18,6 +18,8 @@ type Store struct {
 
 	// Guarded by c.mu.
 	cut, closed bool
+	severed     bool
+	answer      func(from string, question []byte) []byte // nil: nobody
 	known       map[string]coord.Doc
 	subs        map[*sub]struct{}
 	arrived     chan struct{}

@@ -127,6 +127,8 @@ func (p *port) sort(c *conn) {
 	switch first[0] {
 	case dialMember:
 		p.s.serve(c)
+	case dialPeer:
+		p.s.serveAsks(c)
 	case dialRaft:
 		// Read unbuffered: what follows the hello belongs to Raft.
 		hello, err := readFrame(bufio.NewReaderSize(oneByOne{c}, 16), helloMax)

@@ -53,6 +53,7 @@ type Store struct {
 	members atomic.Pointer[raft.Configuration] // the latest committed one
 	changed atomic.Int64                       // clock.Uptime when that was learned, or when this process began
 	oaths   oaths
+	peers   peers
 	arrived chan struct{}
 	left    departure
 }

@@ -10,10 +10,11 @@ import (
 	"io"
 )
 
-// The two kinds of connections on the one port; the first byte tells.
+// The kinds of connections on the one port; the first byte tells.
 const (
 	dialRaft   = 'R'
 	dialMember = 'M'
+	dialPeer   = 'P' // questions between members (coord.Peers)
 )
 
 // kind is the meaning of a frame.
@@ -33,6 +34,7 @@ const (
 	kindDoc                     // push from the leader: Key, Value, Rev
 	kindConfirm                 // from the leader: ID round, Rev Raft term; the answer repeats both, with the age of the last oath to an earlier term
 	kindJoin                    // like Hello, from a process that asks to be added; answered with Reply
+	kindAsk                     // a member's question to another one: Value; answered with Reply
 )
 
 // code is an outcome on the wire.
