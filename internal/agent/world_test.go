@@ -54,6 +54,7 @@ type seat struct {
 	beats *notary
 	docs  *pushed
 	view  *view.View
+	agent *agent.Agent
 	end   func()
 
 	mu       sync.Mutex
@@ -246,6 +247,7 @@ func (w *world) start(id topo.NodeID) *seat {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	s.agent = a
 	s.end = looptest.Start(w.t, map[string]func(context.Context) error{"view of " + string(id): v.Run, "agent of " + string(id): a.Run})
 	return s
 }

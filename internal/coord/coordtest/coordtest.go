@@ -55,6 +55,7 @@ func RunSize(t *testing.T, start Factory, n int) {
 		{"the controller is told that a report arrived", arrived},
 		{"the age of a read counts reads of older revisions only", readAges},
 		{"members are listed with their controller", members},
+		{"members answer each other", peersAnswer},
 		{"a closed store answers that it is closed", closed},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.run(t, start(t, n)) })
