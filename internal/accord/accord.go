@@ -158,7 +158,7 @@ func (a *Accord) plead(ctx context.Context, s *view.Snapshot) {
 		}
 	}
 	switch {
-	case ctx.Err() != nil:
+	case ctx.Err() != nil, len(against) > 0 && young(s, begun):
 	case len(against) > 0:
 		a.say(s, fmt.Sprintf("the store is unreachable, and %s cannot go on, because not all nodes pledged not to freeze: %s", plea.Primary, strings.Join(against, ", ")))
 	case len(by) == 0:
@@ -176,13 +176,18 @@ func (a *Accord) askForWord(ctx context.Context, s *view.Snapshot) {
 	tenure := topo.PleaOf(s.Shard)
 	ans := a.ask(ctx, s, string(tenure.Primary), question{Word: &tenure})
 	switch {
-	case ctx.Err() != nil:
+	case ctx.Err() != nil, !ans.OK && young(s, begun):
 	case !ans.OK:
 		a.say(s, fmt.Sprintf("the store is unreachable, and %s does not go on: %s", tenure.Primary, ans.Why))
 	default:
 		a.o.View.Extend(s.Shard.Assigned, begun-max(ans.Age, 0), ans.By)
 		a.say(s, going(tenure.Primary, ans.By))
 	}
+}
+
+// young reports whether the lease was given so lately that a round that failed is not worth a word.
+func young(s *view.Snapshot, now time.Duration) bool {
+	return now-s.LeaseStart() < s.Shard.Spec.Timing.SeekAfter()
 }
 
 func going(primary topo.NodeID, by []topo.NodeID) string {
