@@ -166,7 +166,7 @@ func (a *Agent) wait(ctx context.Context, changed <-chan struct{}, pause time.Du
 	}
 }
 
-// idle is how long nothing needs to be looked at: never past the end of the lease.
+// idle is how long nothing needs to be looked at: never past the end of the lease, or of a pledge.
 func (a *Agent) idle(in converge.Input) time.Duration {
 	if in.Shard == nil {
 		return topo.LANTiming().Beat.D()
@@ -181,8 +181,10 @@ func (a *Agent) idle(in converge.Input) time.Duration {
 	case as.Phase == topo.PhaseServing && in.Memory.InSync != as.Epoch && in.Seen.Role == topo.RoleReplica:
 		d = min(d, 20*time.Millisecond)
 	}
-	if left := in.LeaseEnd - in.Now; left > 0 && left < d {
-		d = left
+	for _, end := range []time.Duration{in.LeaseEnd, in.Pledged.Until} {
+		if left := end - in.Now; left > 0 && left < d {
+			d = left
+		}
 	}
 	return d
 }
