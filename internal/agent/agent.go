@@ -25,7 +25,7 @@ import (
 	"redoubt/internal/view"
 )
 
-// Options are what an agent needs. All fields but Events and Salvage are required.
+// Options are what an agent needs. All fields but Addr, Events and Salvage are required.
 type Options struct {
 	ID     topo.NodeID
 	Node   redis.Node
@@ -33,6 +33,7 @@ type Options struct {
 	Beats  coord.Beats
 	Clock  clock.Clock
 	Dir    string // for the promise; survives restarts
+	Addr   string // where the server is reached, for as long as the roster does not say so
 	Log    *slog.Logger
 	Events event.Sink
 
@@ -179,6 +180,9 @@ func (a *Agent) idle(in converge.Input) time.Duration {
 	case in.Seen.Role == topo.RolePrimary:
 		d /= 2 // a hang begins to count when it is seen
 	case as.Phase == topo.PhaseServing && in.Memory.InSync != as.Epoch && in.Seen.Role == topo.RoleReplica:
+		d = min(d, 20*time.Millisecond)
+	}
+	if c := as.Change; c != nil && as.Phase == topo.PhaseServing { // a change should not take longer than it must
 		d = min(d, 20*time.Millisecond)
 	}
 	for _, end := range []time.Duration{in.LeaseEnd, in.Pledged.Until} {
@@ -380,6 +384,8 @@ func (a *Agent) perform(ctx context.Context, in converge.Input, o converge.Order
 		return nil
 	case converge.Drain:
 		return a.drain(ctx, in)
+	case converge.Enforce:
+		return a.enforce(ctx, in, o)
 	case converge.Restart:
 		return a.restart(ctx, in)
 	}
@@ -421,8 +427,8 @@ func (a *Agent) configure(ctx context.Context, in converge.Input) {
 		return
 	}
 	want := redis.Settings{}
-	if sp := in.Shard.Spec; sp.Durability == topo.Quorum {
-		want = redis.Settings{MinReplicas: sp.AckReplicas, MinReplicasMaxLag: 1}
+	if k := in.Shard.Agreed(); k > 0 {
+		want = redis.Settings{MinReplicas: k, MinReplicasMaxLag: 1}
 	}
 	want.Admit = admits(in)
 	if want == a.settings && in.Now-a.checkedAt < configEvery {

@@ -39,10 +39,13 @@ func (a *Agent) report(in converge.Input) {
 	beat := topo.LANTiming().Beat.D()
 	if in.Shard != nil {
 		s.Epoch, s.Phase = in.Shard.Assigned.Epoch, in.Shard.Assigned.Phase
-		n, _ := in.Shard.Spec.Node(a.o.ID)
-		s.Addr = n.Addr
+		s.Addr = a.o.Addr
+		if n, ok := in.Shard.Spec.Node(a.o.ID); ok {
+			s.Addr = n.Addr
+		}
 		beat = in.Shard.Spec.Timing.Beat.D()
 	}
+	noteGrowth(&s, in)
 	s.Impaired, s.ImpairedFor = a.impaired.note(s, in.Now)
 	if a.refusedAt == s.Epoch && s.Epoch != 0 {
 		s.Refused = a.refused
@@ -69,7 +72,7 @@ func (a *Agent) report(in converge.Input) {
 func same(x, y topo.Sighting) bool {
 	return x.Epoch == y.Epoch && x.Phase == y.Phase && x.Health == y.Health && x.Role == y.Role && x.Frozen == y.Frozen &&
 		x.Fenced == y.Fenced && x.Whole == y.Whole && x.RunID == y.RunID && x.Promised == y.Promised && x.InSync == y.InSync &&
-		x.Refused == y.Refused && x.Impaired == y.Impaired && x.LinkUp == y.LinkUp && x.Backlog == y.Backlog && x.Pos.ReplID == y.Pos.ReplID &&
+		x.Change == y.Change && x.Barrier == y.Barrier && x.Waits == y.Waits && x.Refused == y.Refused && x.Impaired == y.Impaired && x.LinkUp == y.LinkUp && x.Backlog == y.Backlog && x.Pos.ReplID == y.Pos.ReplID &&
 		(x.Pos.Offset == y.Pos.Offset || y.Phase == topo.PhaseServing)
 }
 

@@ -20,6 +20,9 @@ func credentials(in converge.Input) redis.Credentials {
 // admits returns what replicas of this very server must present: nothing to say unless it serves.
 func admits(in converge.Input) redis.Credentials {
 	a := in.Shard.Assigned
+	if c := sponsor(in); !c.Open() {
+		return c
+	}
 	if a.Phase != topo.PhaseServing || a.Primary != in.Self || a.RunID != in.Seen.RunID || in.Seen.Role != topo.RolePrimary {
 		return redis.Credentials{}
 	}

@@ -148,6 +148,8 @@ func (s *Server) Handler() http.Handler {
 	m.HandleFunc("POST /v1/salvage/{id}/replayed", s.postReplayed)
 	m.HandleFunc("POST /v1/pause", s.pause)
 	m.HandleFunc("POST /v1/settings", s.set)
+	m.HandleFunc("POST /v1/nodes", s.postNode)
+	m.HandleFunc("DELETE /v1/nodes/{id}", s.deleteNode)
 	m.HandleFunc("POST /v1/resume", s.resume)
 	m.HandleFunc("POST /v1/upgrade", s.upgrade)
 	// A web page that somebody visits must not be able to give orders here.

@@ -88,6 +88,12 @@ func (e *exposition) shard(deployment string, sh ShardStatus) {
 	}
 	e.family("redoubt_shard_pledged", "gauge", "1 while the store is away and the primary goes on by the pledges of the other nodes.")
 	e.sample("redoubt_shard_pledged", flag(len(sh.PledgedBy) > 0), l...)
+	e.family("redoubt_shard_copies", "gauge", "Nodes that hold a write at least when it is acknowledged.")
+	e.sample("redoubt_shard_copies", float64(sh.Copies), l...)
+	e.family("redoubt_shard_alone", "gauge", "1 while one node alone has every acknowledged write of a shard with quorum.")
+	e.sample("redoubt_shard_alone", flag(sh.Alone != ""), l...)
+	e.family("redoubt_shard_changing", "gauge", "1 while durability, ack-replicas or the roster change.")
+	e.sample("redoubt_shard_changing", flag(sh.Change != nil), l...)
 	e.family("redoubt_shard_paused", "gauge", "1 while automatic failovers are paused.")
 	e.sample("redoubt_shard_paused", flag(sh.Paused != nil), l...)
 	for _, f := range []struct {

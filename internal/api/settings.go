@@ -4,6 +4,7 @@ package api
 
 import (
 	"context"
+	"errors"
 	"net/http"
 
 	"redoubt/internal/topo"
@@ -11,25 +12,77 @@ import (
 
 // Settings are what may change while a shard runs. A field that is nil stays as it is.
 type Settings struct {
-	MaxLoss *topo.Loss `json:"max_loss,omitempty"` // both bounds; zero: none
+	MaxLoss     *topo.Loss       `json:"max_loss,omitempty"` // both bounds; zero: none
+	Durability  *topo.Durability `json:"durability,omitempty"`
+	AckReplicas *int             `json:"ack_replicas,omitempty"`
+	MinCopies   *int             `json:"min_copies,omitempty"`
+	By          string           `json:"by,omitempty"`
 }
 
-// Set changes settings of the shard. The error is *Error for a refusal: nothing was changed then.
+// Set changes settings of the shard. What weakens the promise holds at once: proxies read it. What strengthens it becomes a
+// change that is under way until the promise is true (SAFETY A7). The error is *Error for a refusal: nothing was changed then.
 func (o *Orders) Set(ctx context.Context, want Settings) error {
 	return o.change(ctx, func(s *topo.Shard) (bool, error) {
-		next := s.Spec
-		if want.MaxLoss != nil {
-			next.MaxLoss = *want.MaxLoss
+		next := want.wanted(s.Spec)
+		if errs := next.Validate(); len(errs) > 0 {
+			return false, &Error{Status: http.StatusConflict, Code: "refused", Message: errors.Join(errs...).Error()}
 		}
-		if err := next.MaxLoss.Validate(next.Durability); err != nil {
-			return false, &Error{Status: http.StatusConflict, Code: "refused", Message: err.Error()}
-		}
-		if next.MaxLoss == s.Spec.MaxLoss {
-			return false, nil
-		}
+		strength, err := want.strength(s, &next)
+		changed := strength || next.MaxLoss != s.Spec.MaxLoss || next.MinCopies != s.Spec.MinCopies
 		s.Spec = next
-		return true, nil
+		return changed, err
 	})
+}
+
+// strength brings about the durability and the number of replicas that next asks for, and reports whether anything is new.
+// What has to wait is taken out of next and becomes a change.
+func (want Settings) strength(s *topo.Shard, next *topo.Spec) (bool, error) {
+	a := &s.Assigned
+	if want.Durability == nil && want.AckReplicas == nil {
+		return false, nil
+	}
+	c := a.Change
+	switch asked := next.Replicas(); {
+	case c != nil && c.Kind == topo.ChangeAck && c.AckReplicas == asked && c.Durability == next.Durability:
+		next.Durability, next.AckReplicas, next.MaxLoss = s.Spec.Durability, s.Spec.AckReplicas, s.Spec.MaxLoss
+		return false, nil // under way, by an earlier try
+	case c == nil && asked == s.Spec.Replicas() && next.Durability == s.Spec.Durability:
+		return false, nil
+	case a.Phase != topo.PhaseServing:
+		return false, refuse("busy", "the shard is %s: durability and ack-replicas change while a primary serves; try again when there is one", a.Phase)
+	case c != nil && c.Kind != topo.ChangeAck:
+		return false, refuse("pending", "another change is under way (%s): wait for it", c)
+	case asked > s.Spec.Replicas():
+		a.Begin(topo.Change{Kind: topo.ChangeAck, Durability: next.Durability, AckReplicas: asked, By: want.By})
+		next.Durability, next.AckReplicas, next.MaxLoss = s.Spec.Durability, s.Spec.AckReplicas, s.Spec.MaxLoss
+		return true, nil
+	}
+	a.Change = nil // what was to become stronger is not to any more
+	if next.Durability == topo.Async {
+		a.Alone = ""
+	}
+	return true, nil
+}
+
+// wanted is the specification as it is asked for.
+func (want Settings) wanted(s topo.Spec) topo.Spec {
+	next := s
+	if want.MaxLoss != nil {
+		next.MaxLoss = *want.MaxLoss
+	}
+	if want.MinCopies != nil {
+		next.MinCopies = *want.MinCopies
+	}
+	if want.Durability != nil && *want.Durability != s.Durability {
+		next.Durability, next.AckReplicas = *want.Durability, 0
+		if next.Durability == topo.Quorum {
+			next.AckReplicas, next.MaxLoss = max(1, len(s.Nodes)/2), topo.Loss{}
+		}
+	}
+	if want.AckReplicas != nil {
+		next.AckReplicas = *want.AckReplicas
+	}
+	return next
 }
 
 func (s *Server) set(w http.ResponseWriter, r *http.Request) {
@@ -37,6 +90,9 @@ func (s *Server) set(w http.ResponseWriter, r *http.Request) {
 	if err := decode(w, r, &want); err != nil {
 		reply(w, nil, err)
 		return
+	}
+	if want.By == "" {
+		want.By = "api " + r.RemoteAddr
 	}
 	reply(w, want, s.orders.Set(r.Context(), want))
 }

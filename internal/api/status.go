@@ -32,7 +32,8 @@ type DeploymentStatus struct {
 	Mode        string          `json:"mode"`
 	Durability  topo.Durability `json:"durability"`
 	AckReplicas int             `json:"ack_replicas"`
-	MaxLoss     topo.Loss       `json:"max_loss,omitzero"` // async: the dial
+	MaxLoss     topo.Loss       `json:"max_loss,omitzero"`    // async: the dial
+	MinCopies   int             `json:"min_copies,omitempty"` // quorum with two nodes
 	Shards      []ShardStatus   `json:"shards"`
 	Proxies     []ProxyStatus   `json:"proxies"`
 }
@@ -49,6 +50,9 @@ type ShardStatus struct {
 	Paused    *topo.Pause   `json:"paused,omitempty"`
 	Intent    *topo.Intent  `json:"intent,omitempty"`
 	Outcome   *topo.Outcome `json:"outcome,omitempty"`
+	Change    *ChangeStatus `json:"change,omitempty"` // of durability, ack-replicas or the roster, under way
+	Copies    int           `json:"copies"`           // nodes that hold a write at least when it is acknowledged
+	Alone     topo.NodeID   `json:"alone,omitempty"`  // the one node that has every acknowledged write
 	Nodes     []NodeStatus  `json:"nodes"`
 	PledgedBy []topo.NodeID `json:"pledged_by,omitempty"` // the store is away, and the primary goes on because these promised not to freeze
 }
@@ -141,9 +145,13 @@ func (f facts) status() Status {
 		sh := ShardStatus{
 			ID: f.shard.ID, Epoch: a.Epoch, Phase: a.Phase, Primary: a.Primary, Reason: a.Reason, Why: a.Why,
 			Witnesses: s.Witnesses(), Paused: a.Paused, Intent: a.Intent, Outcome: a.Outcome, Nodes: f.nodes(), PledgedBy: f.pledgedBy,
+			Change: f.changeStatus(), Copies: f.copies(), Alone: a.Alone,
+		}
+		if a.Alone != "" {
+			sh.Witnesses = 1
 		}
 		st.Deployments = append(st.Deployments, DeploymentStatus{
-			Name: s.Deployment, Mode: "single", Durability: s.Durability, AckReplicas: s.AckReplicas, MaxLoss: s.MaxLoss,
+			Name: s.Deployment, Mode: "single", Durability: s.Durability, AckReplicas: s.AckReplicas, MaxLoss: s.MaxLoss, MinCopies: s.MinCopies,
 			Shards: []ShardStatus{sh}, Proxies: proxies,
 		})
 	}
@@ -249,6 +257,7 @@ func (f facts) problems(st Status) []string {
 	if a.Paused != nil {
 		say("automatic failovers are paused by %s: %s", a.Paused.By, a.Paused.Reason)
 	}
+	f.changeProblems(say)
 	enrolled := 0
 	for _, n := range sh.Nodes {
 		if n.Enrolled && n.State != StateNoReport {

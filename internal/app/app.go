@@ -248,7 +248,7 @@ func (m *member) startNode(ctx context.Context) error {
 	}
 	a, err := agent.New(agent.Options{
 		Salvage: keeper,
-		ID:      topo.NodeID(local.ID), Node: node, View: m.view, Beats: m.source, Clock: m.clock,
+		ID:      topo.NodeID(local.ID), Addr: m.deploy.LocalAddr(), Node: node, View: m.view, Beats: m.source, Clock: m.clock,
 		Dir: filepath.Join(m.o.Config.Member.Dir, "agent"), Log: m.log, Events: m.event,
 	})
 	if err != nil {

@@ -52,12 +52,7 @@ func advertised(c config.Config) string {
 // openNode starts or finds the server beside this member.
 func openNode(ctx context.Context, o Options, d config.Deployment, clk clock.Clock, log *slog.Logger) (localNode, error) {
 	local := d.Node
-	addr := ""
-	for _, n := range d.Nodes {
-		if n.ID == local.ID {
-			addr = n.Addr
-		}
-	}
+	addr := d.LocalAddr()
 	if local.Kind == "attached" {
 		n, err := redisd.Attached(redisd.AttachOptions{
 			Addr: addr, Username: local.Username, Password: d.Password, PIDFile: local.PIDFile,

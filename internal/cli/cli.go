@@ -139,7 +139,7 @@ func (e *env) root() *cobra.Command {
 	}
 	add("run", e.up(), e.down(), e.run())
 	add("look", e.status(), e.watch(), e.explain(), e.history())
-	add("order", e.switchover(), e.failover(), e.pause(), e.resume(), e.set(), e.upgrade(), e.member(), e.salvage())
+	add("order", e.switchover(), e.failover(), e.pause(), e.resume(), e.set(), e.upgrade(), e.member(), e.node(), e.salvage())
 	add("more", e.config(), e.debug(), e.version())
 	root.AddCommand(e.guard())
 	return root

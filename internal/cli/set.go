@@ -5,7 +5,9 @@ package cli
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -15,49 +17,100 @@ import (
 )
 
 func (e *env) set() *cobra.Command {
-	return e.orders(&cobra.Command{
+	wait := changeWait
+	c := e.orders(&cobra.Command{
 		Use:   "set NAME=VALUE...",
 		Short: "Change a setting of the running shard",
 		Long: "Change settings that the store holds, while the shard runs.\n\n" +
+			"  durability=quorum     acknowledged writes are on ack-replicas replicas, too: promised once every proxy keeps to it\n" +
+			"  durability=async      acknowledged by the primary alone, at once\n" +
+			"  ack-replicas=2        quorum: replicas that must hold a write before it is acknowledged\n" +
+			"  min-copies=2          quorum with two nodes: 1 lets the primary go on alone, 2 makes writes wait\n" +
 			"  max-loss.time=200ms   async: acknowledged writes that no replica holds may be at most so old; 0s: no bound\n" +
 			"  max-loss.bytes=1mb    async: … and at most so many bytes; 0b: no bound",
 		Args: cobra.MinimumNArgs(1),
-		RunE: func(c *cobra.Command, args []string) error {
-			return look(e, c, func(client *api.Client, ctx context.Context) (api.Settings, error) { return change(ctx, client, args) },
-				func(now api.Settings) { fmt.Fprintf(e.out, "max-loss: %s\n", lossText(*now.MaxLoss)) })
-		},
+		RunE: func(c *cobra.Command, args []string) error { return e.change(c.Context(), args, wait) },
 	})
+	c.Flags().DurationVar(&wait, "wait", wait, "how long to wait for a change that takes effect in steps; 0s: not at all")
+	return c
 }
 
-// change reads the present settings, changes what the arguments name, and writes them.
-func change(ctx context.Context, client *api.Client, args []string) (api.Settings, error) {
-	st, err := client.Status(ctx)
+// change reads the present settings, changes what the arguments name, writes them, and waits until they hold.
+func (e *env) change(ctx context.Context, args []string, wait time.Duration) error {
+	client, err := e.client()
 	if err != nil {
-		return api.Settings{}, err
+		return err
+	}
+	defer client.Close()
+	ask, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	st, err := client.Status(ask)
+	if err != nil {
+		return err
 	}
 	if len(st.Deployments) == 0 {
-		return api.Settings{}, fail(ExitFailed, "there is no deployment yet: see `redoubt status`")
+		return fail(ExitFailed, "there is no deployment yet: see `redoubt status`")
 	}
-	loss := st.Deployments[0].MaxLoss
+	want, loss := api.Settings{By: whoami()}, st.Deployments[0].MaxLoss
 	for _, arg := range args {
-		if err := setting(arg, &loss); err != nil {
-			return api.Settings{}, fail(ExitUsage, "%v", err)
+		if err := setting(arg, &want, &loss); err != nil {
+			return fail(ExitUsage, "%v", err)
 		}
 	}
-	want := api.Settings{MaxLoss: &loss}
-	return want, client.Set(ctx, want)
+	begun := time.Now()
+	if err := client.Set(ask, want); err != nil {
+		return err
+	}
+	st, err = e.settled(ctx, client, wait)
+	if err != nil {
+		return err
+	}
+	return e.settings(st, want, time.Since(begun))
+}
+
+// settings prints what holds now.
+func (e *env) settings(st api.Status, want api.Settings, took time.Duration) error {
+	d := st.Deployments[0]
+	if e.json {
+		return printJSON(e.out, api.Settings{MaxLoss: &d.MaxLoss, Durability: &d.Durability, AckReplicas: &d.AckReplicas, MinCopies: &d.MinCopies})
+	}
+	if want.MaxLoss != nil {
+		fmt.Fprintf(e.out, "max-loss: %s\n", lossText(d.MaxLoss))
+	}
+	if want.MinCopies != nil {
+		fmt.Fprintf(e.out, "min-copies: %d\n", d.MinCopies)
+	}
+	if want.Durability != nil || want.AckReplicas != nil {
+		fmt.Fprintf(e.out, "durability: %s (%d ms)\n", promise(d), took.Milliseconds())
+	}
+	return nil
 }
 
 // setting reads one NAME=VALUE.
-func setting(arg string, loss *topo.Loss) error {
+func setting(arg string, want *api.Settings, loss *topo.Loss) error {
 	name, value, ok := strings.Cut(arg, "=")
 	if !ok {
 		return fmt.Errorf("%q is not NAME=VALUE", arg)
 	}
+	number := func(to **int) error {
+		n, err := strconv.Atoi(value)
+		*to = &n
+		return err
+	}
 	switch name {
+	case "durability":
+		d := topo.Durability(value)
+		want.Durability = &d
+		return nil
+	case "ack-replicas":
+		return number(&want.AckReplicas)
+	case "min-copies":
+		return number(&want.MinCopies)
 	case "max-loss.time":
+		want.MaxLoss = loss
 		return loss.Time.UnmarshalText([]byte(value))
 	case "max-loss.bytes":
+		want.MaxLoss = loss
 		var b config.Bytes
 		if err := b.UnmarshalText([]byte(value)); err != nil {
 			return err
@@ -65,7 +118,7 @@ func setting(arg string, loss *topo.Loss) error {
 		loss.Bytes = int64(b)
 		return nil
 	}
-	return fmt.Errorf("%s cannot be changed while the shard runs: max-loss.time and max-loss.bytes can", name)
+	return fmt.Errorf("%s cannot be changed while the shard runs: durability, ack-replicas, min-copies, max-loss.time and max-loss.bytes can", name)
 }
 
 // lossText is the dial for people.

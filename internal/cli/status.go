@@ -117,7 +117,13 @@ func printShard(w io.Writer, on bool, s api.ShardStatus) {
 	if s.Intent != nil {
 		fmt.Fprintf(w, "  %s pending", s.Intent.Kind)
 	}
+	if s.Alone != "" {
+		fmt.Fprintf(w, "  %s", paint(on, red, "ONE COPY"))
+	}
 	fmt.Fprintln(w)
+	if s.Change != nil {
+		fmt.Fprintf(w, "%s\n", paint(on, yellow, growing(*s.Change)))
+	}
 	rows := [][]cell{{{text: "NODE"}, {text: "ADDRESS"}, {text: "STATE"}, {text: "ROLE"}, {text: "OFFSET"}, {text: "LAG"}, {text: "VOTES"}, {text: "PID"}, {text: "AGENT"}}}
 	for _, n := range s.Nodes {
 		lag := "-"

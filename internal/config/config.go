@@ -78,7 +78,8 @@ type Deployment struct {
 	Mode        string          `yaml:"mode"` // "single"
 	Durability  topo.Durability `yaml:"durability"`
 	AckReplicas int             `yaml:"ack-replicas"`
-	MaxLoss     MaxLoss         `yaml:"max-loss"` // async only
+	MinCopies   int             `yaml:"min-copies"` // quorum with two nodes: 1 or 2
+	MaxLoss     MaxLoss         `yaml:"max-loss"`   // async only
 	Password    string          `yaml:"password"`
 	Timing      Timing          `yaml:"timing"`
 	Nodes       []Node          `yaml:"nodes"` // the roster, the same on all members
@@ -267,6 +268,9 @@ func (d *Deployment) complete(dir string) {
 	if d.AckReplicas == 0 && d.Durability == topo.Quorum {
 		d.AckReplicas = len(d.Nodes) / 2
 	}
+	if d.MinCopies == 0 {
+		d.MinCopies = 1
+	}
 	if d.Timing.Profile == "" {
 		d.Timing.Profile = "lan"
 	}
@@ -294,10 +298,20 @@ func (d *Deployment) complete(dir string) {
 // ShardID names a deployment's only shard.
 func (d Deployment) ShardID() string { return d.Name + "-0" }
 
+// LocalAddr is where the server of the node on this member is reached; empty without one.
+func (d Deployment) LocalAddr() string {
+	for _, n := range d.Nodes {
+		if d.Node != nil && n.ID == d.Node.ID {
+			return n.Addr
+		}
+	}
+	return ""
+}
+
 // Spec is what the deployment asks of its shard.
 func (d Deployment) Spec() topo.Spec {
 	s := topo.Spec{
-		Deployment: d.Name, Durability: d.Durability, AckReplicas: d.AckReplicas, Timing: d.Timing.resolve(), MaxLoss: d.MaxLoss.spec(),
+		Deployment: d.Name, Durability: d.Durability, AckReplicas: d.AckReplicas, MinCopies: d.MinCopies, Timing: d.Timing.resolve(), MaxLoss: d.MaxLoss.spec(),
 	}
 	for _, n := range d.Nodes {
 		s.Nodes = append(s.Nodes, topo.Node{ID: topo.NodeID(n.ID), Host: n.Host, Zone: n.Zone, Addr: n.Addr, Priority: n.Priority})

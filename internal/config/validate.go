@@ -163,6 +163,9 @@ func (d Deployment) validate(f *findings, path string) {
 	if d.Durability == topo.Async && d.AckReplicas != 0 {
 		f.add(path+".ack-replicas", "has no meaning with durability async: remove it, or use durability quorum")
 	}
+	if d.MinCopies < 1 || d.MinCopies > 2 {
+		f.add(path+".min-copies", "%d: use 1 (of two nodes the primary may go on alone) or 2 (it may not)", d.MinCopies)
+	}
 	if err := d.MaxLoss.spec().Validate(d.Durability); err != nil {
 		key, text, _ := strings.Cut(err.Error(), " ")
 		f.add(path+"."+key, "%s", text)

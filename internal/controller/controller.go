@@ -277,6 +277,9 @@ func nonce() topo.Secret {
 func (t *tenure) swap(ctx context.Context, d failover.Decision) bool {
 	next := t.doc
 	next.Assigned = *d.Next
+	if d.Spec != nil {
+		next.Spec = *d.Spec
+	}
 	if errs := next.Validate(); len(errs) > 0 {
 		t.o.Log.Error("decision is not valid", "rule", d.Rule, "err", errors.Join(errs...))
 		pause(ctx, look)
@@ -295,7 +298,8 @@ func (t *tenure) swap(ctx context.Context, d failover.Decision) bool {
 	a := next.Assigned
 	t.o.Log.Info(d.Why, "rule", d.Rule, "shard", t.o.Shard, "epoch", a.Epoch, "phase", a.Phase, "primary", a.Primary, "took", t.o.Clock.Uptime()-begun)
 	t.o.Events(event.Event{At: t.o.Clock.Now(), Kind: "decision", Shard: t.o.Shard, Node: string(a.Primary), Epoch: uint64(a.Epoch), Rule: d.Rule, Text: d.Why})
-	if before.Phase != a.Phase || before.Epoch != a.Epoch || d.Rule == "intent-refused" || d.Rule == "enrol" || d.Rule == "un-enrol" || d.Rule == "primary-impaired" {
+	if before.Phase != a.Phase || before.Epoch != a.Epoch || d.Rule == "intent-refused" || d.Rule == "enrol" || d.Rule == "un-enrol" || d.Rule == "primary-impaired" ||
+		before.Change != nil && a.Change == nil || before.Alone != a.Alone {
 		t.timeline.add(topo.TimelineEvent{
 			AtMS: t.o.Clock.Now().UnixMilli(), Member: t.o.Member, Epoch: a.Epoch, Phase: a.Phase, Primary: a.Primary, Rule: d.Rule, Why: d.Why,
 		})

@@ -31,6 +31,7 @@ const (
 	CheckSync Kind = "check-sync" // read the position of the primary at Addr
 	Drain     Kind = "drain"      // wait for the proxies to be done, then fence
 	Restart   Kind = "restart"    // start the exited server, frozen
+	Enforce   Kind = "enforce"    // see that nothing is under way under an older rule than Law, then write a barrier that Acks replicas hold
 )
 
 // Order is the one next thing to do, and why.
@@ -43,6 +44,12 @@ type Order struct {
 	From   int64 // Salvage; FromJournal: there is no position to begin at
 	Expect topo.Elected
 	Unread bool // nothing can be done before a read confirms the document
+
+	// Enforce: of change Change
+	Change uint64
+	Law    uint64 // the number that proxies' connections must carry; 0: the rule does not change
+	Acks   int
+	Cut    bool // whoever has not taken the rule by now has a table that has expired: cut what is left of it
 }
 
 // FromJournal stands for the offset where the process that had the writes is gone: what its append-only file has is kept.
@@ -58,6 +65,8 @@ type Memory struct {
 	InSync     topo.Epoch    // own offset has reached it
 	FollowedAt time.Duration // uptime of the latest Follow
 	Salvaged   Tail          // what lies behind the branch there was kept, or cannot be
+	LostAt     time.Duration // uptime since when a replica's link to the primary has been down; 0: it is up
+	Growth     Growth
 }
 
 // Tail names the position of a server that has writes which the history that goes on does not have.
@@ -99,7 +108,14 @@ func (in *Input) say(format string, args ...any) string {
 func Remember(m Memory, in Input) Memory {
 	s := in.Seen
 	if s.RunID != "" && s.RunID != m.RunID {
-		m = Memory{RunID: s.RunID, Widowed: m.Widowed || m.WasPrimary}
+		m = Memory{RunID: s.RunID, Widowed: m.Widowed || m.WasPrimary, LostAt: m.LostAt}
+	}
+	m = noteChange(m, in)
+	switch {
+	case s.LinkUp && s.Whole || s.Role == topo.RolePrimary:
+		m.LostAt = 0
+	case m.LostAt == 0:
+		m.LostAt = in.Now
 	}
 	switch s.Role {
 	case topo.RolePrimary:
@@ -108,7 +124,7 @@ func Remember(m Memory, in Input) Memory {
 		m.WasPrimary = false
 	}
 	if s.Health == topo.HealthExited {
-		return Memory{Widowed: m.Widowed || m.WasPrimary}
+		return Memory{Widowed: m.Widowed || m.WasPrimary, LostAt: m.LostAt}
 	}
 	if s.Role == topo.RoleReplica && s.LinkUp && s.Whole {
 		m.Widowed = false // its data are another server's
@@ -155,6 +171,7 @@ var rules = [...]rule{
 	{"elected-behind", electedButBehind, nil},
 	{"promote", electedHere, promote},
 	{"drain", drainHere, just(Drain)},
+	{"enforce", mustEnforce, enforce},
 	{"serve", servesHere, nil},
 	{"wait-for-election", namedButNotWritable, nil},
 	{"unread", followUnread, awaitRead},
@@ -277,6 +294,9 @@ func mustFreeze(in *Input) (bool, string) {
 	case topo.PhasePromoting:
 		return a.Primary != in.Self, in.say("%s is being promoted at epoch %d", a.Primary, a.Epoch)
 	case topo.PhaseServing:
+		if in.outside() {
+			return true, "this node is not in the roster, or is leaving it: it may not follow anybody"
+		}
 		return a.Primary == in.Self, "the document names this node, which may not follow anybody"
 	}
 	return false, "phase " + string(a.Phase)
@@ -328,20 +348,20 @@ func (in *Input) primaryAddr() string {
 }
 
 func (in *Input) followsWhom() bool {
-	return in.a().Phase == topo.PhaseServing
+	return in.a().Phase == topo.PhaseServing && !in.outside()
 }
 
 // followUnread: a pushed document may be old news for an agent that has just started; following needs a read. An order of
 // the very epoch that this node has promised is not old news.
 func followUnread(in *Input) (bool, string) {
 	unread := !in.Read && in.Promised != in.a().Epoch && !invariant.Planted("order-delayed-past-epoch")
-	return in.followsWhom() && unread && in.Seen.Following != in.primaryAddr(), "the order is not confirmed by a read yet"
+	return in.followsWhom() && unread && in.Seen.Following != in.sourceAddr(), "the order is not confirmed by a read yet"
 }
 
 // tail tells from where on this server's data would be discarded by following, if that was not seen to yet. One that follows
 // the primary already is in that primary's hands.
 func (in *Input) tail() (from int64, ok bool) {
-	if !in.followsWhom() || in.Seen.Role != topo.RoleReplica || !in.Seen.Whole || in.Seen.Following == in.primaryAddr() ||
+	if !in.followsWhom() || in.Seen.Role != topo.RoleReplica || !in.Seen.Whole || in.Seen.Following == in.sourceAddr() ||
 		in.Memory.Salvaged == (Tail{in.Seen.Pos.ReplID, in.Seen.Pos.Offset}) {
 		return 0, false
 	}
@@ -363,7 +383,7 @@ func tailStands(in *Input) (bool, string) {
 // journalLeft: a primary ended, and another node serves. With async it may have acknowledged what nobody else has; its
 // memory is gone, but the new process has loaded its append-only file, and still has it until it follows.
 func journalLeft(in *Input) (bool, string) {
-	if !in.Memory.Widowed || in.Shard.Spec.Durability != topo.Async || !in.followsWhom() || in.Seen.Following == in.primaryAddr() {
+	if !in.Memory.Widowed || in.Shard.Spec.Durability != topo.Async || !in.followsWhom() || in.Seen.Following == in.sourceAddr() {
 		return false, "its process did not end as a primary"
 	}
 	left := in.Seen.Frozen && in.Memory.Salvaged != (Tail{in.Seen.Pos.ReplID, in.Seen.Pos.Offset})
@@ -386,7 +406,7 @@ func mustFollow(in *Input) (bool, string) {
 	if !in.followsWhom() {
 		return false, "phase " + string(in.a().Phase)
 	}
-	if addr := in.primaryAddr(); in.Seen.Following != addr {
+	if addr := in.sourceAddr(); in.Seen.Following != addr {
 		return true, in.say("%s serves epoch %d at %s", in.a().Primary, in.a().Epoch, addr)
 	}
 	pause := refollowAfter
@@ -399,7 +419,7 @@ func mustFollow(in *Input) (bool, string) {
 	return false, "follows the primary"
 }
 
-func follow(in *Input) Order { return Order{Do: Follow, Epoch: in.a().Epoch, Addr: in.primaryAddr()} }
+func follow(in *Input) Order { return Order{Do: Follow, Epoch: in.a().Epoch, Addr: in.sourceAddr()} }
 
 func syncUnknown(in *Input) (bool, string) {
 	m := in.Memory

@@ -158,6 +158,9 @@ func serve(f *facts, _ string) *topo.Assigned {
 		next.Enrolled = map[topo.NodeID]string{}
 	}
 	next.Enrolled[s.Node] = s.RunID
+	if next.Alone != "" {
+		next.Alone = s.Node // whoever it is, nobody else is known to have everything
+	}
 	next.Elected = nil
 	return &next
 }

@@ -29,7 +29,8 @@ type facts struct {
 	missing   []string // why each of the others is no witness
 	fenced    bool     // the old primary confirmed its fence in this phase
 	leaseLeft time.Duration
-	trouble   string // what is wrong with the primary; empty when nothing is
+	trouble   string     // what is wrong with the primary; empty when nothing is
+	next      *topo.Spec // what the specification becomes
 }
 
 // rank is a witness with its comparable position.
@@ -41,6 +42,9 @@ type rank struct {
 func derive(s State, quiet bool) *facts {
 	f := &facts{quiet: quiet, State: s, a: s.Shard.Assigned, spec: s.Shard.Spec}
 	f.needed = f.spec.Witnesses()
+	if f.a.Alone != "" {
+		f.needed = 1 // that one, and nobody else
+	}
 	if invariant.Planted("too-few-witnesses") {
 		f.needed = 1
 	}
@@ -113,6 +117,8 @@ func (f *facts) deriveWitnesses() {
 			f.missing = append(f.missing, f.say("%s (%s)", n.ID, f.absence(n.ID)))
 		case !enrolled:
 			f.missing = append(f.missing, f.say("%s (restarted: it may have forgotten acknowledged writes)", n.ID))
+		case f.a.Alone != "" && n.ID != f.a.Alone:
+			f.missing = append(f.missing, f.say("%s (%s went on alone: it may lack acknowledged writes)", n.ID, f.a.Alone))
 		case !s.Whole:
 			f.missing = append(f.missing, f.say("%s (an aborted load or sync left its data incomplete)", n.ID))
 		case !placed:
@@ -212,6 +218,8 @@ func (f *facts) others() (n int, missing []string) {
 			missing = append(missing, f.say("%s (%s)", node.ID, f.absence(node.ID)))
 		case f.a.Enrolled[node.ID] != s.RunID:
 			missing = append(missing, f.say("%s (restarted: it may have forgotten acknowledged writes)", node.ID))
+		case f.a.Alone != "" && node.ID != f.a.Alone:
+			missing = append(missing, f.say("%s (%s went on alone: it may lack acknowledged writes)", node.ID, f.a.Alone))
 		default:
 			n++
 		}

@@ -38,6 +38,7 @@ type Decision struct {
 	Rule    string         // name of the row that matched: log key, metric label, test name
 	Why     string         // one sentence with the numbers in it
 	Next    *topo.Assigned // what to swap in; nil: nothing
+	Spec    *topo.Spec     // with Next: what the specification becomes; nil: it stays
 	Recheck time.Duration  // look again by then even if nothing changes; zero: at the next regular look
 }
 
@@ -87,10 +88,19 @@ var rules = [...]rule{
 	// in order
 	{"un-enrol", lyingReplica, unenrol},
 	{"enrol", replicaInSync, enrol},
+	// the specification changes
+	{"change-void", changeVoid, dropChange},
+	{"go-alone", mustGoAlone, goAlone},
+	{"change-cut", leaverStands, cutLeaver},
+	{"change-via", viaWanted, chooseVia},
+	{"change-done", changeReady, applyChange},
+	{"rejoin", mayRejoin, rejoin},
+	// what operators want
 	{"intent-refused", intentImpossible, refuseIntent},
 	{"failover-intent", failoverWanted, fence},
 	{"switchover", switchoverWanted, drain},
 	{"primary-impaired", primaryImpaired, moveAway},
+	{"change-pending", changeUnderWay, nil},
 	{"steady", always, nil},
 }
 
@@ -106,6 +116,7 @@ func Decide(s State) Decision {
 		d := Decision{Rule: r.name, Why: why, Recheck: f.recheck}
 		if r.then != nil {
 			d.Next = finish(f, r.name, why, r.then(f, r.name))
+			d.Spec = f.next
 		}
 		return d
 	}
@@ -125,7 +136,7 @@ func finish(f *facts, name, why string, next *topo.Assigned) *topo.Assigned {
 // Explain evaluates every rule against s and says what settled it.
 func Explain(s State) []topo.Trace {
 	f := derive(s, false)
-	out := make([]topo.Trace, 0, 40)
+	out := make([]topo.Trace, 0, len(rules))
 	reached := true
 	for _, r := range rules {
 		matched, why := r.when(f)

@@ -40,6 +40,7 @@ type lane struct {
 	// readsOnly marks the lane of a pool on which nothing waits behind a WAIT; constant.
 	readsOnly bool
 	loop      *loop // nil: an own lane
+	errand    bool  // its connection carries nothing of clients; constant
 	dirty     bool  // owned by the loop: got commands in this round
 	wake      chan struct{}
 	over      chan struct{} // closed by shut
@@ -236,13 +237,14 @@ func (l *lane) dropLink(k *link, o *order) bool {
 	if !stale && !k.ended() {
 		l.mu.Lock()
 		idle := len(l.sent) == 0 && k.idle.Load() && len(l.unacked) == 0
+		renamed := k.rule == o.rule || k.to.t == nil || l.key.user == "" // a user need not be allowed to rename a connection
 		l.mu.Unlock()
 		drained := o.draining && k.to.t != nil && idle && !l.key.own && l.p.inflight.Load() == 0
 		if l.key.readonly && !l.stillFit(k.to) {
 			k.demote() // its replies may be stale: what is on its way is read again elsewhere
 		}
 		old := k.demoted.Load() && (idle || time.Since(k.demotedAt()) > 100*time.Millisecond)
-		if !drained && !old {
+		if !drained && !old && (renamed || !idle) {
 			return false
 		}
 		if old {
@@ -364,6 +366,8 @@ func (l *lane) take(k *link, o *order) *batch {
 	switch {
 	case l.prefix != nil:
 		b, l.prefix = l.prefix, nil
+	case k.rule != o.rule && l.mayRename(k):
+		b = l.rename(k, o)
 	case len(l.unacked) > 0 && l.waiting == 0 && l.commit > 0 && acks > 0 && l.key.user == "":
 		b = l.p.newBatch()
 		b.bare = true

@@ -12,7 +12,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"redoubt/internal/redis"
 	"redoubt/internal/resp"
 	"redoubt/internal/topo"
 )
@@ -40,6 +39,7 @@ type link struct {
 	clientID string   // of this connection, in the server
 	runID    string
 	mark     uint64 // in cursors of this server process
+	rule     uint64 // that everything from here on is acknowledged by; the name says it to the server; guarded by l.mu once l.link is set
 	done     chan struct{}
 	hungUp   bool // the server has ended its side; owned by the loop
 
@@ -220,10 +220,7 @@ func (k *link) handshake() error {
 	if err := k.conn.SetDeadline(time.Now().Add(handshakeTimeout)); err != nil {
 		return err
 	}
-	name := redis.ProxyClientName + p.o.ID
-	if key.own {
-		name = redis.PinnedClientName + p.o.ID
-	}
+	k.rule = p.order.Load().rule
 	var out []byte
 	must := 0
 	ask := func(args ...string) { out = resp.AppendCommand(out, args...); must++ }
@@ -237,7 +234,7 @@ func (k *link) handshake() error {
 	if key.proto == 3 {
 		ask("HELLO", "3")
 	}
-	ask("CLIENT", "SETNAME", name)
+	ask("CLIENT", "SETNAME", k.l.clientName(k.rule))
 	if db := k.l.database(); db != 0 {
 		ask("SELECT", strconv.Itoa(db))
 	}

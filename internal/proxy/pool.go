@@ -223,7 +223,7 @@ func (p *Proxy) learn() {
 func (p *Proxy) errand(addr string) (*link, error) { return p.errandTo(target{addr: addr}) }
 
 func (p *Proxy) errandTo(to target) (*link, error) {
-	l := &lane{p: p, key: poolKey{proto: 2, own: true}, st: state{db: -1}}
+	l := &lane{p: p, key: poolKey{proto: 2, own: true}, errand: true, st: state{db: -1}}
 	k := &link{l: l, to: to, buf: make([]byte, readBuffer), done: make(chan struct{})}
 	var err error
 	if k.conn, err = net.DialTimeout("tcp", to.addr, dialTimeout); err != nil {
@@ -266,14 +266,14 @@ func (p *Proxy) ask(addr string, commands ...[]string) ([][]byte, error) {
 
 // unblockAll ends blocking commands on a primary that is drained, so that they wait on the next one instead: an
 // answered UNBLOCKED is the only certain sign that nothing was popped. It repeats, because a command may still be on
-// its way into the wait.
+// its way into the wait. It does the same for those that were sent under an older rule, once.
 func (p *Proxy) unblockAll() {
-	for p.order.Load().draining && p.inflight.Load() > 0 {
+	for first := true; first || p.order.Load().draining && p.inflight.Load() > 0; first = false {
 		o := p.order.Load()
 		var commands [][]string
 		p.mu.Lock()
 		for l := range p.lanes {
-			if id := l.blockedID(); id != "" {
+			if id := l.blockedID(o); id != "" {
 				commands = append(commands, []string{"CLIENT", "UNBLOCK", id, "ERROR"})
 			}
 		}
@@ -290,10 +290,10 @@ func (p *Proxy) unblockAll() {
 }
 
 // blockedID returns the server's id of the lane's connection while a blocking command is on it.
-func (l *lane) blockedID() string {
+func (l *lane) blockedID(o *order) string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.link == nil || l.blocking.Load() == 0 {
+	if l.link == nil || l.blocking.Load() == 0 || !o.draining && (l.link.to.t == nil || l.link.rule == o.rule) {
 		return ""
 	}
 	return l.link.clientID

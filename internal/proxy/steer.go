@@ -38,6 +38,7 @@ type order struct {
 	sending  bool    // phase serving: commands may go out while the lease is good
 	draining bool    // a switchover: finish what is on its way, then disconnect
 	acks     int     // replicas that must acknowledge; 0: asynchronous
+	rule     uint64  // number of the rule that acks is from: connections carry it
 	maxLoss  topo.Loss
 	members  int // nodes of the shard
 	park     time.Duration
@@ -63,9 +64,7 @@ func (p *Proxy) obey(s *view.Snapshot) {
 	old := p.order.Load()
 	spec, a := s.Shard.Spec, s.Shard.Assigned
 	o := &order{t: old.t, park: spec.Timing.Park.D(), why: explain(a), maxLoss: spec.MaxLoss, members: len(spec.Nodes)}
-	if spec.Durability == topo.Quorum {
-		o.acks = spec.AckReplicas
-	}
+	o.acks, o.rule = s.Shard.Acks(), a.Rule
 	node, known := spec.Node(a.Primary)
 	same := old.t != nil && known && old.t.node == a.Primary && old.t.runID == a.RunID && old.t.addr == node.Addr
 	switch {
@@ -76,13 +75,18 @@ func (p *Proxy) obey(s *view.Snapshot) {
 			o.t = &tenure{history: latest.ReplID, epoch: a.Epoch, runID: a.RunID, node: a.Primary, addr: node.Addr, lease: spec.Timing.Lease.D()}
 		}
 		if from := s.LeaseStart(); from > 0 {
+			// An order of the same tenure shares its lease. It must not be renewed for the order before this one, whose rule
+			// may be a weaker one.
+			if o.t == old.t && o.rule != old.rule {
+				p.order.Store(o)
+			}
 			o.t.from.Store(int64(from))
 		}
 	case a.Phase == topo.PhaseDraining && same:
 		o.draining = true
 	}
 	lapsed := p.lapsed.Swap(false)
-	if o.t == old.t && o.sending == old.sending && o.draining == old.draining && o.acks == old.acks && o.park == old.park && o.why == old.why &&
+	if o.t == old.t && o.sending == old.sending && o.draining == old.draining && o.acks == old.acks && o.rule == old.rule && o.park == old.park && o.why == old.why &&
 		o.maxLoss == old.maxLoss && o.members == old.members {
 		if lapsed {
 			p.rouse()
@@ -95,7 +99,7 @@ func (p *Proxy) obey(s *view.Snapshot) {
 		p.tell(s.Shard.ID, a)
 		p.lore.poke()
 	}
-	if o.draining && !old.draining {
+	if o.draining && !old.draining || o.acks > old.acks && o.t == old.t {
 		p.spawn(p.unblockAll)
 	}
 	p.rouse()

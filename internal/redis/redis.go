@@ -9,6 +9,8 @@ import (
 	"context"
 	"errors"
 	"io"
+	"strconv"
+	"strings"
 	"time"
 
 	"redoubt/internal/topo"
@@ -83,6 +85,10 @@ type Node interface {
 	Journal(ctx context.Context, max int64, w io.Writer) (int64, error)
 	// Busy counts proxies' connections with work in flight on this server: zero means that draining is over.
 	ProxyConnections(ctx context.Context) (int, error)
+	// Enforce makes sure of an acknowledgement rule on a primary (SAFETY A7). It looks for proxies' connections that may still
+	// carry what was sent under an older rule than law (0: the rule is as it was) and returns whose they are. With cut it ends
+	// them; when there are none it writes a marker and waits a moment for acks replicas to hold it: held says whether they do.
+	Enforce(ctx context.Context, law uint64, acks int, cut bool) (late []string, held bool, err error)
 	// Configure applies the settings that safety needs (SAFETY A10, B2, C5), and is a no-op when they hold.
 	Configure(ctx context.Context, s Settings) error
 	// Restart brings a server that exited back, frozen. Managed nodes only; ErrRefused otherwise.
@@ -131,3 +137,30 @@ const ProxyClientName = "redoubt-proxy:"
 // PinnedClientName is the prefix for upstream connections of one session (blocked, subscribed, in MULTI): they are
 // not waited for while draining, because the proxy knows how to carry them over.
 const PinnedClientName = "redoubt-pinned:"
+
+// ErrandClientName is the prefix for connections of a proxy that carry nothing of its clients.
+const ErrandClientName = "redoubt-errand:"
+
+// WithRule completes the name of a proxy's connection: everything that is sent behind it is acknowledged by the rule of that
+// number, or by a stronger one that came later (topo.Assigned.Rule). Nothing is added before the first change.
+func WithRule(name string, rule uint64) string {
+	if rule == 0 {
+		return name
+	}
+	return name + ruleMark + strconv.FormatUint(rule, 10)
+}
+
+// ruleMark stands between a proxy's id, which has no such character, and the number of its rule.
+const ruleMark = "#"
+
+// RuleOf reads the name of a client's connection. ok is false for one that carries nothing of a proxy's clients.
+func RuleOf(name string) (proxy string, rule uint64, ok bool) {
+	for _, prefix := range []string{ProxyClientName, PinnedClientName} {
+		if rest, is := strings.CutPrefix(name, prefix); is {
+			id, number, _ := strings.Cut(rest, ruleMark)
+			rule, _ = strconv.ParseUint(number, 10, 64) // no number: before the first change
+			return id, rule, true
+		}
+	}
+	return "", 0, false
+}

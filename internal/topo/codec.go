@@ -54,6 +54,11 @@ func (s Shard) Validate() []error {
 	default:
 		need(false, "unknown phase %q", a.Phase)
 	}
+	if a.Change != nil {
+		if err := a.Change.Validate(s.Spec); err != nil {
+			errs = append(errs, fmt.Errorf("change %s: %w", a.Change, err))
+		}
+	}
 	need(len(a.History) <= HistoryMax, "%d histories, more than %d", len(a.History), HistoryMax)
 	need(slices.IsSortedFunc(a.History, func(x, y HistoryEntry) int { return int(int64(x.Epoch) - int64(y.Epoch)) }), "histories are not in order of epoch")
 	return errs
@@ -89,6 +94,9 @@ func (s Spec) Validate() []error {
 	}
 	if err := s.MaxLoss.Validate(s.Durability); err != nil {
 		errs = append(errs, err)
+	}
+	if s.MinCopies < 0 || s.MinCopies > 2 {
+		errs = append(errs, fmt.Errorf("min-copies %d: use 1 (the primary of two nodes may go on alone) or 2", s.MinCopies))
 	}
 	return append(errs, s.Timing.Validate()...)
 }

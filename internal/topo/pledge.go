@@ -2,7 +2,10 @@
 
 package topo
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // Plea is what the primary's agent asks of every other data node's agent while the store is away: not to take part in an
 // election of a higher epoch for a while.
@@ -14,12 +17,17 @@ type Plea struct {
 	Lease   Duration `json:"lease"` // what it counts on; whoever knows another one refuses
 }
 
-// PleaOf is the plea of the primary that s names.
+// PleaOf is the plea of the primary that s names. Who is about to join counts already: it may be elected as soon as it is in the
+// roster, which the primary may not hear of.
 func PleaOf(s Shard) Plea {
 	p := Plea{Epoch: s.Assigned.Epoch, Primary: s.Assigned.Primary, RunID: s.Assigned.RunID, Lease: s.Spec.Timing.Lease}
 	for _, n := range s.Spec.Nodes {
 		p.Nodes = append(p.Nodes, n.ID)
 	}
+	if c := s.Assigned.Change; c != nil && c.Kind == ChangeAdd {
+		p.Nodes = append(p.Nodes, c.Node.ID)
+	}
+	slices.Sort(p.Nodes)
 	return p
 }
 

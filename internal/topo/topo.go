@@ -51,7 +51,8 @@ type Spec struct {
 	Durability  Durability `json:"durability"`
 	AckReplicas int        `json:"ack_replicas"` // k: replicas that must hold a write before it is acknowledged
 	Timing      Timing     `json:"timing"`
-	MaxLoss     Loss       `json:"max_loss,omitzero"` // async only
+	MaxLoss     Loss       `json:"max_loss,omitzero"`    // async only
+	MinCopies   int        `json:"min_copies,omitempty"` // quorum with two nodes: 1 lets the primary go on alone; otherwise it does not
 }
 
 // Loss bounds what an asynchronous deployment can lose with its primary: acknowledged writes that no replica holds may be
@@ -129,6 +130,9 @@ type Assigned struct {
 	Intent   *Intent           `json:"intent,omitempty"`
 	Outcome  *Outcome          `json:"outcome,omitempty"`
 	Paused   *Pause            `json:"paused,omitempty"`
+	Rule     uint64            `json:"rule,omitempty"`   // number of the latest change: proxies' connections carry it
+	Change   *Change           `json:"change,omitempty"` // under way
+	Alone    NodeID            `json:"alone,omitempty"`  // the set of two has shrunk to this node: it alone has every acknowledged write
 	Recent   []int64           `json:"recent,omitempty"` // wall clock (Unix ms) of the latest automatic failovers, for spacing
 }
 
@@ -229,6 +233,11 @@ type Sighting struct {
 	Open       bool     `json:"open,omitempty"`      // its server cannot be told who may replicate: an election must not demand a secret
 	Refused    string   `json:"refused,omitempty"`   // why the order of this epoch was not carried out
 
+	Change   uint64   `json:"change,omitempty"`   // that is under way in the document which this agent obeyed when it looked
+	Barrier  uint64   `json:"barrier,omitempty"`  // the change for which this process, in this epoch, has seen a barrier acknowledged
+	Waits    string   `json:"waits,omitempty"`    // what its part of the change waits for
+	Unlinked Duration `json:"unlinked,omitempty"` // for how long a replica's link to the primary has been down
+
 	Impaired    string   `json:"impaired,omitempty"`     // the problem under which it answers but refuses writes: "disk-full"; empty when there is none
 	ImpairedFor Duration `json:"impaired_for,omitempty"` // how long that has been so
 
@@ -289,6 +298,10 @@ func (a Assigned) Clone() Assigned {
 	if a.Paused != nil {
 		p := *a.Paused
 		c.Paused = &p
+	}
+	if a.Change != nil {
+		x := *a.Change
+		c.Change = &x
 	}
 	return c
 }

@@ -46,6 +46,7 @@ type Fake struct {
 	faults    map[string]error
 	wants     redis.Settings
 	proxies   int
+	late      []string
 	promoted  topo.Elected
 	admits    redis.Credentials // what replicas must present
 	presents  redis.Credentials // to whom it follows
@@ -374,6 +375,41 @@ func (f *Fake) ProxyConnections(ctx context.Context) (int, error) {
 	}
 	defer f.net.mu.Unlock()
 	return f.proxies, nil
+}
+
+// SetLate scripts which proxies' connections Enforce finds; cut ends them.
+func (f *Fake) SetLate(late ...string) {
+	f.net.mu.Lock()
+	defer f.net.mu.Unlock()
+	f.late = late
+}
+
+// Enforce goes by the script, and by how many replicas are attached.
+func (f *Fake) Enforce(ctx context.Context, law uint64, acks int, cut bool) ([]string, bool, error) {
+	if err := f.enter(ctx, "Enforce"); err != nil {
+		return nil, false, err
+	}
+	defer f.net.mu.Unlock()
+	if law > 0 && len(f.late) > 0 {
+		late := f.late
+		if cut {
+			f.late = nil
+		}
+		return late, false, nil
+	}
+	if !cut {
+		return nil, false, nil
+	}
+	if f.role != topo.RolePrimary {
+		return nil, false, fmt.Errorf("write a barrier to %s: %w", f.addr, redis.ErrRefused)
+	}
+	n := 0
+	for _, r := range f.net.fakes {
+		if r.following == f.addr && r.linkUp {
+			n++
+		}
+	}
+	return nil, n >= acks, nil
 }
 
 // Configure applies s and mends all settings.

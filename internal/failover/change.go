@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package failover
+
+import (
+	"time"
+
+	"redoubt/internal/invariant"
+	"redoubt/internal/topo"
+)
+
+// The rules of a change of the specification (SAFETY A7): strength is promised only once it is there. All of them need a
+// serving primary; a change outlives a failover and is taken up again by the next primary.
+
+func (f *facts) change(kinds ...topo.ChangeKind) *topo.Change {
+	if f.a.Phase != topo.PhaseServing || f.a.Change == nil {
+		return nil
+	}
+	for _, k := range kinds {
+		if f.a.Change.Kind == k {
+			return f.a.Change
+		}
+	}
+	return nil
+}
+
+// confirms reports whether the primary's process says that the barrier of the change is held, in this epoch.
+func (f *facts) confirms(c *topo.Change) bool {
+	s, ok := f.fresh(f.a.Primary)
+	return ok && s.RunID == f.a.RunID && s.Phase == topo.PhaseServing && s.Health == topo.HealthUp && s.Barrier == c.ID
+}
+
+// follows reports whether a node is up and replicates in step with nothing in its way.
+func (f *facts) follows(id topo.NodeID) (Seen, bool) {
+	s, ok := f.fresh(id)
+	return s, ok && s.Health == topo.HealthUp && s.Role == topo.RoleReplica && s.LinkUp && s.Whole && len(s.Settings) == 0
+}
+
+// away says why a replica holds writes up; empty when it does not, or not for long enough.
+func (f *facts) away(id topo.NodeID) string {
+	t := f.spec.Timing
+	s, ok := f.Sightings[id]
+	switch silent := f.silence(id); {
+	case silent > t.Silence.D():
+		return f.word("nothing was heard from its agent for %s", silent.Round(time.Millisecond))
+	case !ok:
+		return ""
+	case s.Health != topo.HealthUp && s.HealthFor.D()+s.Age.D() > t.Hang.D():
+		return f.word("it has been %s for %s", s.Health, (s.HealthFor.D() + s.Age.D()).Round(time.Millisecond))
+	case s.Health == topo.HealthUp && s.Unlinked > 0 && s.Unlinked.D()+s.Age.D() > t.Silence.D():
+		return f.word("its link to the primary has been down for %s", (s.Unlinked.D() + s.Age.D()).Round(time.Millisecond))
+	}
+	return ""
+}
+
+// word is say for a sentence whose being empty means something.
+func (f *facts) word(format string, args ...any) string {
+	if f.quiet {
+		return format
+	}
+	return f.say(format, args...)
+}
+
+// lackOfOthers names the others without which too few are left for the set to be more than the primary; "" when enough are.
+func (f *facts) lackOfOthers() string {
+	missing, why := 0, ""
+	for _, n := range f.spec.Nodes {
+		if n.ID == f.a.Primary {
+			continue
+		}
+		if w := f.away(n.ID); w != "" {
+			missing++
+			why = f.word("%s: %s", n.ID, w)
+		}
+	}
+	if len(f.spec.Nodes)-1-missing >= f.spec.AckReplicas {
+		return ""
+	}
+	return why
+}
+
+// changeVoid: the change cannot be carried out any more.
+func changeVoid(f *facts) (bool, string) {
+	c := f.change(topo.ChangeRemove, topo.ChangeRejoin)
+	switch {
+	case c == nil:
+		return false, "no change can become impossible"
+	case c.Kind == topo.ChangeRemove && c.Node.ID == f.a.Primary:
+		return true, f.say("%s has become the primary and cannot be removed: redoubt switchover first", c.Node.ID)
+	case c.Kind == topo.ChangeRejoin && f.a.Alone == "":
+		return true, "there is more than one copy already"
+	case c.Kind == topo.ChangeRejoin:
+		why := f.lackOfOthers()
+		return why != "", f.say("%s goes on alone: %s", f.a.Primary, why)
+	}
+	return false, "the change can be carried out"
+}
+
+func dropChange(f *facts, _ string) *topo.Assigned {
+	next := f.a.Clone()
+	next.Change = nil
+	return &next
+}
+
+// mustGoAlone: of two nodes the replica is gone, and the specification allows one copy. That is agreed first; only then may a
+// proxy acknowledge by it.
+func mustGoAlone(f *facts) (bool, string) {
+	if f.a.Phase != topo.PhaseServing || !f.spec.MayShrink() || f.a.Alone != "" {
+		return false, "the set of nodes that hold every write does not shrink"
+	}
+	p, ok := f.fresh(f.a.Primary)
+	if !ok || p.Health != topo.HealthUp || p.RunID != f.a.RunID || p.Role != topo.RolePrimary {
+		return false, "the primary is not well"
+	}
+	why := f.lackOfOthers()
+	return why != "", f.say("%s goes on alone, with one copy: %s", f.a.Primary, why)
+}
+
+func goAlone(f *facts, _ string) *topo.Assigned {
+	next := f.a.Clone()
+	next.Alone = f.a.Primary
+	return &next
+}
+
+// mayRejoin: enough replicas are enrolled and follow, so that the stronger rule would not hold writes up.
+func mayRejoin(f *facts) (bool, string) {
+	if f.a.Phase != topo.PhaseServing || f.a.Alone == "" || f.a.Change != nil {
+		return false, "nobody is alone, or a change is under way"
+	}
+	n := 0
+	for _, node := range f.spec.Nodes {
+		if s, ok := f.follows(node.ID); ok && node.ID != f.a.Primary && f.a.Enrolled[node.ID] == s.RunID {
+			n++
+		}
+	}
+	return n >= f.spec.AckReplicas && n > 0, f.say("%d enrolled replicas follow %s, %d are needed for more than one copy", n, f.a.Primary, f.spec.AckReplicas)
+}
+
+func rejoin(f *facts, _ string) *topo.Assigned {
+	next := f.a.Clone()
+	next.Begin(topo.Change{Kind: topo.ChangeRejoin, By: "redoubt"})
+	return &next
+}
+
+// leaverStands: the node that is to go can acknowledge nothing more, so that the others can be asked for all it had.
+func leaverStands(f *facts) (bool, string) {
+	c := f.change(topo.ChangeRemove)
+	if c == nil || c.Cut {
+		return false, "no node is about to leave"
+	}
+	s, ok := f.fresh(c.Node.ID)
+	if !ok || s.Health != topo.HealthUp || !s.Frozen || s.Change != c.ID {
+		return false, f.say("%s is not frozen for its removal yet", c.Node.ID)
+	}
+	return true, f.say("%s stands still and acknowledges nothing more", c.Node.ID)
+}
+
+func cutLeaver(f *facts, _ string) *topo.Assigned {
+	next := f.a.Clone()
+	next.Change.Cut = true
+	return &next
+}
+
+// viaWanted: who joins follows a replica, which does not count in WAIT; where nothing is waited for, the primary will do.
+func viaWanted(f *facts) (bool, string) {
+	c := f.change(topo.ChangeAdd)
+	if c == nil {
+		return false, "no node is about to join"
+	}
+	via := f.viaFor(c)
+	if via == "" || via == c.Via {
+		return false, f.say("%s follows %s meanwhile", c.Node.ID, c.Via)
+	}
+	return true, f.say("%s follows %s until it has everything", c.Node.ID, via)
+}
+
+// viaFor returns whom the newcomer follows; empty: nobody will do at the moment.
+func (f *facts) viaFor(c *topo.Change) topo.NodeID {
+	good := func(id topo.NodeID) bool {
+		s, ok := f.follows(id)
+		return ok && id != f.a.Primary && f.a.Enrolled[id] == s.RunID
+	}
+	direct := f.Shard.Acks() == 0
+	if good(c.Via) || direct && c.Via == f.a.Primary {
+		return c.Via
+	}
+	for _, n := range f.spec.Nodes {
+		if good(n.ID) {
+			return n.ID
+		}
+	}
+	if direct {
+		return f.a.Primary
+	}
+	return ""
+}
+
+func chooseVia(f *facts, _ string) *topo.Assigned {
+	next := f.a.Clone()
+	next.Change.Via = f.viaFor(f.a.Change)
+	return &next
+}
+
+// changeReady: what the change promises is there.
+func changeReady(f *facts) (bool, string) {
+	c := f.a.Change
+	if c == nil || f.a.Phase != topo.PhaseServing {
+		return false, "no change is under way"
+	}
+	switch c.Kind {
+	case topo.ChangeAdd:
+		s, ok := f.follows(c.Node.ID)
+		if p, heard := f.fresh(f.a.Primary); !heard || p.Change != c.ID { // it could count on the pledges of all others, but not of this one
+			return false, f.say("%s has not heard yet that %s joins", f.a.Primary, c.Node.ID)
+		}
+		ready := ok && s.Change == c.ID && s.InSync == f.a.Epoch && s.Phase == topo.PhaseServing
+		return ready, f.say("%s has everything that epoch %d had when it asked", c.Node.ID, f.a.Epoch)
+	case topo.ChangeRemove:
+		if !c.Cut && !invariant.Planted("remove-without-barrier") {
+			return false, f.say("%s is not frozen for its removal yet", c.Node.ID)
+		}
+		if invariant.Planted("remove-without-barrier") {
+			return c.Node.ID != f.a.Primary, "planted"
+		}
+	}
+	return f.confirms(c), f.say("%d replicas hold everything that was acknowledged before (change %d: %s)", f.Shard.Acks(), c.ID, c)
+}
+
+// applyChange makes the specification what it was to become.
+func applyChange(f *facts, _ string) *topo.Assigned {
+	c := f.a.Change
+	spec := c.Apply(f.spec)
+	f.next = &spec
+	next := f.a.Clone()
+	next.Change = nil
+	switch c.Kind {
+	case topo.ChangeRejoin:
+		next.Alone = ""
+	case topo.ChangeAdd:
+		next.Enrolled[c.Node.ID] = f.Sightings[c.Node.ID].RunID
+	case topo.ChangeRemove:
+		delete(next.Enrolled, c.Node.ID)
+	}
+	return &next
+}
+
+// changeUnderWay says what a change waits for.
+func changeUnderWay(f *facts) (bool, string) {
+	c := f.a.Change
+	if c == nil {
+		return false, "no change is under way"
+	}
+	return true, f.say("%s: %s", c, ChangeWaits(f.Shard, func(id topo.NodeID) (topo.Sighting, bool) {
+		s, ok := f.Sightings[id]
+		return s.Sighting, ok && s.Age.D() <= f.spec.Timing.Silence.D()
+	}))
+}
+
+// ChangeWaits says what the change that is under way waits for. heard returns a node's report, if it is not too old.
+func ChangeWaits(s topo.Shard, heard func(topo.NodeID) (topo.Sighting, bool)) string {
+	a, c := s.Assigned, s.Assigned.Change
+	switch {
+	case a.Phase != topo.PhaseServing:
+		return "waiting for a serving primary"
+	case c.Kind == topo.ChangeAdd:
+		n, ok := heard(c.Node.ID)
+		switch {
+		case !ok:
+			return "waiting for a report of " + string(c.Node.ID) + ": start its member with store: {join: ADDRESS}"
+		case n.Health != topo.HealthUp:
+			return "waiting for the server of " + string(c.Node.ID) + ", which is " + string(n.Health)
+		case c.Via == "":
+			return "waiting for a replica that " + string(c.Node.ID) + " can follow meanwhile"
+		}
+		return "waiting until " + string(c.Node.ID) + ", which follows " + string(c.Via) + " meanwhile, has everything"
+	case c.Kind == topo.ChangeRemove && !c.Cut:
+		return "waiting until " + string(c.Node.ID) + " stands still; its agent has to be there"
+	}
+	if p, ok := heard(a.Primary); ok && p.Waits != "" {
+		return p.Waits
+	}
+	return "waiting for " + string(a.Primary) + " to see the rule through"
+}
