@@ -5,6 +5,7 @@ package api
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 
 	"redoubt/internal/topo"
@@ -24,6 +25,9 @@ type Settings struct {
 func (o *Orders) Set(ctx context.Context, want Settings) error {
 	return o.change(ctx, func(s *topo.Shard) (bool, error) {
 		next := want.wanted(s.Spec)
+		if want.AckReplicas != nil && next.Durability != topo.Quorum {
+			return false, refuse("refused", "ack-replicas is for durability quorum: set durability=quorum as well")
+		}
 		if errs := next.Validate(); len(errs) > 0 {
 			return false, &Error{Status: http.StatusConflict, Code: "refused", Message: errors.Join(errs...).Error()}
 		}
@@ -94,7 +98,19 @@ func (s *Server) set(w http.ResponseWriter, r *http.Request) {
 	if want.By == "" {
 		want.By = "api " + r.RemoteAddr
 	}
-	reply(w, want, s.orders.Set(r.Context(), want))
+	err := s.orders.Set(r.Context(), want)
+	if err == nil {
+		s.o.Log.Info("settings changed", "shard", s.o.Shard, "by", want.By, "durability", said(want.Durability), "ack-replicas", said(want.AckReplicas),
+			"min-copies", said(want.MinCopies), "max-loss", said(want.MaxLoss))
+	}
+	reply(w, want, err)
+}
+
+func said[T any](v *T) string {
+	if v == nil {
+		return "as it was"
+	}
+	return fmt.Sprint(*v)
 }
 
 // Set changes settings of the shard.

@@ -153,6 +153,7 @@ type Proxy struct {
 	tick     atomic.Uint32 // seconds, as the sweep counts them
 	prod     prod
 	loss     loss
+	absent   absent
 	lore     lore
 	stats    counters
 	batches  sync.Pool
@@ -210,6 +211,7 @@ func New(o Options) (*Proxy, error) {
 		lanes: map[*lane]struct{}{}, pools: map[poolKey]*pool{}, spare: map[poolKey][]*lane{}, sessions: map[uint64]*session{},
 	}
 	p.prod.wake, p.herald.wake, p.loss.wake = make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{}, 1)
+	p.absent.wake = make(chan struct{}, 1)
 	p.lore = newLore()
 	p.batches.New = func() any { return new(batch) }
 	p.budget.commandsMax, p.budget.bytesMax = int64(o.Limits.ParkedCommands), int64(o.Limits.ParkedBytes)
@@ -309,6 +311,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	p.spawn(p.learn)
 	p.spawn(p.prodReplicas)
 	p.spawn(p.gauge)
+	p.spawn(p.absentees)
 	p.spawn(p.announce)
 	p.spawn(p.tidy)
 	p.spawn(p.teach)

@@ -3,6 +3,7 @@
 package proxy
 
 import (
+	"bytes"
 	"fmt"
 	"slices"
 	"strconv"
@@ -32,8 +33,8 @@ func diedUnanswered() []byte {
 	return unknownOutcome("the write was sent to a primary that failed before it answered")
 }
 
-func shortOfAcks(got, want int, after time.Duration) []byte {
-	return unknownOutcome(fmt.Sprintf("the write was applied by the primary, but only %d of %d replicas acknowledged it within %s", got, want, after))
+func shortOfAcks(got, want int, after time.Duration) string {
+	return fmt.Sprintf("the write was applied by the primary, but only %d of %d replicas acknowledged it within %s", got, want, after)
 }
 
 // recover settles what was not answered when a connection ended: commands that change nothing, or that certainly never
@@ -277,6 +278,9 @@ func (l *lane) sweep(o *order) time.Duration {
 		return l.nextLook()
 	}
 	l.swept = time.Now()
+	if len(l.unacked) > 0 || l.refusals > 0 {
+		poke(l.p.absent.wake)
+	}
 	l.stampPend()
 	now, limit := l.p.stamp(), uint32(o.parkFor()/time.Millisecond)
 	late := func(e *entry) bool { return e.at != 0 && now-e.at > limit }
@@ -318,6 +322,9 @@ func (l *lane) nextLook() time.Duration {
 
 // giveUp answers a parked command; it certainly was not executed.
 func (l *lane) giveUp(e *entry, o *order) {
+	if text := resp.Text(e.x.canned); bytes.HasPrefix(text, []byte("NOREPLICAS")) {
+		e.x.canned = resp.AppendError(nil, l.p.withAbsent(string(text)))
+	}
 	if e.x.canned == nil {
 		e.x.canned = notSent(fmt.Sprintf("it was held for %s, but %s", o.parkFor(), o.why))
 	}
@@ -339,7 +346,7 @@ func (l *lane) expireUnacked(now, limit uint32, o *order, out *[]answer) int {
 			}
 			reply := b.reply(i)
 			if e.flags&resendable == 0 || l.p.o.ReadConsistency == ReadLinearizable {
-				reply = shortOfAcks(b.got, b.acks, o.parkFor())
+				reply = unknownOutcome(l.p.withAbsent(shortOfAcks(b.got, b.acks, o.parkFor())))
 				l.p.stats.unknown.Add(1)
 			}
 			*out = append(*out, answer{e.s, reply, e.answers()})
