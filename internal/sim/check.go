@@ -44,11 +44,13 @@ func (w *world) checkTick() {
 
 // checkServing looks for acknowledged writes that the new primary does not hold.
 func (w *world) checkServing() {
-	if w.spec.Durability != topo.Quorum {
+	a := w.store.doc.Assigned
+	p := w.host(a.Primary).srv
+	if w.store.doc.Spec.Durability != topo.Quorum {
+		w.keepHeld(p)
 		return
 	}
-	a := w.store.doc.Assigned
-	if p := w.host(a.Primary).srv; p.alive && p.run == a.RunID {
+	if p.alive && p.run == a.RunID {
 		w.checkHolds(p, "recorded as primary")
 	}
 }
@@ -103,7 +105,8 @@ func (w *world) checkEnd() {
 		w.fail("no write was acknowledged in the last %s", duration-settledAt)
 		return
 	}
-	for _, h := range w.hosts {
+	for _, node := range w.store.doc.Spec.Nodes {
+		h := w.host(node.ID)
 		if h.srv != p && (!h.srv.linkUp() || h.srv.following != p) {
 			w.fail("%s does not follow the primary %s at the end", h.id, p.name)
 			return
@@ -113,9 +116,10 @@ func (w *world) checkEnd() {
 			return
 		}
 	}
-	if w.spec.Durability == topo.Quorum {
+	if w.store.doc.Spec.Durability == topo.Quorum {
 		w.checkHolds(p, "primary at the end")
 	}
+	w.checkRoster()
 	for _, r := range []string{"enrol", "un-enrol", "primary-gone", "primary-silent", "primary-hung", "elect", "record", "drained", "switchover"} {
 		if w.quiet[r] > 5 {
 			w.fail("rule %s fired %d times in the quiet end", r, w.quiet[r])

@@ -42,6 +42,9 @@ func (w *world) fault() {
 
 // mayForget keeps the faults within the promise: at most k seats without what they acknowledged (SAFETY 0, line 5).
 func (w *world) mayForget(h *host) bool {
+	if w.changing {
+		return w.mayForgetChanging(h)
+	}
 	if w.spec.Durability == topo.Async {
 		return true
 	}
@@ -59,7 +62,7 @@ func (w *world) mayForget(h *host) bool {
 func (w *world) kill(h *host) {
 	wipe := w.rng.IntN(4) == 0
 	forgets := wipe || w.persist != persistAOF
-	if w.persist == persistAOF && w.spec.Durability == topo.Quorum {
+	if w.persist == persistAOF && (w.changing || w.spec.Durability == topo.Quorum) {
 		wipe, forgets = false, false
 	}
 	if !h.srv.alive || forgets && !w.mayForget(h) {

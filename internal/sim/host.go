@@ -258,6 +258,7 @@ func (h *host) tick() {
 	h.memory = in.Memory
 	o := converge.Next(in)
 	h.report(in)
+	h.sponsor(in)
 	if o.Do == converge.Nothing || !h.perform(in, o) {
 		h.tickIn(h.idle(in))
 		return
@@ -320,11 +321,12 @@ func (h *host) report(in converge.Input) {
 	if in.Shard != nil {
 		g.Epoch, g.Phase = in.Shard.Assigned.Epoch, in.Shard.Assigned.Phase
 	}
+	h.noteChange(&g, in)
 	if h.refusedAt == g.Epoch {
 		g.Refused = h.refused
 	}
 	old := h.lastSent
-	same := old.Epoch == g.Epoch && old.Phase == g.Phase && old.Health == g.Health && old.Role == g.Role && old.Frozen == g.Frozen &&
+	same := old.Change == g.Change && old.Barrier == g.Barrier && old.Epoch == g.Epoch && old.Phase == g.Phase && old.Health == g.Health && old.Role == g.Role && old.Frozen == g.Frozen &&
 		old.RunID == g.RunID && old.Promised == g.Promised && old.InSync == g.InSync && old.Refused == g.Refused && old.LinkUp == g.LinkUp &&
 		(old.Pos == g.Pos || g.Phase == topo.PhaseServing)
 	if same && h.w.now-h.lastBeat < h.w.spec.Timing.Beat.D() {
@@ -406,6 +408,8 @@ func (h *host) perform(in converge.Input, o converge.Order) bool {
 		})
 	case converge.CheckSync:
 		h.checkSync(o, later)
+	case converge.Enforce:
+		h.enforce(in, o, later)
 	case converge.Drain:
 		return h.drain(in, took, order)
 	case converge.Restart:

@@ -25,12 +25,17 @@ type conn struct {
 	open    bool
 	pending int // sent and not answered
 	waits   []wait
+	rule    uint64        // that the proxy acknowledges by
+	known   uint64        // that the server has been told
+	lastAt  time.Duration // FIFO
+	tail    *turn
 }
 
 // wait is a WAIT k that has not been answered: the reply of e is withheld until k replicas hold off.
 type wait struct {
-	e   *entry
-	off int64
+	e    *entry
+	off  int64
+	need int
 }
 
 func (c *conn) close() { c.open = false }
@@ -73,7 +78,7 @@ func (p *proxy) write() {
 		if last, _ := a.Latest(); last.ReplID != s.replid && !planted("serving-before-history") && !planted("stale-table-reopens") {
 			return // the same process, but in another tenure: this table is old
 		}
-		p.conn = &conn{p: p, s: s, run: s.run, epoch: a.Epoch, open: true}
+		p.conn = &conn{p: p, s: s, run: s.run, epoch: a.Epoch, open: true, rule: a.Rule, known: a.Rule}
 		s.conns = append(slices.DeleteFunc(s.conns, func(c *conn) bool { return !c.open }), p.conn)
 	}
 	c := p.conn
@@ -81,17 +86,27 @@ func (p *proxy) write() {
 	id := w.nextWrite
 	pop := w.rng.IntN(4) == 0 // a blocking pop that another client's push serves: WAIT alone does not cover it (SAFETY A4)
 	c.pending++
+	need := p.need()
+	if w.changing {
+		c.rename(a.Rule)
+		if w.rng.IntN(100) == 0 { // the process is stopped between its look at the lease and its write
+			w.after(w.between(0, 3*time.Second), func() { c.send(func() { c.run1(id, pop, need) }) })
+			return
+		}
+		c.send(func() { c.run1(id, pop, need) })
+		return
+	}
 	w.after(w.delay(), func() {
 		if w.isCut(p.h.srv, s) {
 			return
 		}
-		s.exec(c.run, func() { c.run1(id, pop) })
+		s.exec(c.run, func() { c.run1(id, pop, need) })
 	})
 }
 
 // run1 is the server's side of one write with its acknowledgement.
-func (c *conn) run1(id uint64, pop bool) {
-	w, s := c.p.w, c.s
+func (c *conn) run1(id uint64, pop bool, need int) {
+	s := c.s
 	if !c.open {
 		return
 	}
@@ -100,7 +115,7 @@ func (c *conn) run1(id uint64, pop bool) {
 		return
 	}
 	e := s.write(id)
-	if w.spec.Durability == topo.Async {
+	if need == 0 {
 		c.answer(e)
 		return
 	}
@@ -111,7 +126,7 @@ func (c *conn) run1(id uint64, pop bool) {
 	case pop:
 		off = 0
 	}
-	c.waits = append(c.waits, wait{e, off})
+	c.waits = append(c.waits, wait{e, off, need})
 	c.check()
 }
 
@@ -122,7 +137,7 @@ func (c *conn) check() {
 	}
 	var left []wait
 	for _, x := range c.waits {
-		if c.s.count(x.off) >= c.p.w.spec.AckReplicas {
+		if c.s.count(x.off) >= x.need {
 			c.p.w.checkRecorded(c.s, x.e)
 			c.answer(x.e)
 		} else {
@@ -158,6 +173,9 @@ func (p *proxy) flush() {
 		return
 	}
 	a := p.h.view.doc.Assigned
+	if p.w.changing && a.Epoch == c.epoch && p.serving() && p.w.now >= p.h.wakesAt() {
+		c.rename(a.Rule)
+	}
 	if c.pending <= 0 && a.Phase != topo.PhaseServing && !planted("wait-across-tenures") {
 		c.close()
 	}

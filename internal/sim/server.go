@@ -279,6 +279,7 @@ func (l *link) deliver(e *entry) {
 	}
 	l.sent = e.off
 	r.head = e
+	r.passOn(e)
 	r.wake()
 	w.after(w.delay(), func() { l.ack(e.off) })
 }
@@ -312,7 +313,7 @@ func (s *server) connect() {
 		if !s.alive || s.run != run || s.following != p || s.link != nil {
 			return
 		}
-		refused := !p.primary || s.presents != p.admits && !planted("ghost-replica-in-k")
+		refused := !p.primary && (s.h == nil || !p.linkUp()) || s.presents != p.admits && !planted("ghost-replica-in-k")
 		if s.stopped || !p.alive || p.stopped || w.isCut(s, p) || w.isCut(p, s) || refused {
 			again() // also -NOMASTERLINK: a frozen node serves no sync (SAFETY B5), and -WRONGPASS
 			return
@@ -326,7 +327,7 @@ func (s *server) attach(p *server) {
 	if s.h == nil && !planted("ghost-replica-in-k") {
 		w.fail("a replica that nobody registered is attached to %s (SAFETY A7)", p.name)
 	}
-	p.prime()
+	p.prime() // a replica has a backlog from its own sync
 	l := &link{from: s, to: p, fromRun: s.run, toRun: p.run, open: true, lastAt: w.now}
 	switch {
 	case s.replid == p.replid && s.offset() <= p.offset() && p.backlog,
@@ -335,6 +336,9 @@ func (s *server) attach(p *server) {
 		if p.head.at(s.dataOff()) != s.head {
 			w.fail("%s partially resyncs from %s at %d, but its data differs", s.name, p.name, s.offset())
 			return
+		}
+		if s.replid != p.replid {
+			s.dropSubs()
 		}
 		s.replid, s.replid2, s.offset2 = p.replid, p.replid2, p.offset2
 		s.backlog, s.whole = true, true
@@ -370,6 +374,7 @@ func (s *server) dataOff() int64 {
 func (s *server) fullSync(l *link, p *server) {
 	w := s.w
 	snapshot := p.head
+	s.dropSubs()
 	s.whole = false
 	s.link = l
 	took := w.between(5*time.Millisecond, 400*time.Millisecond)

@@ -47,7 +47,8 @@ func TestSeedsAreWithoutViolation(t *testing.T) {
 	t.Logf("%d seeds, %d writes acknowledged, %.0f seeds/s; a primary went on without the store in %d, %d ended waiting for an operator", *seedsFlag, acked,
 		float64(*seedsFlag)/time.Since(begun).Seconds(), rules["goes on by pledges"], rules["waits for an operator"])
 	if *seedsFlag >= 2000 {
-		for _, name := range []string{"bootstrap", "record", "promotion-failed", "elect", "cold-start", "primary-gone", "primary-silent", "primary-hung", "drained", "switchover-abandon", "enrol", "switchover", "failover-intent", "intent-refused", "claim-term", "goes on by pledges"} {
+		for _, name := range []string{"bootstrap", "record", "promotion-failed", "elect", "cold-start", "primary-gone", "primary-silent", "primary-hung", "drained", "switchover-abandon", "enrol", "switchover", "failover-intent", "intent-refused", "claim-term",
+			"goes on by pledges", "change-done", "change-cut", "change-via", "change-void", "go-alone", "rejoin"} {
 			if rules[name] == 0 {
 				t.Errorf("rule %s never fired", name)
 			}

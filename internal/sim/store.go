@@ -105,6 +105,12 @@ func (s *store) swap(rev uint64, c *controller, d failover.Decision) bool {
 	}
 	s.rev++
 	s.doc.Assigned = a
+	if d.Spec != nil {
+		s.doc.Spec = *d.Spec
+	}
+	if errs := s.doc.Validate(); len(errs) > 0 {
+		s.w.fail("rule %s makes a bad document: %v", d.Rule, errs)
+	}
 	s.w.rules[d.Rule]++
 	if s.w.now > settledAt {
 		s.w.quiet[d.Rule]++
@@ -194,6 +200,9 @@ func (c *controller) act() {
 		if ok && swapped {
 			doc := c.doc
 			doc.Assigned = *d.Next
+			if d.Spec != nil {
+				doc.Spec = *d.Spec
+			}
 			c.learn(rev+1, doc)
 			c.act()
 			return

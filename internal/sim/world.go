@@ -120,6 +120,10 @@ type world struct {
 	open    bool    // no server lets its ACLs be changed
 	strikes int     // that turns may still bring
 
+	changing bool // see changes
+	roster   int  // nodes that the roster begins with
+	eager    int  // planted
+
 	acked         []*entry
 	nextWrite     uint64
 	nextRun       int
@@ -149,7 +153,9 @@ func newWorld(o Options) *world {
 	if w.rng.IntN(4) == 0 && !w.unlucky { // an unlucky world is about acknowledged writes
 		w.spec.Durability, w.spec.AckReplicas = topo.Async, 0
 	}
-	for i := range w.n {
+	w.roster = w.n
+	w.changes(o.Seed)
+	for i := range w.roster {
 		id := topo.NodeID(fmt.Sprintf("n%d", i+1))
 		w.spec.Nodes = append(w.spec.Nodes, topo.Node{ID: id, Addr: string(id)})
 	}
@@ -173,6 +179,7 @@ func Run(o Options) Result {
 	w.store.start()
 	w.planFaults()
 	w.planOutages(o.Seed)
+	w.planChanges()
 	if !w.open { // open replication counts strangers, and is said to (SAFETY A7)
 		w.planGhost()
 	}
@@ -191,7 +198,7 @@ func Run(o Options) Result {
 	}
 	return Result{
 		Seed: o.Seed, Violation: w.violation, Timeline: w.timeline, Rules: w.rules, Acked: len(w.acked), Events: w.handled, Asked: w.asked, Pledged: w.pledgedRounds,
-		Shape: fmt.Sprintf("n=%d %s k=%d %s readage=%v loss=%.2f slow=%.2f unlucky=%v open=%v", w.n, w.spec.Durability, w.spec.AckReplicas, w.persist, w.readAge, w.loss, w.slow, w.unlucky, w.open),
+		Shape: fmt.Sprintf("n=%d %s k=%d %s readage=%v loss=%.2f slow=%.2f unlucky=%v open=%v%s", w.n, w.spec.Durability, w.spec.AckReplicas, w.persist, w.readAge, w.loss, w.slow, w.unlucky, w.open, w.changeShape()),
 	}
 }
 
