@@ -54,6 +54,7 @@ type Agent struct {
 	known     coord.Rev      // the document that the latest order came from
 	unread    bool           // … which waits for the read that confirms it
 	hastened  hasty          // what hasten has seen
+	aware     bool           // a read has returned a document
 	settings  redis.Settings
 	checkedAt time.Duration // uptime of the latest Configure
 	impaired  impairment
@@ -243,7 +244,8 @@ func (a *Agent) consult(in *converge.Input) {
 	if s == nil {
 		return
 	}
-	in.Shard, in.Read, in.LeaseEnd, a.known = &s.Shard, s.Confirmed, 0, s.Rev
+	a.aware = a.aware || s.Confirmed
+	in.Shard, in.Read, in.Aware, in.LeaseEnd, a.known = &s.Shard, s.Confirmed, a.aware, 0, s.Rev
 	if s.LeaseStart() > 0 {
 		in.LeaseEnd = leaseEnd(s)
 	}

@@ -27,7 +27,7 @@ func (o *Orders) AddNode(ctx context.Context, r NodeRequest) error {
 		c := a.Change
 		_, known := s.Spec.Node(r.ID)
 		switch {
-		case c != nil && c.Kind == topo.ChangeAdd && c.Node == r.Node:
+		case c != nil && c.Kind == topo.ChangeAdd && c.Node == r.Node && !c.Void:
 			return false, nil // by an earlier try
 		case c != nil && c.Kind == topo.ChangeRemove && c.Node.ID == r.ID:
 			a.Change = nil
@@ -58,7 +58,7 @@ func (o *Orders) RemoveNode(ctx context.Context, id topo.NodeID, by string) erro
 		case c != nil && c.Kind == topo.ChangeRemove && c.Node.ID == id:
 			return false, nil
 		case c != nil && c.Kind == topo.ChangeAdd && c.Node.ID == id:
-			a.Change = nil
+			a.Withdraw()
 			return true, nil
 		case !known:
 			return false, &Error{http.StatusNotFound, "unknown-node", fmt.Sprintf("there is no node %q in the roster", id)}

@@ -55,7 +55,7 @@ func (e *env) nodeRemove() *cobra.Command {
 	wait := changeWait
 	c := e.orders(&cobra.Command{
 		Use: "remove ID", Short: "Take a data node out of the roster", Args: usageArgs(cobra.ExactArgs(1)),
-		Long: "Take a data node out of the roster: it is frozen, the others prove that they hold all that it acknowledged, and then it\ncounts no more. Its agent has to run for that; stop its member afterwards, and `redoubt member remove ID`.\n\n" + exitCodes,
+		Long: "Take a data node out of the roster: it is frozen, the others prove that they hold all that it acknowledged, and then it\ncounts no more. Stop its member afterwards, and `redoubt member remove ID`. One that is lost cannot be\nfrozen: order a `redoubt switchover` while this waits, and the next primary will not let it in.\n\n" + exitCodes,
 		RunE: func(c *cobra.Command, args []string) error {
 			id := topo.NodeID(args[0])
 			return e.propose(c.Context(), func(context.Context, *api.Client) (string, error) {

@@ -65,10 +65,13 @@ func (in *Input) change(k topo.ChangeKind) *topo.Change {
 	return nil
 }
 
-// joining: this node is not in the roster yet and follows a replica meanwhile.
+// joining: this node is not in the roster yet and follows a replica meanwhile; or the primary, where nobody waits for anybody.
 func (in *Input) joining() bool {
 	c := in.change(topo.ChangeAdd)
-	return c != nil && c.Node.ID == in.Self && c.Via != "" && c.Via != in.Self
+	if c == nil || c.Node.ID != in.Self || c.Void || c.Via == "" || c.Via == in.Self {
+		return false
+	}
+	return c.Via != in.a().Primary || in.Shard.Acks() == 0
 }
 
 // outside: nobody may count on this node, so it may follow nobody.

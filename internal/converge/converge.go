@@ -86,6 +86,7 @@ type Input struct {
 	Self     topo.NodeID
 	Shard    *topo.Shard // nil: no document is known
 	Read     bool        // this very revision was returned by a linearizable read, not only pushed
+	Aware    bool        // a read of this process returned this revision or an earlier one: what is pushed is not from before it began
 	LeaseEnd time.Duration
 	Now      time.Duration // uptime, counting suspend
 	Promised topo.Epoch    // on disk
@@ -352,9 +353,10 @@ func (in *Input) followsWhom() bool {
 }
 
 // followUnread: a pushed document may be old news for an agent that has just started; following needs a read. An order of
-// the very epoch that this node has promised is not old news.
+// the very epoch that this node has promised is not old news, except to a process that has read nothing yet: the node may have
+// been taken out of the roster since.
 func followUnread(in *Input) (bool, string) {
-	unread := !in.Read && in.Promised != in.a().Epoch && !invariant.Planted("order-delayed-past-epoch")
+	unread := !in.Read && (in.Promised != in.a().Epoch || !in.Aware) && !invariant.Planted("order-delayed-past-epoch")
 	return in.followsWhom() && unread && in.Seen.Following != in.sourceAddr(), "the order is not confirmed by a read yet"
 }
 

@@ -16,7 +16,7 @@ import (
 
 // TestScenarios plays the stories in testdata: one agent, n1, in a shard of three.
 //
-//	order epoch=5 phase=serving primary=n1 run=r1 [elected=A:100] [history=1:A:0:0,5:B:90:1] [async] [pushed]   the agreed document, with
+//	order epoch=5 phase=serving primary=n1 run=r1 [elected=A:100] [history=1:A:0:0,5:B:90:1] [async] [pushed] [unaware]   the agreed document, with
 //	    histories as epoch:replid:start:parent; pushed: not read yet
 //	none                                                                     no document is known
 //	self [promised=5] [now=10s] [lease=11s] [insync=5] [salvaged=A:120] [pledged=5:400ms]      the agent; pledged: to
@@ -30,7 +30,7 @@ func TestScenarios(t *testing.T) {
 			a := storytest.Args{T: t, D: d}
 			switch d.Cmd {
 			case "order":
-				in.Shard, in.Read = order(a), !a.Has("pushed")
+				in.Shard, in.Read, in.Aware = order(a), !a.Has("pushed"), !a.Has("unaware")
 			case "none":
 				in.Shard = nil
 			case "self":

@@ -81,10 +81,14 @@ func (f *facts) lackOfOthers() string {
 
 // changeVoid: the change cannot be carried out any more.
 func changeVoid(f *facts) (bool, string) {
-	c := f.change(topo.ChangeRemove, topo.ChangeRejoin)
+	c := f.change(topo.ChangeRemove, topo.ChangeRejoin, topo.ChangeAdd)
 	switch {
-	case c == nil:
+	case c == nil || c.Kind == topo.ChangeAdd && !c.Void:
 		return false, "no change can become impossible"
+	case c.Kind == topo.ChangeAdd:
+		s, ok := f.fresh(c.Node.ID)
+		still := ok && s.Health == topo.HealthUp && s.Frozen && s.Change == c.ID
+		return still || c.Via != f.a.Primary || f.a.Epoch > c.Epoch && f.a.Secret != "", f.say("%s does not join after all", c.Node.ID)
 	case c.Kind == topo.ChangeRemove && c.Node.ID == f.a.Primary:
 		return true, f.say("%s has become the primary and cannot be removed: redoubt switchover first", c.Node.ID)
 	case c.Kind == topo.ChangeRejoin && f.a.Alone == "":
@@ -142,11 +146,15 @@ func rejoin(f *facts, _ string) *topo.Assigned {
 	return &next
 }
 
-// leaverStands: the node that is to go can acknowledge nothing more, so that the others can be asked for all it had.
+// leaverStands: the node that is to go can acknowledge nothing more, so that the others can be asked for all it had. It is frozen by
+// the change; or a tenure has begun since, whose secret no order lets it present.
 func leaverStands(f *facts) (bool, string) {
 	c := f.change(topo.ChangeRemove)
 	if c == nil || c.Cut {
 		return false, "no node is about to leave"
+	}
+	if f.a.Epoch > c.Epoch && f.a.Secret != "" {
+		return true, f.say("%s has not been let in since epoch %d began", c.Node.ID, f.a.Epoch)
 	}
 	s, ok := f.fresh(c.Node.ID)
 	if !ok || s.Health != topo.HealthUp || !s.Frozen || s.Change != c.ID {
@@ -164,12 +172,15 @@ func cutLeaver(f *facts, _ string) *topo.Assigned {
 // viaWanted: who joins follows a replica, which does not count in WAIT; where nothing is waited for, the primary will do.
 func viaWanted(f *facts) (bool, string) {
 	c := f.change(topo.ChangeAdd)
-	if c == nil {
+	if c == nil || c.Void {
 		return false, "no node is about to join"
 	}
 	via := f.viaFor(c)
-	if via == "" || via == c.Via {
+	switch {
+	case via == c.Via, via == "" && c.Via != f.a.Primary: // one that has a moment of weakness is not given up
 		return false, f.say("%s follows %s meanwhile", c.Node.ID, c.Via)
+	case via == "":
+		return true, f.say("%s has become the primary: %s may not follow it", c.Via, c.Node.ID)
 	}
 	return true, f.say("%s follows %s until it has everything", c.Node.ID, via)
 }
@@ -213,7 +224,7 @@ func changeReady(f *facts) (bool, string) {
 		if p, heard := f.fresh(f.a.Primary); !heard || p.Change != c.ID { // it could count on the pledges of all others, but not of this one
 			return false, f.say("%s has not heard yet that %s joins", f.a.Primary, c.Node.ID)
 		}
-		ready := ok && s.Change == c.ID && s.InSync == f.a.Epoch && s.Phase == topo.PhaseServing
+		ready := ok && !c.Void && s.Change == c.ID && s.InSync == f.a.Epoch && s.Phase == topo.PhaseServing
 		return ready, f.say("%s has everything that epoch %d had when it asked", c.Node.ID, f.a.Epoch)
 	case topo.ChangeRemove:
 		if !c.Cut && !invariant.Planted("remove-without-barrier") {
@@ -265,6 +276,8 @@ func ChangeWaits(s topo.Shard, heard func(topo.NodeID) (topo.Sighting, bool)) st
 	case c.Kind == topo.ChangeAdd:
 		n, ok := heard(c.Node.ID)
 		switch {
+		case c.Void:
+			return "taken back; waiting until " + string(c.Node.ID) + " stands still; if it is lost: redoubt switchover"
 		case !ok:
 			return "waiting for a report of " + string(c.Node.ID) + ": start its member with store: {join: ADDRESS}"
 		case n.Health != topo.HealthUp:
@@ -274,7 +287,7 @@ func ChangeWaits(s topo.Shard, heard func(topo.NodeID) (topo.Sighting, bool)) st
 		}
 		return "waiting until " + string(c.Node.ID) + ", which follows " + string(c.Via) + " meanwhile, has everything"
 	case c.Kind == topo.ChangeRemove && !c.Cut:
-		return "waiting until " + string(c.Node.ID) + " stands still; its agent has to be there"
+		return "waiting until " + string(c.Node.ID) + " stands still; if it is lost: redoubt switchover, whose primary will not let it in"
 	}
 	if p, ok := heard(a.Primary); ok && p.Waits != "" {
 		return p.Waits

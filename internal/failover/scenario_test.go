@@ -19,8 +19,9 @@ import (
 
 // TestScenarios plays the stories in testdata. Each file is one shard whose State is changed by commands:
 //
-//	shard n=3 [k=1] [burst=5] [durability=quorum|async]    a new shard with nodes n1…, nothing assigned
+//	shard n=3 [k=1] [min-copies=1] [burst=5] [durability=quorum|async]    a new shard with nodes n1…, nothing assigned
 //	assigned epoch=5 phase=serving primary=n1 run=r1 [enrolled=(n1=r1,n2=r2)] [intent=switchover:n2] [paused] [elected=n2:r2:A:10:1]
+//	    [change=ack:2|rejoin|add:n4[:n2]|remove:n3[:cut]] [alone=n1]
 //	history 1:A:0:0:n1 …                          epoch:replid:start:parent:node
 //	clock [term=1] [led=10s] [vacant=10s] [phase=10ms] [read-age=(n1=900ms)] [wall=1000]
 //	see n1 [age=5ms] [epoch=] [phase=] [health=up] [for=0s] [role=replica] [run=r1] [at=A:100] [from=B:90] [frozen] [fenced] [link] [sync=5] [kept] [keys=3] [impaired=disk-full impaired-for=11s] …
@@ -110,7 +111,7 @@ func (w *story) run(t *testing.T, d *datadriven.TestData) string {
 func (w *story) shard(a storytest.Args) {
 	n := int(a.Num("n", 3))
 	spec := topo.Spec{Deployment: "story", Durability: topo.Durability(a.Str("durability", "quorum")), Timing: topo.LANTiming()}
-	spec.Timing.Burst = int(a.Num("burst", 5))
+	spec.Timing.Burst, spec.MinCopies = int(a.Num("burst", 5)), int(a.Num("min-copies", 0))
 	spec.Timing.Lease, spec.Timing.Silence = topo.Duration(700*time.Millisecond), topo.Duration(600*time.Millisecond) // the stories were told with these
 	if spec.Durability == topo.Quorum {
 		spec.AckReplicas = int(a.Num("k", int64(n/2)))
@@ -140,6 +141,21 @@ func (w *story) assigned(a storytest.Args) {
 	if v := a.Str("intent", ""); v != "" {
 		f := strings.Split(v+"::", ":")
 		as.Intent = &topo.Intent{ID: "i1", Kind: topo.IntentKind(f[0]), To: topo.NodeID(f[1]), By: "ops", Budget: topo.Duration(2 * time.Second), AcceptDataLoss: f[2] == "lossy"}
+	}
+	as.Alone = topo.NodeID(a.Str("alone", ""))
+	if v := a.Str("change", ""); v != "" {
+		f := strings.Split(v+"::", ":")
+		c := topo.Change{Kind: topo.ChangeKind(f[0]), By: "ops"}
+		switch c.Kind {
+		case topo.ChangeAck:
+			c.Durability, c.AckReplicas = topo.Quorum, int(storytest.Num(a.T, f[1]))
+		case topo.ChangeAdd, topo.ChangeRemove:
+			c.Node, c.Cut = topo.Node{ID: topo.NodeID(f[1]), Addr: f[1] + ":6379"}, f[2] == "cut"
+			if c.Kind == topo.ChangeAdd {
+				c.Via = topo.NodeID(f[2])
+			}
+		}
+		as.Begin(c)
 	}
 	as.Paused = nil
 	if a.Has("paused") {
@@ -189,6 +205,7 @@ func (w *story) see(a storytest.Args) {
 	s.Refused = a.Str("refused", "")
 	s.Open = a.Has("open")
 	s.Settings = a.List("settings")
+	s.Change, s.Barrier, s.Unlinked = uint64(a.Num("change", 0)), uint64(a.Num("barrier", 0)), a.Dur("unlinked", 0)
 	s.Impaired, s.ImpairedFor = a.Str("impaired", ""), a.Dur("impaired-for", 0)
 	if f := strings.Split(a.Str("at", ""), ":"); len(f) == 2 {
 		s.Pos.ReplID, s.Pos.Offset, s.Pos.Offset2 = f[0], storytest.Num(a.T, f[1]), -1
@@ -232,8 +249,36 @@ func (w *story) decide(apply bool) string {
 	if fmt.Sprint(n.Enrolled) != fmt.Sprint(w.s.Shard.Assigned.Enrolled) {
 		out += fmt.Sprintf("   enrolled %v\n", n.Enrolled)
 	}
+	out += w.changes(d)
 	if apply {
 		w.s.Shard.Assigned = *n
+		if d.Spec != nil {
+			w.s.Shard.Spec = *d.Spec
+		}
+	}
+	return out
+}
+
+// changes tells what becomes of the specification.
+func (w *story) changes(d Decision) string {
+	was, out := w.s.Shard.Assigned, ""
+	if fmt.Sprint(d.Next.Change) != fmt.Sprint(was.Change) || d.Next.Change != nil && *d.Next.Change != *was.Change {
+		out += "   change "
+		if c := d.Next.Change; c == nil {
+			out += "none\n"
+		} else {
+			out += fmt.Sprintf("%d: %s, via %q, cut %v\n", c.ID, c, string(c.Via), c.Cut)
+		}
+	}
+	if d.Next.Alone != was.Alone {
+		out += fmt.Sprintf("   alone %q\n", string(d.Next.Alone))
+	}
+	if s := d.Spec; s != nil {
+		out += fmt.Sprintf("   %s k=%d nodes", s.Durability, s.AckReplicas)
+		for _, n := range s.Nodes {
+			out += " " + string(n.ID)
+		}
+		out += "\n"
 	}
 	return out
 }

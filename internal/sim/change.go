@@ -79,7 +79,7 @@ func (w *world) operateChange() {
 			return
 		}
 		w.log("OPERATOR takes back: %s", a.Change)
-		a.Change = nil
+		a.Withdraw()
 		w.amendSpec(a, spec)
 		return
 	}

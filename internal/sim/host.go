@@ -57,6 +57,7 @@ type view struct {
 	doc       topo.Shard
 	readStart time.Duration // host uptime at the start of the latest read of this tenure
 	confirmed bool
+	aware     bool
 	known     bool
 	pledged   time.Duration // host uptime from which a lease counts that others gave
 }
@@ -200,6 +201,7 @@ func (h *host) offer(rev uint64, doc topo.Shard, readStart time.Duration, read b
 		v.pledged = 0
 	}
 	v.rev, v.doc, v.known, v.confirmed = rev, doc, true, read
+	v.aware = v.aware || read
 	if isNew && !read {
 		begun := h.uptime()
 		h.read(func(rev uint64, doc topo.Shard) { h.offer(rev, doc, begun, true) }, func() {})
@@ -246,7 +248,7 @@ func (h *host) tick() {
 	if !h.agentUp || h.busy {
 		return
 	}
-	in := converge.Input{Self: h.id, Now: h.uptime(), LeaseEnd: h.leaseEnd(), Promised: h.promised, Pledged: h.vow.given, Read: h.view.confirmed, Seen: h.observe()}
+	in := converge.Input{Self: h.id, Now: h.uptime(), LeaseEnd: h.leaseEnd(), Promised: h.promised, Pledged: h.vow.given, Read: h.view.confirmed, Aware: h.view.aware, Seen: h.observe()}
 	if h.view.known {
 		doc := h.view.doc
 		in.Shard = &doc

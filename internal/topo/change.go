@@ -30,6 +30,8 @@ type Change struct {
 	Node        Node       `json:"node,omitzero"`          // add; remove: its id
 	Via         NodeID     `json:"via,omitempty"`          // add: whom it follows until it is in the roster, because replicas of replicas do not count
 	Cut         bool       `json:"cut,omitempty"`          // remove: it is frozen, so that the barrier may begin
+	Void        bool       `json:"void,omitempty"`         // add: taken back; it ends when nobody counts the node
+	Epoch       Epoch      `json:"epoch"`                  // in which it began
 	By          string     `json:"by,omitempty"`
 }
 
@@ -109,10 +111,20 @@ func (s Shard) Acks() int {
 	return n
 }
 
+// Withdraw takes a change back. A node that replicates from the primary already has to stand still first: its word would count
+// under a stronger rule that comes later.
+func (a *Assigned) Withdraw() {
+	if c := a.Change; c.Kind == ChangeAdd && c.Via == a.Primary {
+		c.Void, c.Epoch = true, a.Epoch
+		return
+	}
+	a.Change = nil
+}
+
 // Begin makes the change the one that is under way and gives it a number. Connections of proxies carry the number of the rule
 // that everything behind it was sent under.
 func (a *Assigned) Begin(c Change) {
 	a.Rule++
-	c.ID = a.Rule
+	c.ID, c.Epoch = a.Rule, a.Epoch
 	a.Change = &c
 }
