@@ -139,6 +139,10 @@ show-outage: build ## the store's majority stopped for 30 s: service goes on; th
 show-fence: build ## 50 × isolation of the primary's host: how long it accepts direct writes (root)
 	@$(E2E) -run TestAPartitionedPrimary -args -rounds $(or $(ROUNDS),50)
 
+.PHONY: show-grow
+show-grow: build ## durability, ack-replicas and the roster change under load; the primary is killed right afterwards; one copy of two
+	@$(E2E) -run 'TestDurabilityChangesUnderLoad|TestNodesJoin|TestOfTwoNodes' -args -rounds $(or $(ROUNDS),3)
+
 .PHONY: show-upgrade
 show-upgrade: build ## replace the process of each member under 600 idle, 12 writing, blocked, subscribed and transacting clients
 	@$(E2E) -run TestUpgrade -args -rounds $(or $(ROUNDS),3)
