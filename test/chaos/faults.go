@@ -6,10 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -58,7 +55,13 @@ func kinds() []kind {
 		{"cut-store", 5, 6 * time.Second, cutStore},
 		{"cut-servers", 5, 6 * time.Second, rules(dropPort("6479")...)},
 		{"lossy", 4, 6 * time.Second, lossy},
+		{"delay", 5, 6 * time.Second, rough(delayed)},
+		{"reorder", 4, 6 * time.Second, rough(reordered)},
+		{"ragged", 4, 6 * time.Second, rough(ragged)},
 		{"disk-full", 3, 5 * time.Second, diskFull},
+		{"disk-slow", 3, 6 * time.Second, diskSlow},
+		{"disk-hang", 3, 4 * time.Second, diskHang},
+		{"clock", 4, 5 * time.Second, clockStep},
 		{"switchover", 8, 0, switchover},
 	}
 }
@@ -119,7 +122,7 @@ func (r *run) lottery() []fault {
 		if r.o.mode == "sentinel" && f.lasts > 0 {
 			f.lasts += 8 * time.Second // longer than it takes to notice, or nothing happens at all
 		}
-		f.alone = k.name == "disk-full" || r.persistence == "none" // what forgets, forgets alone: that is the promise
+		f.alone = strings.HasPrefix(k.name, "disk-") || r.persistence == "none" // what forgets, forgets alone: that is the promise
 		gap := 500*time.Millisecond + time.Duration(draw.Int64N(int64(2500*time.Millisecond)))
 		if draw.IntN(3) > 0 || f.alone {
 			gap += f.lasts
@@ -302,37 +305,10 @@ func (r *run) part(side []int, inside func(i int) bool) (func() error, error) {
 
 // lossy loses every tenth to third packet, at one host or at all.
 func lossy(r *run, ctx context.Context, f fault, at int) (func() error, error) {
-	hosts := []int{at}
-	if f.dice%4 == 0 {
-		hosts = nil
-		for i := 1; i <= r.o.hosts; i++ {
-			hosts = append(hosts, i)
-		}
-	}
+	hosts := r.hit(f, at)
 	share := fmt.Sprintf("0.%d", 10+f.dice%21)
 	r.history.note("lossy: hosts %v lose %s of what arrives", hosts, share)
 	return r.filter(hosts, []string{"INPUT", "-i", netns.Interface, "-m", "statistic", "--mode", "random", "--probability", share, "-j", "DROP"})
-}
-
-// diskFull fills the disk of a host to its last byte.
-func diskFull(r *run, ctx context.Context, f fault, at int) (func() error, error) {
-	name := filepath.Join(r.disk(at), "filler")
-	file, err := os.Create(name)
-	if err != nil {
-		return nil, err
-	}
-	defer file.Close()
-	if _, err = io.Copy(file, zeros{}); errors.Is(err, syscall.ENOSPC) {
-		err = nil
-	}
-	return func() error { return os.Remove(name) }, err
-}
-
-type zeros struct{}
-
-func (zeros) Read(b []byte) (int, error) {
-	clear(b)
-	return len(b), nil
 }
 
 // switchover asks for a planned move. It may be refused or given up in the middle of other faults: that is no failure.

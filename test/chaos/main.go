@@ -59,7 +59,7 @@ func flags() options {
 	flag.StringVar(&o.plan, "plan", "", "a schedule instead of the seed's: KIND@AT+LASTS:TARGET,… such as cut@2s+6s:primary")
 	flag.Int64Var(&o.seed, "seed", 0, "first seed; 0: from the clock")
 	flag.IntVar(&o.seeds, "seeds", 1, "how many seeds")
-	flag.IntVar(&o.hosts, "hosts", 3, "3 or 5")
+	flag.IntVar(&o.hosts, "hosts", 0, "3 or 5; 0: the seed decides, mostly 3")
 	flag.IntVar(&o.seconds, "seconds", 60, "length of each run; faults in its first three quarters")
 	flag.DurationVar(&o.soak, "soak", 0, "go on with further seeds for this long")
 	flag.StringVar(&o.bin, "bin", "", "the program under test; empty: it is built")
@@ -74,6 +74,9 @@ func flags() options {
 	case o.seed == 0:
 		o.seed = time.Now().UnixNano() % 1_000_000
 	}
+	if o.plan != "" && o.hosts == 0 {
+		o.hosts = 3 // a plan names them
+	}
 	if o.soak > 0 {
 		o.seeds = math.MaxInt
 	}
@@ -84,7 +87,7 @@ func (o options) check() error {
 	switch {
 	case o.mode != "quorum" && o.mode != "async" && o.mode != "direct" && o.mode != "sentinel":
 		return fmt.Errorf("mode %q: give quorum, async, direct or sentinel", o.mode)
-	case o.hosts != 3 && o.hosts != 5:
+	case o.hosts != 0 && o.hosts != 3 && o.hosts != 5:
 		return fmt.Errorf("%d hosts: give 3 or 5", o.hosts)
 	case o.seconds < 10:
 		return fmt.Errorf("%d seconds: give at least 10", o.seconds)
@@ -147,7 +150,9 @@ func all(ctx context.Context, batches []options) (passed, failed int, err error)
 	for _, o := range batches {
 		if batches[0].bin == "" && o.mode != "sentinel" {
 			batches[0].bin = filepath.Join(work, "redoubt")
-			if out, err := exec.CommandContext(ctx, "go", "build", "-o", batches[0].bin, "./cmd/redoubt").CombinedOutput(); err != nil {
+			build := exec.CommandContext(ctx, "go", "build", "-o", batches[0].bin, "./cmd/redoubt")
+			build.Env = append(os.Environ(), "CGO_ENABLED=0")
+			if out, err := build.CombinedOutput(); err != nil {
 				return passed, failed, fmt.Errorf("build: %w: %s", err, out)
 			}
 		}
@@ -188,7 +193,7 @@ func batch(ctx context.Context, o options, work string) (passed, failed int, err
 // one plays and judges one seed. An error is a violated promise, or a harness that could not do its work.
 func one(ctx context.Context, o options, seed int64, work string) (verdict, error) {
 	r := newRun(o, seed, filepath.Join(work, strconv.FormatInt(seed, 10)))
-	fmt.Printf("seed %d: mode %s, reads %s, persistence %s, %d hosts, %d s\n", seed, o.mode, r.reads, r.persistence, o.hosts, o.seconds)
+	fmt.Printf("seed %d: mode %s, reads %s, persistence %s, %d hosts, %d s\n", seed, o.mode, r.reads, r.persistence, r.o.hosts, o.seconds)
 	err := r.play(ctx)
 	var v verdict
 	if len(r.history.ops) > 0 && ctx.Err() == nil {
@@ -209,7 +214,14 @@ func one(ctx context.Context, o options, seed int64, work string) (verdict, erro
 func newRun(o options, seed int64, dir string) *run {
 	r := &run{o: o, seed: seed, dir: dir, reads: o.reads, persistence: o.persistence, history: newHistory()}
 	draw := rand.New(rand.NewPCG(uint64(seed), 1))
-	if linear, none := draw.IntN(2) == 0, draw.IntN(4) == 0; o.mode == "quorum" {
+	linear, none := draw.IntN(2) == 0, draw.IntN(4) == 0
+	if five := draw.IntN(4) == 0; r.o.hosts == 0 {
+		r.o.hosts = 3
+		if five {
+			r.o.hosts = 5
+		}
+	}
+	if o.mode == "quorum" {
 		if r.reads == "" && linear {
 			r.reads = "linearizable"
 		}
@@ -258,6 +270,7 @@ func discard(dir string) error {
 	}
 	for line := range strings.Lines(string(mounts)) {
 		if f := strings.Fields(line); len(f) > 1 && strings.HasPrefix(f[1], dir+"/") {
+			_ = freeze(f[1], false) // a killed run may have left it frozen; the others say that they are not
 			if err := syscall.Unmount(f[1], syscall.MNT_DETACH); err != nil {
 				return fmt.Errorf("unmount %s: %w", f[1], err)
 			}

@@ -44,10 +44,10 @@ func (s *plain) start(ctx context.Context) error {
 		}
 		server, sentinel := fmt.Sprintf("server-%d", i), fmt.Sprintf("sentinel-%d", i)
 		s.servers = append(s.servers, supervise(s.ctx, s.r.history, server, s.logFile(server), func() *exec.Cmd {
-			return s.net.Command(i, "redis-server", conf)
+			return s.inHost(i, "redis-server", conf)
 		}))
 		s.sentinels = append(s.sentinels, supervise(s.ctx, s.r.history, sentinel, s.logFile(sentinel), func() *exec.Cmd {
-			return s.net.Command(i, "redis-server", sent, "--sentinel")
+			return s.inHost(i, "redis-server", sent, "--sentinel")
 		}))
 	}
 	return nil

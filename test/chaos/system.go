@@ -45,11 +45,11 @@ type system interface {
 
 // base is what both systems are made of: hosts, bounded disks, supervised processes.
 type base struct {
-	r   *run
-	net *netns.Net
+	r         *run
+	net       *netns.Net
+	freezable bool   // its disks
+	clocks    string // the library that lets its servers' clocks be set; empty: there is none
 }
-
-const diskSize = "96m"
 
 // disk is the bounded disk of host i.
 func (b *base) disk(i int) string { return filepath.Join(b.r.dir, fmt.Sprintf("disk-%d", i)) }
@@ -60,15 +60,17 @@ func (b *base) up() (err error) {
 	if b.net, err = netns.Up(b.r.o.hosts, false); err != nil {
 		return err
 	}
-	for i := 1; i <= b.r.o.hosts; i++ {
-		if err := os.MkdirAll(b.disk(i), 0o700); err != nil {
-			return err
-		}
-		if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size="+diskSize, "tmpfs", b.disk(i)).CombinedOutput(); err != nil {
-			return fmt.Errorf("mount a bounded disk: %w: %s", err, out)
-		}
+	if err := b.makeClocks(); err != nil {
+		return err
 	}
-	return nil
+	return b.mountDisks()
+}
+
+// inHost is a command in a host, whose servers have a clock of their own.
+func (b *base) inHost(i int, name string, args ...string) *exec.Cmd {
+	cmd := b.net.Command(i, name, args...)
+	cmd.Env = b.clockEnv(i)
+	return cmd
 }
 
 // dial connects from inside a host.
@@ -117,7 +119,7 @@ func (m *members) start(ctx context.Context) error {
 		}
 		name := fmt.Sprintf("n%d", i)
 		m.procs = append(m.procs, supervise(m.ctx, m.r.history, name, m.logFile(name), func() *exec.Cmd {
-			return m.net.Command(i, m.r.o.bin, "run", "-c", file)
+			return m.inHost(i, m.r.o.bin, "run", "-c", file)
 		}))
 	}
 	return nil
