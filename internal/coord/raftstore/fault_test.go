@@ -7,6 +7,7 @@ import (
 	"errors"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -60,6 +61,31 @@ func TestPartitionedControllerCanNeitherReadNorControl(t *testing.T) {
 	if doc, err := old.Get(within(t, 5*time.Second), "k"); err != nil || string(doc.Value) != "after" {
 		t.Fatalf("healed member reads %q, %v", doc.Value, err)
 	}
+}
+
+// A controller whose disk hangs goes on sending what needs no disk. The others must not follow it: it can commit nothing.
+func TestAControllerWhoseDiskHangsIsReplaced(t *testing.T) {
+	p := newParty(t, 3)
+	i := p.controller()
+	old := p.stores[i]
+	rev := coordtest.Put(t, old, "k", "before")
+	old.disk.log.mu.Lock() // every append waits from here on
+	release := sync.OnceFunc(old.disk.log.mu.Unlock)
+	defer release()
+	if _, err := old.Swap(within(t, 300*time.Millisecond), "k", []byte("x"), rev); err == nil {
+		t.Fatal("a swap succeeded without a disk")
+	}
+	begun := time.Now()
+	next := p.stores[p.controller(i)]
+	if took := time.Since(begun); took > 5*time.Second {
+		t.Errorf("it was replaced after %s", took)
+	}
+	coordtest.Put(t, next, "k", "after")
+	release()
+	coordtest.Until(t, "the old controller reads the present", func() bool {
+		doc, err := old.Get(within(t, time.Second), "k")
+		return err == nil && string(doc.Value) == "after"
+	})
 }
 
 func TestControllerWhosePacketsWereHeldReadsThePresent(t *testing.T) {

@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"sort"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/raft"
 )
@@ -26,6 +28,8 @@ type journal struct {
 	dir     string
 	rollAt  int64 // start a new file when the last one is larger, in bytes
 	syncDir func(string) error
+	opened  time.Time
+	since   atomic.Int64 // how long after opened the append under way began, 0: none is
 
 	mu     sync.RWMutex
 	files  []*journalFile // by first index; no gaps
@@ -55,7 +59,7 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 var errJournalDamaged = errors.New("the log on disk is damaged in the middle")
 
 func openJournal(dir string) (*journal, error) {
-	j := &journal{dir: dir, rollAt: journalRoll, syncDir: syncDir}
+	j := &journal{dir: dir, rollAt: journalRoll, syncDir: syncDir, opened: time.Now()}
 	names, err := filepath.Glob(filepath.Join(dir, journalPattern))
 	if err != nil {
 		return nil, err
@@ -217,6 +221,8 @@ func (j *journal) StoreLog(l *raft.Log) error { return j.StoreLogs([]*raft.Log{l
 
 // StoreLogs implements raft.LogStore: one write, one fsync.
 func (j *journal) StoreLogs(logs []*raft.Log) error {
+	j.since.Store(int64(max(1, time.Since(j.opened)))) // package raft appends one batch after the other
+	defer j.since.Store(0)
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.broken != nil {
@@ -257,6 +263,12 @@ func (j *journal) StoreLogs(logs []*raft.Log) error {
 	}
 	f.offsets, f.size = offsets, size+int64(len(j.buf))
 	return nil
+}
+
+// hangs reports whether an append has been under way for longer than limit.
+func (j *journal) hangs(limit time.Duration) bool {
+	since := j.since.Load()
+	return since != 0 && time.Since(j.opened)-time.Duration(since) > limit
 }
 
 // tail returns the file to append index to, starting a new one when the last is full.

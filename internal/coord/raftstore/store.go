@@ -275,7 +275,8 @@ func (s *Store) startRaft() (isNew bool, err error) {
 			return false, fmt.Errorf("bootstrap: %w", err)
 		}
 	}
-	r, err := raft.NewRaft(c, s.machine, logs, s.disk.votes, snaps, s.transport)
+	mute := muteTransport{s.transport, func() bool { return s.disk.log.hangs(hangFactor * s.opts.Timing.Election) }}
+	r, err := raft.NewRaft(c, s.machine, logs, s.disk.votes, snaps, mute)
 	if err != nil {
 		return false, fmt.Errorf("start raft: %w", err)
 	}
