@@ -53,7 +53,7 @@ func kinds() []kind {
 		{"cut-out", 4, 6 * time.Second, rules([]string{"OUTPUT", "-o", netns.Interface, "-j", "DROP"})},
 		{"bridge", 5, 8 * time.Second, bridge},
 		{"cut-store", 5, 6 * time.Second, cutStore},
-		{"cut-servers", 5, 6 * time.Second, rules(dropPort("6479")...)},
+		{"cut-servers", 5, 6 * time.Second, cutServers},
 		{"lossy", 4, 6 * time.Second, lossy},
 		{"delay", 5, 6 * time.Second, rough(delayed)},
 		{"reorder", 4, 6 * time.Second, rough(reordered)},
@@ -119,7 +119,7 @@ func (r *run) lottery() []fault {
 		if k.longest > 0 {
 			f.lasts = 200*time.Millisecond + time.Duration(draw.Int64N(int64(k.longest)))
 		}
-		if r.o.mode == "sentinel" && f.lasts > 0 {
+		if !r.o.ours() && f.lasts > 0 {
 			f.lasts += 8 * time.Second // longer than it takes to notice, or nothing happens at all
 		}
 		f.alone = strings.HasPrefix(k.name, "disk-") || r.persistence == "none" // what forgets, forgets alone: that is the promise
@@ -265,6 +265,10 @@ func dropPort(port string) [][]string {
 			[]string{"OUTPUT", "-o", netns.Interface, "-p", "tcp", side, port, "-j", "DROP"})
 	}
 	return out
+}
+
+func cutServers(r *run, ctx context.Context, f fault, at int) (func() error, error) {
+	return r.filter([]int{at}, dropPort(r.sys.serverPorts())...)
 }
 
 func cutStore(r *run, ctx context.Context, f fault, at int) (func() error, error) {

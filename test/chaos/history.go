@@ -93,7 +93,8 @@ func (h *history) write(opsFile, timeFile string) error {
 }
 
 // refusals are the errors with which a server or a proxy says that it did not execute a command.
-var refusals = [...]string{"TRYAGAIN ", "READONLY ", "LOADING ", "MASTERDOWN ", "NOREPLICAS ", "MISCONF ", "EXECABORT ", "BUSY ", "NOAUTH ", "NOPERM ", "OOM "}
+var refusals = [...]string{"TRYAGAIN ", "READONLY ", "LOADING ", "MASTERDOWN ", "NOREPLICAS ", "MISCONF ", "EXECABORT ", "BUSY ", "NOAUTH ", "NOPERM ", "OOM ",
+	"MOVED ", "ASK ", "CLUSTERDOWN "}
 
 // classify tells what an error says about whether the command ran.
 func classify(err error) outcome {

@@ -44,6 +44,8 @@ type options struct {
 	hosts       int
 	seconds     int
 	soak        time.Duration
+	detect      time.Duration
+	maxLoss     time.Duration
 	bin         string
 	out         string
 	expectLoss  bool
@@ -53,7 +55,7 @@ type options struct {
 
 func flags() options {
 	var o options
-	flag.StringVar(&o.mode, "mode", "quorum", "quorum, async, direct (Redoubt's Sentinel endpoint with the servers' own addresses) or sentinel (plain Sentinel)")
+	flag.StringVar(&o.mode, "mode", "quorum", "quorum, async, direct (Redoubt's Sentinel endpoint with the servers' own addresses), sentinel (plain Sentinel) or cluster (plain Redis Cluster)")
 	flag.StringVar(&o.reads, "reads", "", "local or linearizable; empty: the seed decides (quorum)")
 	flag.StringVar(&o.persistence, "persistence", "", "aof or none; empty: the seed decides, mostly aof")
 	flag.StringVar(&o.plan, "plan", "", "a schedule instead of the seed's: KIND@AT+LASTS:TARGET,… such as cut@2s+6s:primary")
@@ -64,6 +66,8 @@ func flags() options {
 	flag.DurationVar(&o.soak, "soak", 0, "go on with further seeds for this long")
 	flag.StringVar(&o.bin, "bin", "", "the program under test; empty: it is built")
 	flag.StringVar(&o.out, "out", filepath.Join(os.TempDir(), "redoubt-chaos-failed"), "what failing runs leave")
+	flag.DurationVar(&o.detect, "detect", 5*time.Second, "Sentinel's down-after, and Cluster's node-timeout")
+	flag.DurationVar(&o.maxLoss, "max-loss", 0, "async: the dial max-loss.time")
 	flag.BoolVar(&o.expectLoss, "expect-loss", false, "fail unless acknowledged writes are seen to be lost, in all seeds together")
 	flag.BoolVar(&o.keep, "keep", false, "runs that pass leave their histories, too")
 	flag.BoolVar(&o.quick, "quick", false, "four short seeds of quorum, then a cut primary in async, whose losses must be found")
@@ -83,10 +87,13 @@ func flags() options {
 	return o
 }
 
+// ours tells our own systems from those that are there for comparison.
+func (o options) ours() bool { return o.mode != "sentinel" && o.mode != "cluster" }
+
 func (o options) check() error {
 	switch {
-	case o.mode != "quorum" && o.mode != "async" && o.mode != "direct" && o.mode != "sentinel":
-		return fmt.Errorf("mode %q: give quorum, async, direct or sentinel", o.mode)
+	case o.mode != "quorum" && o.mode != "async" && o.mode != "direct" && o.ours():
+		return fmt.Errorf("mode %q: give quorum, async, direct, sentinel or cluster", o.mode)
 	case o.hosts != 0 && o.hosts != 3 && o.hosts != 5:
 		return fmt.Errorf("%d hosts: give 3 or 5", o.hosts)
 	case o.seconds < 10:
@@ -148,7 +155,7 @@ func all(ctx context.Context, batches []options) (passed, failed int, err error)
 	}
 	defer func() { err = errors.Join(err, discard(work)) }()
 	for _, o := range batches {
-		if batches[0].bin == "" && o.mode != "sentinel" {
+		if batches[0].bin == "" && o.ours() {
 			batches[0].bin = filepath.Join(work, "redoubt")
 			build := exec.CommandContext(ctx, "go", "build", "-o", batches[0].bin, "./cmd/redoubt")
 			build.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -200,7 +207,7 @@ func one(ctx context.Context, o options, seed int64, work string) (verdict, erro
 		v = judge(r.history.ops, judging{linearReads: r.reads == "linearizable", dir: r.dir})
 		v.fatal = append(v.fatal, r.troubles()...)
 		fmt.Println(v.String())
-		if o.mode != "sentinel" { // what Sentinel promises is seen, not judged
+		if o.ours() { // what the others promise is seen, not judged
 			err = errors.Join(err, v.verdict(o.mode == "quorum"))
 		}
 	}

@@ -9,7 +9,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/redis/go-redis/v9"
 )
@@ -37,8 +36,8 @@ func (s *plain) start(ctx context.Context) error {
 			return err
 		}
 		text = fmt.Sprintf("port 26379\nbind 0.0.0.0\nprotected-mode no\ndir %s\nsentinel monitor mymaster %s 6479 %d\n"+
-			"sentinel down-after-milliseconds mymaster 5000\nsentinel failover-timeout mymaster 10000\nsentinel parallel-syncs mymaster 1\n",
-			s.r.dir, s.net.Addr(1), s.r.o.hosts/2+1)
+			"sentinel down-after-milliseconds mymaster %d\nsentinel failover-timeout mymaster 10000\nsentinel parallel-syncs mymaster 1\n",
+			s.r.dir, s.net.Addr(1), s.r.o.hosts/2+1, s.r.o.detect.Milliseconds())
 		if err := os.WriteFile(sent, []byte(text), 0o600); err != nil {
 			return err
 		}
@@ -51,15 +50,6 @@ func (s *plain) start(ctx context.Context) error {
 		}))
 	}
 	return nil
-}
-
-// say runs one command at a server or Sentinel of host i, from inside that host.
-func (s *plain) say(ctx context.Context, i int, port string, f func(ctx context.Context, c *redis.Client) error) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
-	defer cancel()
-	c := redis.NewClient(s.options(i, s.net.Addr(i)+":"+port))
-	defer c.Close()
-	return f(ctx, c)
 }
 
 // believed is the address that the Sentinel of host i gives to clients.
@@ -161,7 +151,8 @@ func (s *plain) hold(i int, what string, down bool) {
 	}
 }
 
-func (s *plain) storePort() string { return "26379" }
+func (s *plain) storePort() string   { return "26379" }
+func (s *plain) serverPorts() string { return "6479" }
 
 func (s *plain) switchover(ctx context.Context, to int) error {
 	return s.say(ctx, to, "26379", func(ctx context.Context, c *redis.Client) error {
@@ -170,7 +161,7 @@ func (s *plain) switchover(ctx context.Context, to int) error {
 }
 
 // client asks the Sentinel of host to first, and then the others.
-func (s *plain) client(host, to int) *redis.Client {
+func (s *plain) client(host, to int) redis.UniversalClient {
 	var all []string
 	for k := range s.r.o.hosts {
 		all = append(all, s.net.Addr((to+k-1)%s.r.o.hosts+1)+":26379")

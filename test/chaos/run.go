@@ -46,10 +46,14 @@ func (r *run) play(ctx context.Context) (err error) {
 	if err := os.MkdirAll(r.dir, 0o700); err != nil {
 		return err
 	}
-	if r.o.mode == "sentinel" {
+	switch r.o.mode {
+	case "sentinel":
 		s := &plain{base: base{r: r}}
 		r.sys, r.b = s, &s.base
-	} else {
+	case "cluster":
+		s := &cluster{base: base{r: r}}
+		r.sys, r.b = s, &s.base
+	default:
 		m := &members{base: base{r: r}}
 		r.sys, r.b = m, &m.base
 	}
@@ -86,7 +90,7 @@ func (r *run) play(ctx context.Context) (err error) {
 	}
 	r.remember(ctx)
 	var errs []error
-	if well != nil && r.o.mode != "sentinel" {
+	if well != nil && r.o.ours() {
 		errs = append(errs, fmt.Errorf("not well within %s after the last fault: %w", (r.history.now()-healed).Round(time.Second), well))
 	}
 	if r.broken.Load() {

@@ -38,8 +38,9 @@ type system interface {
 	pids(i int, what string) []int
 	hold(i int, what string, down bool) // keep what was killed from being started again
 	storePort() string                  // where those who decide talk to each other
+	serverPorts() string
 	switchover(ctx context.Context, to int) error
-	client(host, to int) *redis.Client
+	client(host, to int) redis.UniversalClient
 	stop()
 }
 
@@ -91,6 +92,15 @@ func (b *base) failover(host int, sentinels []string) *redis.Client {
 		PoolSize: 1, MaxRetries: -1, DialerRetries: 1, ContextTimeoutEnabled: true})
 }
 
+// say runs one command at a server or Sentinel of host i, from inside that host.
+func (b *base) say(ctx context.Context, i int, port string, f func(ctx context.Context, c *redis.Client) error) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	c := redis.NewClient(b.options(i, b.net.Addr(i)+":"+port))
+	defer c.Close()
+	return f(ctx, c)
+}
+
 // called are the processes in host i of a program, by the name that the kernel knows.
 func (b *base) called(i int, name string) []int {
 	return slices.DeleteFunc(b.net.PIDs(i), func(pid int) bool {
@@ -139,7 +149,11 @@ func (m *members) config(i int) string {
 	if m.r.o.mode == "direct" {
 		addresses = "direct"
 	}
-	fmt.Fprintf(&b, "deployments:\n  - name: mymaster\n    durability: %s\n    nodes:\n", durability)
+	fmt.Fprintf(&b, "deployments:\n  - name: mymaster\n    durability: %s\n", durability)
+	if m.r.o.maxLoss > 0 {
+		fmt.Fprintf(&b, "    max-loss: {time: %s}\n", m.r.o.maxLoss)
+	}
+	b.WriteString("    nodes:\n")
 	for j := 1; j <= m.r.o.hosts; j++ {
 		fmt.Fprintf(&b, "      - {id: n%d, host: h%d, addr: %q}\n", j, j, at(j, 6479))
 	}
@@ -264,7 +278,8 @@ func (m *members) hold(i int, what string, down bool) {
 	}
 }
 
-func (m *members) storePort() string { return "7380" }
+func (m *members) storePort() string   { return "7380" }
+func (m *members) serverPorts() string { return "6479" }
 
 func (m *members) switchover(ctx context.Context, to int) error {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
@@ -277,7 +292,7 @@ func (m *members) switchover(ctx context.Context, to int) error {
 	return nil
 }
 
-func (m *members) client(host, to int) *redis.Client {
+func (m *members) client(host, to int) redis.UniversalClient {
 	if m.r.o.mode == "direct" {
 		return m.failover(host, []string{m.net.Addr(to) + ":26379"})
 	}

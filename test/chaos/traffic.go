@@ -25,7 +25,7 @@ const (
 // client is one connection's worth of traffic from inside one host.
 type client struct {
 	id, host int
-	c        *redis.Client
+	c        redis.UniversalClient
 	h        *history
 	rnd      *rand.Rand
 	final    bool
@@ -46,6 +46,7 @@ func (c *client) do(kind, key, arg string, f func(ctx context.Context, o *op) er
 	o.Nil = o.Nil || errors.Is(err, redis.Nil)
 	if o.Outcome != ok {
 		o.Err = err.Error()
+		again(ctx, c.c)
 	}
 	c.ops = append(c.ops, o)
 	return o
@@ -65,19 +66,19 @@ func number(o *op, cmd *redis.IntCmd) error {
 }
 
 func (c *client) get(key string) op {
-	return c.do("get", key, "", func(ctx context.Context, o *op) error { return text(o, c.c.Get(ctx, key)) })
+	return c.do("get", key, "", func(ctx context.Context, o *op) error { return text(o, c.c.Get(ctx, wire(c.c, key))) })
 }
 
 func (c *client) smembers(key string) op {
 	return c.do("smembers", key, "", func(ctx context.Context, o *op) (err error) {
-		o.All, err = c.c.SMembers(ctx, key).Result()
+		o.All, err = c.c.SMembers(ctx, wire(c.c, key)).Result()
 		return err
 	})
 }
 
 func (c *client) lrange(key string) op {
 	return c.do("lrange", key, "", func(ctx context.Context, o *op) (err error) {
-		o.All, err = c.c.LRange(ctx, key, 0, -1).Result()
+		o.All, err = c.c.LRange(ctx, wire(c.c, key), 0, -1).Result()
 		return err
 	})
 }
@@ -85,7 +86,7 @@ func (c *client) lrange(key string) op {
 // counts reads both counters of a pair in one transaction.
 func (c *client) counts(key string) op {
 	return c.do("counts", key, "", func(ctx context.Context, o *op) error {
-		v, err := c.c.MGet(ctx, key+":a", key+":b").Result()
+		v, err := c.c.MGet(ctx, wire(c.c, key+":a"), wire(c.c, key+":b")).Result()
 		if err == nil {
 			o.Nil = v[0] == nil && v[1] == nil
 			o.Out = fmt.Sprintf("%v %v", v[0], v[1])
@@ -110,12 +111,12 @@ func (c *client) register(gen int) {
 	case n < 4: // the reply is the value before: a write that is a read, too
 		v := c.unique()
 		c.do("setget", key, v, func(ctx context.Context, o *op) (err error) {
-			o.Out, err = c.c.SetArgs(ctx, key, v, redis.SetArgs{Get: true}).Result()
+			o.Out, err = c.c.SetArgs(ctx, wire(c.c, key), v, redis.SetArgs{Get: true}).Result()
 			return err
 		})
 	case n < 6:
 		v := c.unique()
-		c.do("set", key, v, func(ctx context.Context, o *op) error { return c.c.Set(ctx, key, v, 0).Err() })
+		c.do("set", key, v, func(ctx context.Context, o *op) error { return c.c.Set(ctx, wire(c.c, key), v, 0).Err() })
 	default:
 		c.get(key)
 	}
@@ -124,7 +125,7 @@ func (c *client) register(gen int) {
 func (c *client) counter(gen int) {
 	key := fmt.Sprintf("c:%d", gen)
 	if c.rnd.IntN(10) < 7 {
-		c.do("incr", key, "", func(ctx context.Context, o *op) error { return number(o, c.c.Incr(ctx, key)) })
+		c.do("incr", key, "", func(ctx context.Context, o *op) error { return number(o, c.c.Incr(ctx, wire(c.c, key))) })
 		return
 	}
 	c.get(key)
@@ -140,7 +141,7 @@ func (c *client) pair(gen int) {
 	c.do("multi", key, "", func(ctx context.Context, o *op) error {
 		var a, b *redis.IntCmd
 		_, err := c.c.TxPipelined(ctx, func(p redis.Pipeliner) error {
-			a, b = p.Incr(ctx, key+":a"), p.Incr(ctx, key+":b")
+			a, b = p.Incr(ctx, wire(c.c, key+":a")), p.Incr(ctx, wire(c.c, key+":b"))
 			return nil
 		})
 		o.Out = fmt.Sprintf("%d %d", a.Val(), b.Val())
@@ -157,10 +158,10 @@ func (c *client) set(gen int) {
 		e := c.mine[len(c.mine)-1]
 		c.mine = c.mine[:len(c.mine)-1]
 		in, _, _ := strings.Cut(e, "=")
-		c.do("srem", in, e, func(ctx context.Context, o *op) error { return number(o, c.c.SRem(ctx, in, e)) })
+		c.do("srem", in, e, func(ctx context.Context, o *op) error { return number(o, c.c.SRem(ctx, wire(c.c, in), e)) })
 	default:
 		e := key + "=" + c.unique()
-		o := c.do("sadd", key, e, func(ctx context.Context, o *op) error { return number(o, c.c.SAdd(ctx, key, e)) })
+		o := c.do("sadd", key, e, func(ctx context.Context, o *op) error { return number(o, c.c.SAdd(ctx, wire(c.c, key), e)) })
 		if o.Outcome == ok {
 			c.mine = append(c.mine, e)
 		}
@@ -169,12 +170,12 @@ func (c *client) set(gen int) {
 
 func (c *client) push(gen int) {
 	key, e := fmt.Sprintf("l:%d", gen), c.unique()
-	c.do("rpush", key, e, func(ctx context.Context, o *op) error { return number(o, c.c.RPush(ctx, key, e)) })
+	c.do("rpush", key, e, func(ctx context.Context, o *op) error { return number(o, c.c.RPush(ctx, wire(c.c, key), e)) })
 }
 
 func (c *client) pop(gen int) {
 	key := fmt.Sprintf("l:%d", gen)
-	c.do("lpop", key, "", func(ctx context.Context, o *op) error { return text(o, c.c.LPop(ctx, key)) })
+	c.do("lpop", key, "", func(ctx context.Context, o *op) error { return text(o, c.c.LPop(ctx, wire(c.c, key))) })
 }
 
 // act is what one client does again and again; gen says with which key.
