@@ -35,7 +35,7 @@ func (v *verdict) sets(key string, ops []op, j judging) {
 		if o := &ops[i]; o.Kind == "srem" && o.Outcome != refused {
 			of[o.Arg].rem = o
 			if o.Outcome == ok && o.Out == "0" {
-				v.lostElements = append(v.lostElements, fmt.Sprintf("%s %s was gone when it was removed", key, o.Arg))
+				v.gone(of[o.Arg].add.End, fmt.Sprintf("%s %s was gone when it was removed", key, o.Arg))
 			}
 		}
 	}
@@ -79,14 +79,15 @@ func (v *verdict) setRead(w watch, r op) {
 		switch {
 		case due && !in[name] && r.Final && !w.missing[name]:
 			w.missing[name] = true
-			v.lostElements = append(v.lostElements, w.key+" "+name)
+			v.gone(e.add.End, w.key+" "+name)
 		case due && !in[name] && !r.Final:
 			late(fmt.Sprintf("SMEMBERS %s at %s misses %s", w.key, r.Start, name))
 		case stays && known && first < r.Start && !in[name] && !due:
 			late(fmt.Sprintf("SMEMBERS %s at %s misses %s, which was seen at %s", w.key, r.Start, name, first))
 		case gone && in[name] && r.Final && !w.missing[name]:
 			w.missing[name] = true
-			v.lostElements = append(v.lostElements, fmt.Sprintf("%s %s came back", w.key, name))
+			v.again++
+			v.gone(e.rem.End, fmt.Sprintf("%s %s came back", w.key, name))
 		case gone && in[name] && !r.Final:
 			late(fmt.Sprintf("SMEMBERS %s at %s shows %s, which was removed", w.key, r.Start, name))
 		}
@@ -101,12 +102,12 @@ func (v *verdict) setRead(w watch, r op) {
 // lists judges one queue: each element comes out at most once, and an acknowledged one that neither came out nor is left
 // must have been taken by a pop that was not answered.
 func (v *verdict) lists(key string, ops []op) {
-	pushed, popped, left := map[string]outcome{}, map[string]bool{}, map[string]bool{}
+	pushed, popped, left := map[string]op{}, map[string]op{}, map[string]bool{}
 	open := 0
 	read := false
 	for _, o := range ops {
 		if o.Kind == "rpush" {
-			pushed[o.Arg] = o.Outcome
+			pushed[o.Arg] = o
 		}
 	}
 	for _, o := range ops {
@@ -114,10 +115,11 @@ func (v *verdict) lists(key string, ops []op) {
 		case o.Kind == "lpop" && o.Outcome == unknown:
 			open++
 		case o.Kind == "lpop" && o.Outcome == ok && !o.Nil:
-			if popped[o.Out] {
-				v.lostElements = append(v.lostElements, fmt.Sprintf("%s of %s came out twice: the first pop was lost", o.Out, key))
+			if first, is := popped[o.Out]; is {
+				v.again++
+				v.gone(first.End, fmt.Sprintf("%s of %s came out twice: the first pop was lost", o.Out, key))
 			}
-			popped[o.Out] = true
+			popped[o.Out] = o
 		case o.Kind == "lrange" && o.Outcome == ok && o.Final:
 			read = true
 			clear(left)
@@ -130,12 +132,14 @@ func (v *verdict) lists(key string, ops []op) {
 		}
 	}
 	var gone []string
-	for e, how := range pushed {
-		switch there := popped[e] || left[e]; {
+	for e, push := range pushed {
+		pop, taken := popped[e]
+		switch how, there := push.Outcome, taken || left[e]; {
 		case there && how == refused:
 			v.fatal = append(v.fatal, fmt.Sprintf("RPUSH %s %s was refused and executed", key, e))
-		case popped[e] && left[e]:
-			v.lostElements = append(v.lostElements, fmt.Sprintf("%s %s came out and is there again", key, e))
+		case taken && left[e]:
+			v.again++
+			v.gone(pop.End, fmt.Sprintf("%s %s came out and is there again", key, e))
 		case !there && how == ok && read:
 			gone = append(gone, e)
 		}
@@ -143,7 +147,7 @@ func (v *verdict) lists(key string, ops []op) {
 	if len(gone) > open {
 		slices.Sort(gone)
 		for _, e := range gone[open:] {
-			v.lostElements = append(v.lostElements, key+" "+e)
+			v.gone(pushed[e].End, key+" "+e)
 		}
 	}
 }

@@ -27,17 +27,34 @@ type judging struct {
 // verdict is what the histories say.
 type verdict struct {
 	ok, refused, unknown int
+	writes               int           // of the ok ones
 	gap, gapAt           time.Duration // the longest time without any acknowledged write, and when it began
 	keys, undecided      int
-	unordered            []string // keys whose acknowledged operations fit no order
-	lostElements         []string // acknowledged and gone, from sets and lists
-	stale                []string // linearizable reads that missed something, or showed what was gone
-	lax                  int      // the same of local reads: no promise, only counted
-	fatal                []string // what no mode excuses: refused and executed all the same, executed twice, transactions torn
+	unordered            []string        // keys whose acknowledged operations fit no order
+	lostElements         []string        // acknowledged and gone, from sets and lists
+	lostAt               []time.Duration // when the writes of these that are known were acknowledged
+	again                int             // of these: removed and there again, or taken twice
+	stale                []string        // linearizable reads that missed something, or showed what was gone
+	lax                  int             // the same of local reads: no promise, only counted
+	fatal                []string        // what no mode excuses: refused and executed all the same, executed twice, transactions torn
 }
 
 // lost counts evidence of lost acknowledged writes.
 func (v verdict) lost() int { return len(v.lostElements) + len(v.unordered) }
+
+// span is the time from the first to the last acknowledgement of what was lost.
+func (v verdict) span() time.Duration {
+	if len(v.lostAt) == 0 {
+		return 0
+	}
+	return slices.Max(v.lostAt) - slices.Min(v.lostAt)
+}
+
+// gone notes a lost write that was acknowledged at that time.
+func (v *verdict) gone(at time.Duration, what string) {
+	v.lostElements = append(v.lostElements, what)
+	v.lostAt = append(v.lostAt, at)
+}
 
 func (v verdict) String() string {
 	s := fmt.Sprintf("  %d ok, %d refused, %d unknown; longest time without an acknowledged write %s, from %.3f s on\n",
@@ -64,6 +81,14 @@ func (v verdict) verdict(strict bool) error {
 	return errors.Join(errs...)
 }
 
+// withinDial is an error if one fault lost writes of a longer time than max-loss.time allows.
+func (v verdict) withinDial(o options) error {
+	if o.maxLoss == 0 || len(o.script) != 1 || v.span() <= o.maxLoss {
+		return nil
+	}
+	return fmt.Errorf("lost writes were acknowledged over %s; max-loss.time allows %s", v.span(), o.maxLoss)
+}
+
 // judge looks at every key by itself.
 func judge(ops []op, j judging) verdict {
 	v := verdict{}
@@ -79,6 +104,7 @@ func judge(ops []op, j judging) verdict {
 		case ok:
 			v.ok++
 			if writes(o.Kind) {
+				v.writes++
 				acked = append(acked, o.End)
 			}
 		case refused:

@@ -7,7 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os/exec"
 	"slices"
+	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -83,6 +86,57 @@ func TestJudge(t *testing.T) {
 				t.Errorf("verdict %v", v.verdict(true))
 			}
 		})
+	}
+}
+
+// TestWhatWasLostIsDated: the dial of async bounds the time over which lost writes were acknowledged.
+func TestWhatWasLostIsDated(t *testing.T) {
+	var s story
+	for i, e := range []string{"a", "b", "c", "d"} {
+		at := time.Duration(i) * 100 * time.Millisecond
+		s.add(op{Kind: "sadd", Key: "s:1", Arg: e, Out: "1", Start: at, End: at + time.Millisecond})
+	}
+	s.add(op{Kind: "rpush", Key: "l:1", Arg: "x", Start: 1, End: time.Second}).add(op{Kind: "lpop", Key: "l:1", Out: "x", Start: time.Second + 1, End: time.Second + 2})
+	s.add(op{Kind: "lrange", Key: "l:1", All: []string{"x"}, Final: true, Start: 2 * time.Second, End: 3 * time.Second})
+	s.add(op{Kind: "smembers", Key: "s:1", All: []string{"a"}, Final: true, Start: 2 * time.Second, End: 3 * time.Second})
+	v := judge(s.ops, judging{})
+	if want := 900*time.Millisecond - 999998; len(v.lostElements) != 4 || v.again != 1 || v.span() != want {
+		t.Errorf("%d lost, %d of them again, over %s; want 4, 1, %s: %v", len(v.lostElements), v.again, v.span(), want, v.lostElements)
+	}
+	one := options{maxLoss: 500 * time.Millisecond, script: make([]fault, 1)}
+	if v.withinDial(one) == nil {
+		t.Error("a loss beyond the dial passes")
+	}
+	one.maxLoss = time.Second
+	if err := v.withinDial(one); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestAClockThatIsSet: a program in a host reads another time, at once, and the right one again afterwards.
+func TestAClockThatIsSet(t *testing.T) {
+	if _, err := exec.LookPath("cc"); err != nil {
+		t.Skip("no C compiler here")
+	}
+	b := &base{r: &run{dir: t.TempDir(), o: options{hosts: 1}, history: newHistory()}}
+	if err := b.makeClocks(); err != nil || b.clocks == "" {
+		t.Fatalf("library %q, %v", b.clocks, err)
+	}
+	for _, off := range []int{-600, 0, 30} {
+		if err := b.setClock(1, off); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command("date", "+%s")
+		cmd.Env = b.clockEnv(1)
+		before := time.Now().Unix()
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := strconv.ParseInt(strings.TrimSpace(string(out)), 10, 64)
+		if lo, hi := before+int64(off), time.Now().Unix()+int64(off); err != nil || got < lo || got > hi {
+			t.Errorf("%+d s off: the program reads %d, want %d to %d (%v)", off, got, lo, hi, err)
+		}
 	}
 }
 

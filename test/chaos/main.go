@@ -46,6 +46,7 @@ type options struct {
 	soak        time.Duration
 	detect      time.Duration
 	maxLoss     time.Duration
+	compare     string
 	bin         string
 	out         string
 	expectLoss  bool
@@ -68,6 +69,7 @@ func flags() options {
 	flag.StringVar(&o.out, "out", filepath.Join(os.TempDir(), "redoubt-chaos-failed"), "what failing runs leave")
 	flag.DurationVar(&o.detect, "detect", 5*time.Second, "Sentinel's down-after, and Cluster's node-timeout")
 	flag.DurationVar(&o.maxLoss, "max-loss", 0, "async: the dial max-loss.time")
+	flag.StringVar(&o.compare, "compare", "", "single faults of the primary against all systems, or those that are named with commas; prints a table")
 	flag.BoolVar(&o.expectLoss, "expect-loss", false, "fail unless acknowledged writes are seen to be lost, in all seeds together")
 	flag.BoolVar(&o.keep, "keep", false, "runs that pass leave their histories, too")
 	flag.BoolVar(&o.quick, "quick", false, "four short seeds of quorum, then a cut primary in async, whose losses must be found")
@@ -140,6 +142,7 @@ func (o options) batches() []options {
 	sound, planted := o, o
 	sound.mode, sound.seeds, sound.seconds, sound.soak = "quorum", 4, 20, 0
 	planted.mode, planted.seeds, planted.seconds, planted.soak, planted.expectLoss = "async", 1, 20, 0, true
+	planted.hosts = 3
 	planted.script = []fault{{at: 2 * time.Second, lasts: 6 * time.Second, kind: "cut", target: "primary"}}
 	return []options{sound, planted}
 }
@@ -164,6 +167,9 @@ func all(ctx context.Context, batches []options) (passed, failed int, err error)
 			}
 		}
 		o.bin = batches[0].bin
+		if o.compare != "" {
+			return passed, failed, compare(ctx, o, work)
+		}
 		good, bad, err := batch(ctx, o, work)
 		passed, failed = passed+good, failed+bad
 		if err != nil {
@@ -208,7 +214,7 @@ func one(ctx context.Context, o options, seed int64, work string) (verdict, erro
 		v.fatal = append(v.fatal, r.troubles()...)
 		fmt.Println(v.String())
 		if o.ours() { // what the others promise is seen, not judged
-			err = errors.Join(err, v.verdict(o.mode == "quorum"))
+			err = errors.Join(err, v.verdict(o.mode == "quorum"), v.withinDial(o))
 		}
 	}
 	if ctx.Err() == nil && (err != nil || o.keep) {
