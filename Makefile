@@ -103,17 +103,25 @@ show-churn: ## 200,000 connections that come and go: no leak of memory, goroutin
 
 CHAOS = d=$$(mktemp -d) && trap 'rm -rf $$d' EXIT && CGO_ENABLED=0 $(GO) build -o $$d/chaos ./test/chaos && $$d/chaos
 
+.PHONY: chaos-deps
+chaos-deps:
+	@scripts/deps.sh chaos
+
 .PHONY: chaos
-chaos: deps ## faults on real hosts under traffic, histories judged: SEEDS=5 SEED=7 MODE=quorum|async|direct|sentinel SECONDS=60 HOSTS=3|5 (root)
-	@$(CHAOS) -mode $(or $(MODE),quorum) -seeds $(if $(filter file,$(origin SEEDS)),1,$(SEEDS)) -seed $(SEED) -seconds $(or $(SECONDS),60) -hosts $(or $(HOSTS),3) $(ARGS)
+chaos: chaos-deps ## faults on real hosts under traffic, histories judged: SEEDS=5 SEED=7 MODE=quorum|async|direct|sentinel|cluster SECONDS=60 HOSTS=3|5 (root)
+	@$(CHAOS) -mode $(or $(MODE),quorum) -seeds $(if $(filter file,$(origin SEEDS)),1,$(SEEDS)) -seed $(SEED) -seconds $(or $(SECONDS),60) -hosts $(or $(HOSTS),0) $(ARGS)
 
 .PHONY: chaos-quick
-chaos-quick: deps ## four short seeds, and a planted loss that must be found: under 4 minutes (root)
+chaos-quick: chaos-deps ## four short seeds, and a planted loss that must be found: 2 minutes (root)
 	@$(CHAOS) -quick -seed $(SEED) $(ARGS)
 
 .PHONY: soak
-soak: deps ## HOURS=8 of further seeds (root)
-	@$(CHAOS) -soak $(or $(HOURS),1)h -seed $(SEED) -hosts $(or $(HOSTS),3) $(ARGS)
+soak: chaos-deps ## HOURS=8 of further seeds (root)
+	@$(CHAOS) -soak $(or $(HOURS),1)h -seed $(SEED) -hosts $(or $(HOSTS),0) $(ARGS)
+
+.PHONY: chaos-compare
+chaos-compare: chaos-deps test-clients-deps ## single faults of the primary: Redoubt, Sentinel and Cluster side by side: SEEDS=2 SYSTEMS=all (root)
+	@$(CHAOS) -compare $(or $(SYSTEMS),all) -seeds $(if $(filter file,$(origin SEEDS)),2,$(SEEDS)) -seed $(SEED) $(ARGS)
 
 .PHONY: test-matrix-deps
 test-matrix-deps:

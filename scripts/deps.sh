@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what is missing, quietly, and does nothing when everything is there.
 #   deps.sh server    a redis-server (or valkey-server)
+#   deps.sh chaos     also ip, iptables, mkfs.ext4
 #   deps.sh clients   also redis-cli, python3 with redis, node with ioredis
 #   deps.sh matrix    also PHP, Ruby, Sidekiq, Celery and all Node packages of test/clients
 set -euo pipefail
@@ -31,11 +32,14 @@ if ! command -v redis-server >/dev/null && ! command -v valkey-server >/dev/null
     $sudo systemctl disable --now --quiet redis-server || true
   fi
 fi
+[ "$what" != server ] || exit 0
+
+command -v ip >/dev/null || { echo "installing iproute2 ..." >&2; install iproute2; }
+command -v iptables >/dev/null || { echo "installing iptables ..." >&2; install iptables; }
+[ "$what" != chaos ] || command -v mkfs.ext4 >/dev/null || { echo "installing e2fsprogs ..." >&2; install e2fsprogs; }
 [ "$what" = clients ] || [ "$what" = matrix ] || exit 0
 
 command -v redis-cli >/dev/null || { echo "installing redis-cli ..." >&2; install redis-tools; }
-command -v ip >/dev/null || { echo "installing iproute2 ..." >&2; install iproute2; }
-command -v iptables >/dev/null || { echo "installing iptables ..." >&2; install iptables; }
 py=/usr/bin/python3
 if ! "$py" -c 'import redis' 2>/dev/null; then
   echo "installing python3-redis ..." >&2

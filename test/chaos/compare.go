@@ -30,8 +30,11 @@ func contestants() []contestant {
 	}
 }
 
-// trials are the faults of the comparison: one in each run, always at the primary.
-func trials() []fault {
+// trials are the faults of the comparison, one in each run: those of the plan, or some of the primary.
+func trials(o options) []fault {
+	if len(o.script) > 0 {
+		return o.script
+	}
 	var fs []fault
 	for _, kind := range []string{"kill-server", "kill-host", "stop-server", "cut", "disk-hang", "switchover"} {
 		f := fault{at: 3 * time.Second, lasts: 12 * time.Second, kind: kind, target: "primary"}
@@ -47,7 +50,7 @@ func trials() []fault {
 func compare(ctx context.Context, o options, work string) error {
 	names := strings.FieldsFunc(o.compare, func(c rune) bool { return c == ',' })
 	var table []string
-	for _, trial := range trials() {
+	for _, trial := range trials(o) {
 		for _, c := range contestants() {
 			if !slices.Contains(names, c.name) && o.compare != "all" {
 				continue
