@@ -152,8 +152,8 @@ show-grow: build ## durability, ack-replicas and the roster change under load; t
 	@$(E2E) -run 'TestDurabilityChangesUnderLoad|TestNodesJoin|TestOfTwoNodes' -args -rounds $(or $(ROUNDS),3)
 
 .PHONY: show-upgrade
-show-upgrade: build ## replace the process of each member under 600 idle, 12 writing, blocked, subscribed and transacting clients
-	@$(E2E) -run TestUpgrade -args -rounds $(or $(ROUNDS),3)
+show-upgrade: build ## replace the process of each member under 600 idle, 12 writing, blocked, subscribed and transacting clients; then of one with 10,000
+	@$(E2E) -run TestUpgrade -args -matrix -rounds $(or $(ROUNDS),3)
 
 .PHONY: show-stress
 show-stress: build ## MINUTES=10 of CPU stress with stalls of 500 ms: no failover

@@ -42,8 +42,10 @@ func (s *session) local(v route.Verdict, args [][]byte, raw []byte, f flags) boo
 		s.linger()
 		return false
 	case "RESET":
-		s.reset() // also of CLIENT REPLY OFF
-		f &^= muted
+		if s.quiet {
+			f &^= muted // it ends CLIENT REPLY OFF, while SKIP holds for it as for any other
+		}
+		s.reset()
 		reply = []byte("+RESET\r\n")
 	case "INFO":
 		return s.info(args, raw, f)

@@ -9,7 +9,8 @@ import time
 import celery
 
 app = celery.Celery("celery_jobs", broker=os.environ["REDIS_URL"], backend=os.environ["REDIS_URL"])
-app.conf.broker_transport_options = {"visibility_timeout": 15}
+if "VISIBILITY" in os.environ:
+    app.conf.broker_transport_options = {"visibility_timeout": int(os.environ["VISIBILITY"])}
 
 
 @app.task(name="job")

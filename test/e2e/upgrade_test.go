@@ -69,11 +69,11 @@ func do(c redis.Conn, args ...string) (any, error) {
 	return c.Do(args[0], rest...)
 }
 
-// gather connects everybody.
-func gather(t *testing.T, addr, name string) *crowd {
+// gather connects everybody, so many of them idle.
+func gather(t *testing.T, addr, name string, idle int) *crowd {
 	t.Helper()
 	c := &crowd{t: t, addr: addr, name: name, heard: make(chan error, 1), popped: make(chan error, 1)}
-	for i := range idleClients {
+	for i := range idle {
 		idle, port := dialPlain(t, addr)
 		must(t, idle, "CLIENT", "SETNAME", fmt.Sprintf("idle-%s-%d", name, i))
 		must(t, idle, "SELECT", strconv.Itoa(i%3))
@@ -264,7 +264,7 @@ func TestUpgrade(t *testing.T) {
 	for round := range roundsOr(1) {
 		var crowds []*crowd
 		for i, m := range members {
-			crowds = append(crowds, gather(t, d.proxyAddr(i), fmt.Sprintf("%s-%d", m, round)))
+			crowds = append(crowds, gather(t, d.proxyAddr(i), fmt.Sprintf("%s-%d", m, round), idleClients))
 		}
 		pub, _ := dialPlain(t, "127.0.0.1:"+strconv.Itoa(d.base+100+primaryIndex(t, d)))
 		stopNews := publish(t, pub, crowds)
@@ -286,6 +286,51 @@ func TestUpgrade(t *testing.T) {
 	}
 	if now := d.waitHealthy(20 * time.Second); now.epoch() != epoch {
 		t.Errorf("epoch %d, was %d: an upgrade must not fail over", now.epoch(), epoch)
+	}
+}
+
+// TestUpgradeOfAFullMember: as many clients as a member may have by default, the most of them idle.
+func TestUpgradeOfAFullMember(t *testing.T) {
+	if !*everyone {
+		t.Skip("make show-upgrade runs it")
+	}
+	d := up(t)
+	d.set("proxy", "clients: 11000")
+	epoch := d.waitHealthy(20 * time.Second).epoch()
+	began := time.Now()
+	var crowds []*crowd
+	for i, idle := range []int{10_000, 10, 10} {
+		crowds = append(crowds, gather(t, d.proxyAddr(i), fmt.Sprintf("n%d", i+1), idle))
+	}
+	t.Logf("everybody is there after %s", time.Since(began).Round(time.Millisecond))
+	pub, _ := dialPlain(t, "127.0.0.1:"+strconv.Itoa(d.base+100+primaryIndex(t, d)))
+	stopNews := publish(t, pub, crowds)
+	for range roundsOr(1) {
+		upgradeOne(t, d, "n1", 0, crowds)
+	}
+	stopNews()
+	for _, c := range crowds {
+		c.check(pub)
+		for _, w := range c.writers {
+			w.finish()
+			n, _, err := w.state()
+			if err != nil {
+				t.Errorf("%s writer %s: %v", w.kind, w.key, err)
+			}
+			verify(t, pub, w.key, n)
+		}
+	}
+	if now := d.waitHealthy(20 * time.Second); now.epoch() != epoch {
+		t.Errorf("epoch %d, was %d: an upgrade must not fail over", now.epoch(), epoch)
+	}
+	log, err := os.ReadFile(filepath.Join(d.dir, "member-1", "redoubt.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(log)) {
+		if _, told, ok := strings.Cut(line, `msg="clients were handed over" `); ok {
+			t.Log(strings.TrimSpace(told))
+		}
 	}
 }
 
@@ -457,7 +502,7 @@ func TestUpgradeIsTakenBack(t *testing.T) {
 	d.waitHealthy(20 * time.Second)
 	i := primaryIndex(t, d)
 	m := fmt.Sprintf("n%d", i+1)
-	c := gather(t, d.proxyAddr(i), m)
+	c := gather(t, d.proxyAddr(i), m, idleClients)
 	old := memberPID(t, d, m)
 	// The running process has read it long ago; the next one refuses to open the store.
 	identity := filepath.Join(d.dir, "member-"+strings.TrimPrefix(m, "n"), "data", "store", "identity.json")
