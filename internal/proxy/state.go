@@ -45,8 +45,11 @@ func (st *state) clean() bool {
 	return st.txn == nil && !st.watch && !st.lost && !st.subscribed() && !st.monitor && st.tracking == nil && st.db < 0
 }
 
-func (st *state) subscribed() bool {
-	return st.asked > 0 || len(st.subs[classic])+len(st.subs[pattern])+len(st.subs[sharded]) > 0
+func (st *state) subscribed() bool { return st.asked > 0 || st.hears() }
+
+// hears reports whether messages may come. Replies to what was sent before the first subscription come before its confirmation.
+func (st *state) hears() bool {
+	return len(st.subs[classic])+len(st.subs[pattern])+len(st.subs[sharded]) > 0
 }
 
 // pushed notes what a session queues, and returns the command that is really to be sent.
@@ -271,7 +274,7 @@ func (k *link) outOfBand(f []byte) bool {
 	s, st := l.own, &l.st
 	var word []byte
 	switch {
-	case f[0] == '>' || f[0] == '*' && l.key.proto < 3 && st.subscribed(): // a subscriber in RESP2 gets no other arrays
+	case f[0] == '>' || f[0] == '*' && l.key.proto < 3 && st.hears(): // a subscriber in RESP2 gets no other arrays
 		if e := resp.Elements(f, nil); len(e) > 0 {
 			word = resp.Text(e[0])
 		}

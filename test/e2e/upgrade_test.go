@@ -289,51 +289,6 @@ func TestUpgrade(t *testing.T) {
 	}
 }
 
-// TestUpgradeOfAFullMember: as many clients as a member may have by default, the most of them idle.
-func TestUpgradeOfAFullMember(t *testing.T) {
-	if !*everyone {
-		t.Skip("make show-upgrade runs it")
-	}
-	d := up(t)
-	d.set("proxy", "clients: 11000")
-	epoch := d.waitHealthy(20 * time.Second).epoch()
-	began := time.Now()
-	var crowds []*crowd
-	for i, idle := range []int{10_000, 10, 10} {
-		crowds = append(crowds, gather(t, d.proxyAddr(i), fmt.Sprintf("n%d", i+1), idle))
-	}
-	t.Logf("everybody is there after %s", time.Since(began).Round(time.Millisecond))
-	pub, _ := dialPlain(t, "127.0.0.1:"+strconv.Itoa(d.base+100+primaryIndex(t, d)))
-	stopNews := publish(t, pub, crowds)
-	for range roundsOr(1) {
-		upgradeOne(t, d, "n1", 0, crowds)
-	}
-	stopNews()
-	for _, c := range crowds {
-		c.check(pub)
-		for _, w := range c.writers {
-			w.finish()
-			n, _, err := w.state()
-			if err != nil {
-				t.Errorf("%s writer %s: %v", w.kind, w.key, err)
-			}
-			verify(t, pub, w.key, n)
-		}
-	}
-	if now := d.waitHealthy(20 * time.Second); now.epoch() != epoch {
-		t.Errorf("epoch %d, was %d: an upgrade must not fail over", now.epoch(), epoch)
-	}
-	log, err := os.ReadFile(filepath.Join(d.dir, "member-1", "redoubt.log"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(log)) {
-		if _, told, ok := strings.Cut(line, `msg="clients were handed over" `); ok {
-			t.Log(strings.TrimSpace(told))
-		}
-	}
-}
-
 // upgradeOne replaces one member's process and reports how long its clients and the others' waited at most.
 func upgradeOne(t *testing.T, d *deployment, m string, i int, crowds []*crowd) {
 	t.Helper()
