@@ -4,8 +4,8 @@
 // not to take part in an election for a while, and the other members, whose proxies serve clients, ask it for its word.
 //
 // It decides nothing about a server and is not for anything while the store answers: then nobody is asked. Its invariant: a
-// lease that does not come from the store counts from before the first question of a round in which everybody pledged. DESIGN.md
-// tells the rest. Goroutines: Run's own, and while a round lasts one for each member asked; answers run in the callers'.
+// lease that does not come from the store counts from before everybody was asked for the pledge that he gave last. DESIGN.md
+// tells the rest. Goroutines: Run's own, and one for each member that is being asked; answers run in the callers'.
 package accord
 
 import (
@@ -49,9 +49,21 @@ type Options struct {
 // Accord is one member's part.
 type Accord struct {
 	o        Options
-	mu       sync.Mutex
-	said     string // the present state in words; empty while the store answers
 	settleAt time.Duration
+	asking   sync.WaitGroup
+
+	mu    sync.Mutex
+	said  string                 // the present state in words; empty while the store answers
+	plea  topo.Plea              // that the pledges below were given to
+	nodes map[topo.NodeID]pledge // of the other data nodes
+	asked bool                   // the primary's member is being asked for its word
+}
+
+// pledge is what another data node's agent was asked and answered last.
+type pledge struct {
+	from   time.Duration // uptime at which it was asked for the latest one that it gave; zero: it gave none
+	asked  bool          // it is being asked
+	refuse string        // why it gave none the last time; empty: it did
 }
 
 // New returns an accord that does nothing until it runs.
@@ -82,6 +94,7 @@ const settleEvery = time.Second
 func (a *Accord) Run(ctx context.Context) error {
 	a.o.Peers.Answer(a.answer)
 	defer a.o.Peers.Answer(nil)
+	defer a.asking.Wait()
 	tick := time.NewTicker(topo.LANTiming().Beat.D() / 2)
 	defer tick.Stop()
 	for {
@@ -135,57 +148,101 @@ func (a *Accord) settle(now time.Duration) {
 	}
 }
 
-// plead asks everybody for a pledge. Only if all give one, the lease counts from the start of the round.
+// plead asks everybody for a pledge who is not being asked already. The lease counts from when the one was asked whose pledge is
+// oldest; only if all have pledged there is one.
 func (a *Accord) plead(ctx context.Context, s *view.Snapshot) {
-	begun := a.o.Clock.Uptime()
-	plea := topo.PleaOf(s.Shard)
-	var by []topo.NodeID
+	plea, begun := topo.PleaOf(s.Shard), a.o.Clock.Uptime()
+	a.mu.Lock()
+	if a.plea.Epoch != plea.Epoch || a.plea.RunID != plea.RunID || !slices.Equal(a.plea.Nodes, plea.Nodes) {
+		a.plea, a.nodes = plea, map[topo.NodeID]pledge{}
+	}
+	nodes := a.nodes
+	var toAsk []topo.NodeID
 	for _, id := range plea.Nodes {
-		if id != plea.Primary {
-			by = append(by, id)
+		if p := nodes[id]; id != plea.Primary && !p.asked {
+			p.asked = true
+			nodes[id] = p
+			toAsk = append(toAsk, id)
 		}
 	}
-	answers := make([]answer, len(by))
-	var asked sync.WaitGroup
-	for i, id := range by {
-		asked.Go(func() { answers[i] = a.ask(ctx, s, string(id), question{Plea: &plea}) })
+	a.mu.Unlock()
+	for _, id := range toAsk {
+		a.asking.Go(func() {
+			ans := a.ask(ctx, s, string(id), question{Plea: &plea})
+			a.mu.Lock()
+			p := pledge{from: nodes[id].from, refuse: ans.Why}
+			if ans.OK {
+				p = pledge{from: begun}
+			}
+			nodes[id] = p
+			a.mu.Unlock()
+			if ctx.Err() == nil {
+				a.count(s, plea, nodes)
+			}
+		})
 	}
-	asked.Wait()
-	var against []string
-	for i, ans := range answers {
-		if !ans.OK {
-			against = append(against, fmt.Sprintf("%s (%s)", by[i], ans.Why))
-		}
-	}
-	switch {
-	case ctx.Err() != nil, len(against) > 0 && young(s, begun):
-	case len(against) > 0:
-		a.say(s, fmt.Sprintf("the store is unreachable, and %s cannot go on, because not all nodes pledged not to freeze: %s", plea.Primary, strings.Join(against, ", ")))
-	case len(by) == 0:
+	if len(plea.Nodes) == 1 {
 		a.o.View.Extend(s.Shard.Assigned, begun, nil)
 		a.say(s, fmt.Sprintf("the store is unreachable, %s goes on: there is no other node that could be elected", plea.Primary))
-	default:
-		a.o.View.Extend(s.Shard.Assigned, begun, by)
+	}
+}
+
+// count extends the lease as far as the pledges reach.
+func (a *Accord) count(s *view.Snapshot, plea topo.Plea, nodes map[topo.NodeID]pledge) {
+	var by []topo.NodeID
+	var against []string
+	from, missing := a.o.Clock.Uptime(), false
+	a.mu.Lock()
+	for _, id := range plea.Nodes {
+		if id == plea.Primary {
+			continue
+		}
+		p := nodes[id]
+		by, from, missing = append(by, id), min(from, p.from), missing || p.from == 0
+		if p.refuse != "" {
+			against = append(against, fmt.Sprintf("%s (%s)", id, p.refuse))
+		}
+	}
+	a.mu.Unlock()
+	if !missing {
+		a.o.View.Extend(s.Shard.Assigned, from, by)
+	}
+	switch now := a.o.View.Load(); {
+	case len(against) == 0 && !missing:
 		a.say(s, going(plea.Primary, by))
+	case len(against) > 0 && !young(now, a.o.Clock.Uptime()):
+		a.say(s, fmt.Sprintf("the store is unreachable, and %s cannot go on, because not all nodes pledged not to freeze: %s", plea.Primary, strings.Join(against, ", ")))
 	}
 }
 
 // askForWord asks the primary's member how old its lease is: clients here may be served as long as there.
 func (a *Accord) askForWord(ctx context.Context, s *view.Snapshot) {
 	begun := a.o.Clock.Uptime()
-	tenure := topo.PleaOf(s.Shard)
-	ans := a.ask(ctx, s, string(tenure.Primary), question{Word: &tenure})
-	switch {
-	case ctx.Err() != nil, !ans.OK && young(s, begun):
-	case !ans.OK:
-		a.say(s, fmt.Sprintf("the store is unreachable, and %s does not go on: %s", tenure.Primary, ans.Why))
-	default:
-		a.o.View.Extend(s.Shard.Assigned, begun-max(ans.Age, 0), ans.By)
-		a.say(s, going(tenure.Primary, ans.By))
+	a.mu.Lock()
+	asked := a.asked
+	a.asked = true
+	a.mu.Unlock()
+	if asked {
+		return
 	}
+	a.asking.Go(func() {
+		tenure := topo.PleaOf(s.Shard)
+		ans := a.ask(ctx, s, string(tenure.Primary), question{Word: &tenure})
+		a.mu.Lock()
+		a.asked = false
+		a.mu.Unlock()
+		switch {
+		case ctx.Err() != nil, !ans.OK && young(a.o.View.Load(), a.o.Clock.Uptime()):
+		case !ans.OK:
+			a.say(s, fmt.Sprintf("the store is unreachable, and %s does not go on: %s", tenure.Primary, ans.Why))
+		default:
+			a.o.View.Extend(s.Shard.Assigned, begun-max(ans.Age, 0), ans.By)
+			a.say(s, going(tenure.Primary, ans.By))
+		}
+	})
 }
 
-// young reports whether the lease was given so lately that a round that failed is not worth a word.
+// young reports whether the lease was given so lately that a question without a good answer is not worth a word.
 func young(s *view.Snapshot, now time.Duration) bool {
 	return now-s.LeaseStart() < s.Shard.Spec.Timing.SeekAfter()
 }
@@ -201,9 +258,9 @@ func going(primary topo.NodeID, by []topo.NodeID) string {
 	return fmt.Sprintf("the store is unreachable, %s goes on by the promise of %s not to freeze", primary, strings.Join(words, ", "))
 }
 
-// ask asks one member. An answer that comes late is of no use: the next round asks again.
+// ask asks one member. An answer that comes later is of little use: what it gives counts from the question.
 func (a *Accord) ask(ctx context.Context, s *view.Snapshot, member string, q question) answer {
-	ctx, cancel := context.WithTimeout(ctx, s.Shard.Spec.Timing.Lease.D()/4)
+	ctx, cancel := context.WithTimeout(ctx, s.Shard.Spec.Timing.Lease.D()/2)
 	defer cancel()
 	body, err := json.Marshal(q)
 	if err != nil {
@@ -275,6 +332,9 @@ func (a *Accord) word(of topo.Plea) answer {
 
 // say keeps the present state in words, and tells operators when it changed.
 func (a *Accord) say(s *view.Snapshot, words string) {
+	if now := a.o.View.Load(); words != "" && a.o.Clock.Uptime()-now.ReadStart < now.Shard.Spec.Timing.SeekAfter() {
+		return // it came late: the store answers again
+	}
 	a.mu.Lock()
 	was := a.said
 	a.said = words

@@ -5,7 +5,7 @@
 //
 // It is not a loop and touches nothing; the agent package performs the order and looks again. Its invariant: a server is
 // writable only while the agreed document names exactly its process and its lease is good, which counts from a linearizable
-// read or from a round of pledges; and nothing is obeyed that is older than what this node has promised. No goroutines.
+// read or from pledges of all other nodes; and nothing is obeyed that is older than what this node has promised. No goroutines.
 package converge
 
 import (

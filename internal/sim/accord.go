@@ -61,26 +61,41 @@ func (h *host) ask(to *host, question func(answer func(func()))) {
 	})
 }
 
-// plead is one round of pledges. Answers that come after its time count for nothing.
+// plead asks everybody for a pledge. The lease counts from when the one was asked whose pledge is oldest.
 func (h *host) plead() {
 	begun, doc := h.uptime(), h.view.doc
 	plea := topo.PleaOf(doc)
-	missing := h.w.n - 1
-	got := func() {
-		missing--
-		enough := missing == 0 || planted("some-pledges-suffice")
-		if enough && h.uptime()-begun < h.w.spec.Timing.Lease.D()/4 {
-			h.extend(doc.Assigned, begun)
-		}
+	if h.pleaded.Epoch != plea.Epoch || h.pleaded.RunID != plea.RunID {
+		h.pleaded, h.pledgedBy = plea, make([]time.Duration, h.w.n)
 	}
+	by := h.pledgedBy
 	for _, o := range h.w.hosts {
-		if o != h {
-			h.ask(o, func(answer func(func())) { o.pledge(plea, func() { answer(got) }) })
+		if o == h {
+			continue
 		}
+		h.ask(o, func(answer func(func())) {
+			o.pledge(plea, func() {
+				answer(func() {
+					by[o.index] = max(by[o.index], begun)
+					h.extend(doc.Assigned, h.oldestPledge(by))
+				})
+			})
+		})
 	}
-	if missing == 0 {
+	if h.w.n == 1 {
 		h.extend(doc.Assigned, begun)
 	}
+}
+
+// oldestPledge is zero while somebody has given none.
+func (h *host) oldestPledge(by []time.Duration) time.Duration {
+	oldest := h.uptime()
+	for i, from := range by {
+		if i != h.index && (from > 0 || !planted("some-pledges-suffice")) {
+			oldest = min(oldest, from)
+		}
+	}
+	return oldest
 }
 
 // pledge answers a plea. What the disk already says of this tenure is not written again.

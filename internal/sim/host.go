@@ -31,8 +31,10 @@ type host struct {
 	agentStart int64
 	generation int // grows with every agent process
 	view       view
-	promised   topo.Epoch // on disk
-	vow        vow
+	promised   topo.Epoch      // on disk
+	vow        vow             // given
+	pleaded    topo.Plea       // that pledgedBy was given to
+	pledgedBy  []time.Duration // host uptime at which each other host was asked for its latest pledge; zero: it gave none
 	memory     converge.Memory
 	seq        uint64
 	busy       bool
@@ -126,6 +128,7 @@ func (h *host) startAgent() {
 	h.agentUp = true
 	h.agentStart = int64(h.generation)
 	h.view = view{}
+	h.pleaded = topo.Plea{}
 	h.vow = h.vow.reboot(h.uptime(), h.w.spec.Timing)
 	h.memory = converge.Memory{}
 	h.busy, h.tickAt, h.seq = false, 0, 0
