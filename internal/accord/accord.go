@@ -153,7 +153,7 @@ func (a *Accord) settle(now time.Duration) {
 func (a *Accord) plead(ctx context.Context, s *view.Snapshot) {
 	plea, begun := topo.PleaOf(s.Shard), a.o.Clock.Uptime()
 	a.mu.Lock()
-	if a.plea.Epoch != plea.Epoch || a.plea.RunID != plea.RunID || !slices.Equal(a.plea.Nodes, plea.Nodes) {
+	if a.plea.Epoch != plea.Epoch || a.plea.RunID != plea.RunID || a.plea.Lease != plea.Lease || !slices.Equal(a.plea.Nodes, plea.Nodes) {
 		a.plea, a.nodes = plea, map[topo.NodeID]pledge{}
 	}
 	nodes := a.nodes
