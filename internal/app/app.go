@@ -277,7 +277,8 @@ func (m *member) startProxy() error {
 		p, err := proxy.New(proxy.Options{
 			View: m.view, Clock: m.clock, ID: c.Member.ID, Listen: c.Proxy.Listen, ListenReadonly: c.Proxy.ReadonlyListen,
 			Beats: m.source, Password: m.deploy.Password, ReadConsistency: proxy.Consistency(c.Proxy.Reads), HangUp: c.Proxy.UnknownOutcome == "disconnect",
-			Zone: c.Zone(), SplitReads: c.Proxy.SplitReads, Staleness: c.Proxy.MaxStaleness.D(), Log: m.log, Events: m.event,
+			Exact: m.deploy.Retry == "exact",
+			Zone:  c.Zone(), SplitReads: c.Proxy.SplitReads, Staleness: c.Proxy.MaxStaleness.D(), Log: m.log, Events: m.event,
 			Limits:    limits,
 			Inherited: m.inherited.of("proxy"), FirstID: m.firstID,
 			SocketMode: mode, ProxyProtocol: proxy.HeaderPolicy(c.Proxy.ProxyProtocol),

@@ -145,6 +145,8 @@ func (m *member) metrics(w io.Writer) {
 		{"redoubt_proxy_parked_total", "counter", "Commands that were held.", float64(s.WasParked)},
 		{"redoubt_proxy_resent_total", "counter", "Commands sent again, which was safe.", float64(s.Resent)},
 		{"redoubt_proxy_unknown_total", "counter", "Commands answered with an unknown outcome.", float64(s.Unknown)},
+		{"redoubt_proxy_retry_replayed_total", "counter", "Writes in doubt that had not run and were sent again (retry: exact).", float64(s.Replayed)},
+		{"redoubt_proxy_retry_applied_total", "counter", "Writes in doubt that had run (retry: exact).", float64(s.Applied)},
 		{"redoubt_proxy_refused_total", "counter", "Commands refused because a parking limit or max-loss was reached.", float64(s.Refused)},
 		{"redoubt_proxy_unreplicated_seconds", "gauge", "Age of the oldest acknowledged write that no replica is known to hold (max-loss).", age.Seconds()},
 		{"redoubt_proxy_unreplicated_bytes", "gauge", "Bytes of acknowledged writes that no replica is known to hold (max-loss).", float64(bytes)},

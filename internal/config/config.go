@@ -80,6 +80,7 @@ type Deployment struct {
 	AckReplicas int             `yaml:"ack-replicas"`
 	MinCopies   int             `yaml:"min-copies"` // quorum with two nodes: 1 or 2
 	MaxLoss     MaxLoss         `yaml:"max-loss"`   // async only
+	Retry       string          `yaml:"retry"`      // "none" or "exact"; exact: quorum only
 	Password    string          `yaml:"password"`
 	Timing      Timing          `yaml:"timing"`
 	Nodes       []Node          `yaml:"nodes"` // the roster, the same on all members
@@ -270,6 +271,9 @@ func (d *Deployment) complete(dir string) {
 	}
 	if d.MinCopies == 0 {
 		d.MinCopies = 1
+	}
+	if d.Retry == "" {
+		d.Retry = "none"
 	}
 	if d.Timing.Profile == "" {
 		d.Timing.Profile = "lan"

@@ -4,6 +4,7 @@ package config
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -230,6 +231,38 @@ func TestThePortsOfAProxyMayBeUnixSockets(t *testing.T) {
 		_, err := Parse([]byte(file(change)), "f", "/")
 		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want) || !strings.HasPrefix(err.Error(), "f:")) {
 			t.Errorf("%s: %v", change, err)
+		}
+	}
+}
+
+func TestExactRetryIsRefusedWhereItCannotHold(t *testing.T) {
+	file := `member: {id: m1}
+store: {members: [{id: m1, addr: "10.0.0.1:7380"}]}
+deployments:
+  - name: mymaster
+    durability: %s
+    retry: %s
+    nodes:
+      - {id: m1, addr: "10.0.0.1:6479"}
+      - {id: m2, addr: "10.0.0.2:6479"}
+    node:
+      id: m1
+      directives:
+        maxmemory: 1gb
+        maxmemory-policy: %s
+`
+	for _, c := range []struct{ durability, retry, policy, want string }{
+		{"quorum", "exact", "noeviction", ""},
+		{"quorum", "exact", "volatile-lru", ""},
+		{"quorum", "none", "allkeys-lru", ""},
+		{"async", "none", "allkeys-lru", ""},
+		{"quorum", "exact", "allkeys-lru", "f.yaml:14: deployments[0].node.directives.maxmemory-policy: allkeys-lru evicts the markers"},
+		{"async", "exact", "noeviction", "f.yaml:6: deployments[0].retry: exact needs durability quorum"},
+		{"quorum", "twice", "noeviction", `f.yaml:6: deployments[0].retry: "twice": use none or exact`},
+	} {
+		_, err := Parse([]byte(fmt.Sprintf(file, c.durability, c.retry, c.policy)), "f.yaml", "/")
+		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("%s, %s, %s: %v, want %q", c.durability, c.retry, c.policy, err, c.want)
 		}
 	}
 }

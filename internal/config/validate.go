@@ -170,6 +170,7 @@ func (d Deployment) validate(f *findings, path string) {
 		key, text, _ := strings.Cut(err.Error(), " ")
 		f.add(path+"."+key, "%s", text)
 	}
+	d.validateRetry(f, path)
 	if strings.ContainsAny(d.Password, "\x00\r\n") {
 		f.add(path+".password", "must be one line")
 	}
@@ -177,6 +178,28 @@ func (d Deployment) validate(f *findings, path string) {
 	for _, err := range d.Timing.resolve().Validate() {
 		key, _, _ := strings.Cut(err.Error(), " ")
 		f.add(path+"."+key, "%s", strings.TrimPrefix(err.Error(), key+" "))
+	}
+}
+
+// validateRetry refuses exact retry where its markers could be lost although the writes beside them are not, or with them.
+func (d Deployment) validateRetry(f *findings, path string) {
+	f.oneOf(path+".retry", d.Retry, "none", "exact")
+	if d.Retry != "exact" {
+		return
+	}
+	if d.Durability != topo.Quorum {
+		f.add(path+".retry", "exact needs durability quorum: with async an acknowledged write can be lost, so that nothing about it is exact")
+	}
+	if d.Mode != "single" {
+		f.add(path+".retry", "exact needs mode single: a marker would have to be in the slot of each command")
+	}
+	if d.Node == nil {
+		return
+	}
+	for name, value := range d.Node.Directives {
+		if strings.EqualFold(name, "maxmemory-policy") && strings.HasPrefix(strings.ToLower(strings.Trim(value, ` "'`)), "allkeys-") {
+			f.add(path+".node.directives."+name, "%s evicts the markers of retry exact, which makes outcomes unknown: use noeviction or volatile-*, or retry none", value)
+		}
 	}
 }
 

@@ -12,9 +12,9 @@ import (
 	"redoubt/internal/view"
 )
 
-// absent knows which replicas are missing, for the error of a write that waited for them in vain. Reports are read only while
+// missing knows which replicas are missing, for the error of a write that waited for them in vain. Reports are read only while
 // writes wait. Its methods are safe for concurrent use.
-type absent struct {
+type missing struct {
 	wake chan struct{} // writes wait; capacity one
 	text atomic.Pointer[string]
 }

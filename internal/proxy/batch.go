@@ -5,6 +5,7 @@ package proxy
 import (
 	"sync/atomic"
 
+	"redoubt/internal/route"
 	"redoubt/internal/topo"
 )
 
@@ -21,6 +22,7 @@ const (
 	moved                        // not part of its batch any more: on the redo list, or given up
 	long                         // too long to be kept: it passed through, and cannot be sent again
 	fence                        // on an own connection: the batch before it must be sealed, because no marker may follow
+	exact                        // may travel in a transaction of the proxy's own, beside a marker
 )
 
 // op is what the reply to a command changes in the state of an own connection.
@@ -115,6 +117,15 @@ type batch struct {
 	ends    []int  // where each entry's reply ends in held
 	at      uint32 // stamp of when its replies were complete
 	refs    atomic.Int32
+
+	// Of a lane with exact retry:
+	stage  stage      // stageNone: no group
+	number uint64     // of the group, once sealed
+	asked  int        // commands of the group, its marker included
+	queued int        // of them, those that the server has answered for
+	pin    *pin       // settles a group that was in doubt
+	fate   route.Fate // of a group that is refused: when it may be tried again …
+	why    []byte     // … and the server's words
 }
 
 func (p *Proxy) newBatch() *batch { return p.batches.Get().(*batch) }

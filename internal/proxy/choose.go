@@ -62,6 +62,9 @@ func (s *session) stays(heavy bool) bool {
 	if s.lane.key.node != "" {
 		return !heavy && !s.main
 	}
+	if s.lane.ex != nil && !s.exact || heavy && s.lane.ex == nil && s.wantsExact(heavy) {
+		return false
+	}
 	return !heavy || !s.lane.readsOnly || s.ro || s.lax
 }
 
@@ -72,12 +75,25 @@ func (s *session) shared(heavy bool) *lane {
 			return l
 		}
 	}
-	kind := 0
+	kind := writeLane
 	if (!heavy || s.lax) && !s.ro && s.p.order.Load().acks > 0 && s.p.o.ReadConsistency != ReadLinearizable {
-		kind = 1
+		kind = readLane
+	}
+	if s.wantsExact(heavy) {
+		kind = exactLane
 	}
 	if s.home[kind] == nil {
-		s.home[kind] = s.p.sharedLane(s, kind == 1)
+		s.home[kind] = s.p.sharedLane(s, kind)
 	}
 	return s.home[kind]
+}
+
+// wantsExact reports whether the next commands belong on a lane with exact retry. Without acknowledgements there is none: a
+// marker would be lost with the writes that it speaks of.
+func (s *session) wantsExact(heavy bool) bool {
+	if !heavy || !s.exact {
+		return false
+	}
+	o := s.p.order.Load()
+	return o.acks > 0 || o.t == nil // nothing is known yet, and the option is for deployments with acknowledgements
 }

@@ -55,6 +55,11 @@ func (p *Proxy) section() string {
 		state, o.acks, st.Clients, st.Pinned, st.Parked, st.ParkedBytes, st.InFlight)
 	age, bytes, held := p.Loss()
 	fmt.Fprintf(&b, "unreplicated_ms:%d\r\nunreplicated_bytes:%d\r\nwrites_held:%t\r\n", age.Milliseconds(), bytes, held)
+	if p.o.Exact {
+		fmt.Fprintf(&b, "retry:exact\r\nretry_replayed:%d\r\nretry_applied:%d\r\nretry_evicting:%t\r\n", st.Replayed, st.Applied, st.Evicting)
+	} else {
+		b.WriteString("retry:none\r\n")
+	}
 	fmt.Fprintf(&b, "commands:%d\r\noutcome_unknown:%d\r\nresent:%d\r\nwas_parked:%d\r\nrefused:%d\r\n",
 		st.Commands, st.Unknown, st.Resent, st.WasParked, st.Refused)
 	return b.String()

@@ -28,8 +28,17 @@ type poolKey struct {
 // pool holds the shared lanes of one key.
 type pool struct {
 	lanes []*lane
-	reads *lane // quorum mode: reads that need not wait behind a WAIT
+	exact []*lane // as many, with exact retry
+	reads *lane   // quorum mode: reads that need not wait behind a WAIT
 }
+
+// Kinds of shared lanes, as a session remembers them.
+const (
+	writeLane = iota
+	readLane
+	exactLane
+	laneKinds
+)
 
 // lane is a queue of commands towards one connection. It outlives connections: what was not answered when a connection
 // ends is sent again, kept, or answered, by recover. A lane of a pool is shared; an own lane belongs to one session.
@@ -39,9 +48,10 @@ type lane struct {
 	slot int // within its pool: spreads replicas
 	// readsOnly marks the lane of a pool on which nothing waits behind a WAIT; constant.
 	readsOnly bool
-	loop      *loop // nil: an own lane
-	errand    bool  // its connection carries nothing of clients; constant
-	dirty     bool  // owned by the loop: got commands in this round
+	loop      *loop      // nil: an own lane
+	errand    bool       // its connection carries nothing of clients; constant
+	ex        *exactness // exact retry; nil: without
+	dirty     bool       // owned by the loop: got commands in this round
 	wake      chan struct{}
 	over      chan struct{} // closed by shut
 
@@ -313,7 +323,7 @@ func (l *lane) flushOnLoop() {
 	l.flush(k, o)
 	l.send.Unlock()
 	l.mu.Lock()
-	usual := l.up && len(l.redo) == 0 && len(l.unacked) == 0
+	usual := l.up && len(l.redo) == 0 && len(l.unacked) == 0 && !l.doubts()
 	l.mu.Unlock()
 	if !usual || k.demoted.Load() || k.ended() {
 		l.nudge()
@@ -373,6 +383,11 @@ func (l *lane) take(k *link, o *order) *batch {
 		b.bare = true
 	case l.commit >= commitsMax, l.key.own && l.commit > 0:
 		return nil
+	case l.doubts():
+		if l.ex.trial || len(l.sent) > 0 || !k.idle.Load() || !time.Now().After(l.redoAt) {
+			return nil // one at a time, because a later one must not run when an earlier one is refused
+		}
+		b = l.takePin()
 	case len(l.redo) > 0 && time.Now().After(l.redoAt):
 		if len(l.sent) > 0 || !k.idle.Load() {
 			return nil // a reply that is under way may be of a later command of the same session: it must find this one here
@@ -382,10 +397,13 @@ func (l *lane) take(k *link, o *order) *batch {
 		return nil
 	case len(l.queue) > 0:
 		b, l.queue = l.queue[0], l.queue[1:]
+		l.room.Broadcast()
 	case len(l.pend.ents) > 0:
 		b = l.dropGone(l.pend)
-		l.pend = l.p.newBatch()
+		l.pend = l.newBatch()
 		l.room.Broadcast()
+	case l.ex != nil && l.ex.stale:
+		b = l.newBatch() // nothing but the marker, so that it does not expire
 	default:
 		return nil
 	}
@@ -395,6 +413,9 @@ func (l *lane) take(k *link, o *order) *batch {
 	b.primary, b.acks, b.epoch = k.to.t != nil, 0, k.epoch()
 	if b.bare || acks > 0 && (b.wants || l.commit > 0) {
 		b.acks = acks
+	}
+	if b.stage != stageNone || b.pin != nil {
+		b.acks = max(acks, 1)
 	}
 	if l.key.own && l.key.proto < 3 && l.st.subscribed() {
 		b.acks = 0 // the server refuses whatever writes there, and it would refuse the marker
@@ -408,6 +429,9 @@ func (l *lane) take(k *link, o *order) *batch {
 
 // seal ends a batch with what it waits for and puts it among those that are sent; the caller holds l.mu.
 func (l *lane) seal(k *link, b *batch) {
+	if b.stage != stageNone {
+		l.sealGroup(b)
+	}
 	if b.scans {
 		for i := range b.ents {
 			if e := &b.ents[i]; e.op == opScan && e.n > 0 {

@@ -130,7 +130,7 @@ func (l *lane) connect(to target, o *order) *link {
 			}
 			l.mu.Unlock()
 		}
-		if to.t != nil && !l.key.own && !errors.Is(err, errNotIt) {
+		if to.t != nil && !l.key.own && !errors.Is(err, errNotIt) && !errors.Is(err, errNoMarker) {
 			l.p.herald.reached(to.t, false)
 		}
 		l.delay()
@@ -260,6 +260,11 @@ func (k *link) handshake() error {
 	}
 	if err := k.logIn(); err != nil {
 		return err
+	}
+	if k.l.ex != nil {
+		if err := k.resolve(); err != nil {
+			return err
+		}
 	}
 	return k.conn.SetDeadline(time.Time{})
 }
@@ -420,6 +425,12 @@ func (k *link) frames() error {
 	for k.r < k.w {
 		if k.left > 0 {
 			k.streamed()
+			continue
+		}
+		if k.cur != nil && k.cur.stage == stageExec && k.buf[k.r] == '*' {
+			if whole, err := k.opened(k.cur); err != nil || !whole {
+				return err
+			}
 			continue
 		}
 		n, err := k.scan.Next(k.buf[k.r:k.w])

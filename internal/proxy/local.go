@@ -75,7 +75,7 @@ func (s *session) reset() {
 	s.hush()
 	s.vis.noEvict.Store(false)
 	s.vis.noTouch.Store(false)
-	s.home, s.lax = [2]*lane{}, false
+	s.home, s.lax = [laneKinds]*lane{}, false
 	s.lane, s.multi, s.poison, s.quiet, s.skip, s.db, s.proto = nil, false, false, false, false, 0, 2
 	s.protoA.Store(2)
 	s.dbA.Store(0)
@@ -106,7 +106,7 @@ func (s *session) proxyCommand(args [][]byte) []byte {
 	default:
 		s.lax = false
 	}
-	s.home = [2]*lane{}
+	s.home = [laneKinds]*lane{}
 	return []byte("+OK\r\n")
 }
 
@@ -177,7 +177,7 @@ func (s *session) speak(proto int) {
 		s.dropOwn()
 		s.lane = nil
 	}
-	s.proto, s.home = proto, [2]*lane{}
+	s.proto, s.home = proto, [laneKinds]*lane{}
 	s.protoA.Store(int32(proto))
 	if proto == 2 {
 		s.hush()
@@ -261,12 +261,12 @@ func (s *session) selectDB(args [][]byte, raw []byte, f flags) bool {
 		s.lane.mu.Lock()
 		s.lane.st.db = int(n)
 		s.lane.mu.Unlock()
-		s.db, s.home = int(n), [2]*lane{}
+		s.db, s.home = int(n), [laneKinds]*lane{}
 		s.dbA.Store(int32(n))
 		return s.sendOwn(raw, item{flags: f | resendable})
 	}
 	s.dropOwn()
-	s.db, s.home = int(n), [2]*lane{}
+	s.db, s.home = int(n), [laneKinds]*lane{}
 	s.dbA.Store(int32(n))
 	if f&muted != 0 {
 		return true

@@ -14,9 +14,8 @@ import (
 	"redoubt/internal/topo"
 )
 
-// sharedLane returns the lane of the session's loop, protocol and database; of those for reads that wait for no
-// acknowledgement, or of the others.
-func (p *Proxy) sharedLane(s *session, reads bool) *lane {
+// sharedLane returns the lane of the session's loop, protocol and database, of one kind.
+func (p *Proxy) sharedLane(s *session, kind int) *lane {
 	lp := s.sock.loop
 	key := poolKey{loop: lp.index, proto: s.proto, db: s.db, readonly: s.ro}
 	p.mu.Lock()
@@ -32,7 +31,17 @@ func (p *Proxy) sharedLane(s *session, reads bool) *lane {
 		}
 		p.pools[key] = q
 	}
-	if reads {
+	if kind == exactLane {
+		for i := len(q.exact); i < p.o.Limits.Upstreams; i++ {
+			l := p.newLane(key, i)
+			l.loop = lp
+			l.beExact()
+			q.exact = append(q.exact, l)
+			p.startLane(l)
+		}
+		return q.exact[int(s.id)%len(q.exact)]
+	}
+	if kind == readLane {
 		if q.reads == nil {
 			q.reads = p.newLane(key, 0)
 			q.reads.loop = lp

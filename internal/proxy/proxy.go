@@ -10,12 +10,14 @@ package proxy
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
 	"net"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -55,6 +57,7 @@ type Options struct {
 	Zone            string        // of this machine: reads go to replicas of the same zone first; empty: unknown
 	SplitReads      bool          // reads of the read-write port may go to replicas
 	Staleness       time.Duration // of SplitReads: how old what a replica shows may be; default 1 s
+	Exact           bool          // with acknowledgements: writes whose outcome is unknown are settled by a marker beside them
 	HangUp          bool          // a client is disconnected, instead of answered, when the outcome of its write is unknown
 	Limits          Limits
 	FirstID         uint64       // of the first client, less one
@@ -141,6 +144,7 @@ type Proxy struct {
 	wg    sync.WaitGroup
 
 	order    atomic.Pointer[order]
+	evicting atomic.Bool  // a server's policy may delete the markers of exact retry
 	lapsed   atomic.Bool  // a lane found its lease expired and waits to be woken
 	inflight atomic.Int64 // batches on their way on connections to the primary
 	table    atomic.Pointer[route.Table]
@@ -153,7 +157,7 @@ type Proxy struct {
 	tick     atomic.Uint32 // seconds, as the sweep counts them
 	prod     prod
 	loss     loss
-	absent   absent
+	absent   missing
 	lore     lore
 	stats    counters
 	batches  sync.Pool
@@ -172,10 +176,13 @@ type Proxy struct {
 	spare    map[poolKey][]*lane
 	sessions map[uint64]*session
 	lastID   uint64
+
+	lastMarker  uint64 // of the lanes with exact retry
+	incarnation string // of this process, in the names of its markers; constant
 }
 
 type counters struct {
-	commands, unknown, resent, parked, refused atomic.Uint64
+	commands, unknown, resent, parked, refused, replayed, applied atomic.Uint64
 }
 
 // Stats is what a proxy is doing; counters grow from its start.
@@ -191,6 +198,9 @@ type Stats struct {
 	Unknown     uint64 // answered with OUTCOMEUNKNOWN
 	Resent      uint64 // sent again after a failure, because that was safe
 	WasParked   uint64
+	Replayed    uint64 // writes of doubtful outcome that had not run, and were sent again
+	Applied     uint64 // writes of doubtful outcome that had run
+	Evicting    bool   // a server may evict the markers of exact retry
 	Refused     uint64 // refused with TRYAGAIN because a parking limit was reached
 }
 
@@ -210,6 +220,7 @@ func New(o Options) (*Proxy, error) {
 		o: o, log: o.Log, start: time.Now(), running: make(chan struct{}), lastID: o.FirstID,
 		lanes: map[*lane]struct{}{}, pools: map[poolKey]*pool{}, spare: map[poolKey][]*lane{}, sessions: map[uint64]*session{},
 	}
+	p.incarnation = strings.ToLower(rand.Text()[:12])
 	p.prod.wake, p.herald.wake, p.loss.wake = make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{}, 1)
 	p.absent.wake = make(chan struct{}, 1)
 	p.lore = newLore()
@@ -282,6 +293,7 @@ func (p *Proxy) Stats() Stats {
 		Parked: int(p.budget.commands.Load()), ParkedBytes: int(p.budget.bytes.Load()), InFlight: int(p.inflight.Load()), Sending: o.sending,
 		Commands: p.stats.commands.Load(), Unknown: p.stats.unknown.Load(), Resent: p.stats.resent.Load(),
 		WasParked: p.stats.parked.Load(), Refused: p.stats.refused.Load(),
+		Replayed: p.stats.replayed.Load(), Applied: p.stats.applied.Load(), Evicting: p.evicting.Load(),
 	}
 	if o.t != nil {
 		s.Epoch = o.t.epoch

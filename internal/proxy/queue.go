@@ -10,7 +10,7 @@ import "slices"
 // because there is no primary and the parking limits are reached. On the loop, errFull takes the place of waiting for room.
 func (l *lane) push(s *session, chunk []byte, items []item, onLoop bool) error {
 	l.mu.Lock()
-	for l.up && len(l.pend.buf) > batchBytesMax && !l.closed {
+	for l.up && (len(l.pend.buf) > batchBytesMax || len(l.queue) > groupsQueued && l.ex != nil) && !l.closed {
 		if onLoop {
 			l.mu.Unlock()
 			return errFull
@@ -55,6 +55,10 @@ func (l *lane) pushPend(s *session, chunk []byte, items []item, at uint32) {
 		if it.flags&fence != 0 && l.pend.wants || it.flags&commits != 0 && l.pend.told {
 			l.queue = append(l.queue, l.pend)
 			l.pend = l.p.newBatch()
+		}
+		if l.ex != nil && len(l.pend.ents) >= groupMax {
+			l.queue = append(l.queue, l.pend)
+			l.pend = l.newBatch()
 		}
 		b, command := l.pend, chunk[:it.n]
 		chunk = chunk[it.n:]

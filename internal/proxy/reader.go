@@ -51,6 +51,11 @@ func (k *link) reply(f []byte) error {
 	if b == nil {
 		return errSpoke
 	}
+	if b.stage != stageNone {
+		if mine, err := k.grouped(b, f); mine || err != nil {
+			return err
+		}
+	}
 	if b.head == len(b.ents) {
 		return k.acknowledge(b, f)
 	}
@@ -133,7 +138,7 @@ func (k *link) finish(b *batch) {
 	if len(k.l.sent) == 0 {
 		k.idle.Store(true)
 	}
-	wake := len(k.l.redo) > 0 && len(k.l.sent) == 0 || k.l.p.order.Load().draining || k.demoted.Load() || k.to.t == nil
+	wake := (len(k.l.redo) > 0 || k.l.doubts()) && len(k.l.sent) == 0 || k.l.p.order.Load().draining || k.demoted.Load() || k.to.t == nil
 	k.l.mu.Unlock()
 	if wake {
 		k.l.nudge()
@@ -187,6 +192,12 @@ func (l *lane) waitsBefore(e *entry) bool {
 	return slices.ContainsFunc(l.redo, func(r entry) bool { return r.s == e.s && int32(r.seq-e.seq) < 0 })
 }
 
+// refuse paces commands that the primary refuses for want of replicas; the caller holds l.mu.
+func (l *lane) refuse() {
+	l.refusals++
+	l.redoAt = time.Now().Add(redoPause(l.refusals))
+}
+
 // redoPause is how long a command waits that the primary refused for want of replicas.
 func redoPause(refusals int) time.Duration {
 	return min(redoWaitMin<<min(max(refusals-redoSteps, 0), 10), redoWaitMax)
@@ -215,16 +226,21 @@ func (k *link) divert(b *batch, e *entry, f []byte, fate route.Fate) {
 		}
 		l.moveToRedo(b, e, f)
 		if fate == route.NotYet {
-			l.refusals++
-			l.redoAt = time.Now().Add(redoPause(l.refusals))
+			l.refuse()
 		}
 		l.mu.Unlock()
 		l.nudge()
 		return
 	}
-	x := e.need()
+	l.overtaken(e, e.need())
+	l.mu.Unlock()
+	k.emit(b, e, f, 1)
+}
+
+// overtaken gives up what was to be sent again in front of e, which has run: x answers it first. The caller holds l.mu.
+func (l *lane) overtaken(e *entry, x *extra) {
 	l.redo = slices.DeleteFunc(l.redo, func(r entry) bool {
-		if r.s != e.s || r.seq > e.seq {
+		if r.s != e.s || int32(r.seq-e.seq) > 0 {
 			return false
 		}
 		reply := r.x.canned
@@ -242,8 +258,6 @@ func (k *link) divert(b *batch, e *entry, f []byte, fate route.Fate) {
 		return true
 	})
 	l.recount()
-	l.mu.Unlock()
-	k.emit(b, e, f, 1)
 }
 
 // moveToRedo puts a command on the list of those that are sent again; the caller holds l.mu. Its reply is kept, in case
@@ -358,6 +372,9 @@ func (k *link) acknowledge(b *batch, f []byte) error {
 	}
 	if int(n) >= b.acks {
 		k.kept, l.unacked = append(k.kept, l.unacked...), l.unacked[:0]
+		if l.ex != nil {
+			l.ex.settled(l.p, k.kept)
+		}
 		l.refusals = 0
 		l.commit = 0
 		for _, s := range l.sent {

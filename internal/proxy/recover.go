@@ -51,11 +51,17 @@ func (l *lane) recover(k *link) {
 	}
 	lost = append(lost, l.sent...)
 	l.unacked, l.sent, k.cur = nil, nil, nil
+	if l.ex != nil {
+		l.ex.broke(l, k, lost)
+	}
 	if l.key.own {
 		l.st.died(lost)
 		l.pendToRedo()
 	}
 	for _, b := range lost {
+		if b.pin != nil {
+			continue
+		}
 		for i := range b.ents {
 			if answered := i < b.head; b.acks > 0 || !answered {
 				l.outcome(b, &b.ents[i], answered)
@@ -154,7 +160,7 @@ func (l *lane) pendToRedo() {
 			l.redo = append(l.redo, e)
 		}
 	}
-	l.queue, l.pend = nil, l.p.newBatch()
+	l.queue, l.pend = nil, l.newBatch()
 	slices.SortStableFunc(l.redo, bySeq)
 	l.room.Broadcast()
 }
@@ -164,6 +170,9 @@ func (l *lane) pendToRedo() {
 func (l *lane) settleRedo() []answer {
 	var out []answer
 	before := map[*session]bool{}
+	if l.ex != nil {
+		l.ex.inFront(before)
+	}
 	l.redo = slices.DeleteFunc(l.redo, func(r entry) bool {
 		gone := r.s.closed.Load()
 		if !gone && (r.n > 0 || before[r.s]) {
@@ -194,8 +203,14 @@ func deliver(out []answer) {
 // takeRedo makes a batch of what has to be sent again; the caller holds l.mu.
 func (l *lane) takeRedo() *batch {
 	b := l.p.newBatch()
-	taken := 0
+	if l.redo[0].groups(l) {
+		b = l.newBatch()
+	}
+	taken, groups := 0, b.stage != stageNone
 	for _, r := range l.redo {
+		if r.groups(l) != groups || groups && taken >= groupMax {
+			break
+		}
 		if r.flags&fence != 0 && b.wants || r.flags&commits != 0 && b.told || len(b.buf) > batchBytesMax {
 			break
 		}
@@ -225,7 +240,7 @@ func (l *lane) dropGone(b *batch) *batch {
 	if !gone {
 		return b
 	}
-	kept := l.p.newBatch()
+	kept := l.newBatch()
 	for _, e := range b.ents {
 		if e.at != 0 && e.s.closed.Load() {
 			continue
@@ -269,7 +284,7 @@ func (l *lane) stampPend() {
 // sweep answers what has been parked for too long, and returns when to look again; 0: when woken.
 func (l *lane) sweep(o *order) time.Duration {
 	l.mu.Lock()
-	if len(l.pend.ents) == 0 && len(l.queue) == 0 && len(l.redo) == 0 && len(l.unacked) == 0 {
+	if len(l.pend.ents) == 0 && len(l.queue) == 0 && len(l.redo) == 0 && len(l.unacked) == 0 && !l.doubts() {
 		l.mu.Unlock()
 		return 0
 	}
@@ -301,7 +316,7 @@ func (l *lane) sweep(o *order) time.Duration {
 			l.giveUp(e, o)
 		}
 	}
-	out := l.settleRedo()
+	out := append(l.expirePins(now, limit, o), l.settleRedo()...)
 	expired := l.expireUnacked(now, limit, o, &out)
 	l.mu.Unlock()
 	deliver(out)
@@ -314,7 +329,7 @@ func (l *lane) sweep(o *order) time.Duration {
 }
 
 func (l *lane) nextLook() time.Duration {
-	if len(l.redo) > 0 && l.up && len(l.sent) == 0 { // otherwise the reader says when it has everything
+	if (len(l.redo) > 0 || l.doubts()) && l.up && len(l.sent) == 0 { // otherwise the reader says when it has everything
 		return max(100*time.Microsecond, min(sweepInterval, time.Until(l.redoAt)))
 	}
 	return sweepInterval

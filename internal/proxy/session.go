@@ -31,6 +31,7 @@ type session struct {
 	items  []item
 	heavy  bool  // the run holds a write
 	main   bool  // the run holds a command that replicas must not answer
+	exact  bool  // the run holds only commands for a lane with exact retry
 	near   *lane // to the replica that answered last
 
 	proto  int
@@ -41,10 +42,10 @@ type session struct {
 	user   string // not the deployment's: a user of the backend
 	pass   string
 	lane   *lane
-	home   [2]*lane    // shared lanes: for writes, for reads; nil: not known yet
-	stash  []byte      // holds the start of a command while the loop reads the rest
-	driven atomic.Bool // by a goroutine
-	eof    bool        // the client sends no more
+	home   [laneKinds]*lane // shared lanes; nil: not known yet
+	stash  []byte           // holds the start of a command while the loop reads the rest
+	driven atomic.Bool      // by a goroutine
+	eof    bool             // the client sends no more
 	over   bool
 	bad    error // protocol error: the session ends with it
 	multi  bool  // between MULTI and EXEC
@@ -397,13 +398,16 @@ func (s *session) commands() (again bool, err error) {
 
 // ordinary adds the command that was just parsed to the run.
 func (s *session) ordinary(v route.Verdict, n int) bool {
-	if len(s.items) == 0 {
-		s.from = s.r - n
-	}
 	it := item{n: uint32(n)}
 	s.classed(&it, v)
 	if v.Row.Care != route.NoCare {
 		s.careful(&it, v.Row, s.parser.Args, s.buf[s.r-n:s.r])
+	}
+	if it.flags&exact != 0 != s.exact && len(s.items) > 0 && !s.flushBefore(n) {
+		return false
+	}
+	if len(s.items) == 0 {
+		s.from, s.exact = s.r-n, it.flags&exact != 0
 	}
 	s.heavy = s.heavy || it.flags&writes != 0
 	s.main = s.main || v.Row.Flags&route.Readonly == 0
@@ -415,8 +419,22 @@ func (s *session) ordinary(v route.Verdict, n int) bool {
 	return true
 }
 
+// flushBefore hands over the run in front of the command that was just parsed, which must not be part of it.
+func (s *session) flushBefore(n int) bool {
+	end := s.r
+	s.r -= n
+	if !s.flushRun() {
+		return false
+	}
+	s.r = end
+	return true
+}
+
 // classed sets what a command's class says about its way.
 func (s *session) classed(it *item, v route.Verdict) {
+	if s.p.o.Exact && v.Row.Plain(len(s.parser.Args)) && !s.lax && !s.ro {
+		it.flags |= exact
+	}
 	if v.Class == route.Read {
 		it.flags |= resendable
 		if s.p.o.ReadConsistency == ReadLinearizable && v.Row.Flags&route.Readonly != 0 && !s.ro {

@@ -64,7 +64,7 @@ func (s *session) send(raw []byte, it item) bool {
 	}
 	it.n = uint32(len(raw))
 	s.one[0] = it
-	s.main = true
+	s.main, s.exact = true, it.flags&exact != 0
 	ok := s.hand(raw, s.one[:], it.flags&writes != 0)
 	s.one[0] = item{}
 	s.main = false

@@ -18,6 +18,9 @@ func (p *Proxy) tidy() {
 			return
 		case <-tick.C:
 			p.sweep(p.tick.Add(1))
+			if p.o.Exact {
+				p.refreshMarkers()
+			}
 		}
 	}
 }

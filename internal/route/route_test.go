@@ -103,3 +103,40 @@ func TestLookingUpAllocatesNothing(t *testing.T) {
 		t.Fatalf("%v allocations", n)
 	}
 }
+
+func TestOnlyPlainCommandsGoIntoATransaction(t *testing.T) {
+	check := func(table *Table) {
+		t.Helper()
+		for line, want := range map[string]bool{
+			"incr k": true, "INCR": false, "incr k k": false, "set k v": true, "set k v px 5": true, "set k": false, "del a b c": true, "del": false, "get k": true, "lpush k v": true,
+			"blpop k 0": false, "watch k": false, "multi": false, "exec": false, "eval x 0": false, "evalsha x 0": false, "fcall f 0": false, "subscribe c": false, "publish c m": false, "save": false, "flushall": false,
+			"flushdb": false, "swapdb 0 1": false, "move k 1": false, "config set a b": false, "wait 1 0": false, "xreadgroup group g c streams s >": false, "migrate h p k 0 5": false, "restore k 0 x": false,
+			"nosuch k": false, "scan 0": false, "shutdown": false, "select 1": false, "sort k": false, "xgroup create a b c": false,
+		} {
+			a := args(line)
+			if got := table.Classify(a).Row.Plain(len(a)); got != want {
+				t.Errorf("%s: %v, want %v", line, got, want)
+			}
+		}
+	}
+	check(Builtin())
+	row := func(b []byte, name string, flags ...string) []byte {
+		b = resp.AppendInt(resp.AppendBulk(resp.AppendArray(b, 6), name), 2)
+		b = resp.AppendArray(b, len(flags))
+		for _, f := range flags {
+			b = resp.AppendSimple(b, f)
+		}
+		return resp.AppendInt(resp.AppendInt(resp.AppendInt(b, 1), 1), 1)
+	}
+	b := row(row(row(resp.AppendArray(nil, 3), "incr", "write", "denyoom"), "decr", "write", "no_multi"), "lpop", "write", "blocking")
+	table, ok := FromCommand(b)
+	if !ok {
+		t.Fatal("refused")
+	}
+	check(table)
+	for _, line := range []string{"decr k", "lpop k"} {
+		if a := args(line); table.Classify(a).Row.Plain(len(a)) {
+			t.Errorf("%s goes into a transaction although the server's flags speak against it", line)
+		}
+	}
+}

@@ -41,6 +41,8 @@ type Row struct {
 	Class Class
 	Care  Care // of the command as a whole; for Everywhere, the subcommand decides
 	verb  verb
+	words int8 // see Plain; 0: not plain
+	odd   bool // its flags keep it from being plain
 }
 
 // Resendable reports whether the command may be sent again when its reply was lost.
@@ -84,6 +86,7 @@ func Builtin() *Table {
 	t.add(builtinHarmless, Harmless, Read)
 	t.add(builtinWrites, 0, Write)
 	t.special()
+	t.markPlain()
 	return t
 }
 
@@ -136,7 +139,9 @@ func FromCommand(reply []byte) (t *Table, ok bool) {
 		ok = true
 		row := &Row{Name: name, Class: Write}
 		for _, f := range resp.Elements(fields[2], nil) {
-			switch string(resp.Text(f)) {
+			flag := string(resp.Text(f))
+			row.odd = row.odd || strings.Contains(notPlain, " "+flag+" ")
+			switch flag {
 			case "readonly":
 				row.Flags |= Readonly
 				row.Class = Read
@@ -153,5 +158,6 @@ func FromCommand(reply []byte) (t *Table, ok bool) {
 		t.rows[name] = row
 	}
 	t.special()
+	t.markPlain()
 	return t, ok
 }
