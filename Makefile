@@ -81,6 +81,10 @@ bench-switchover: build test-clients-deps ## 20 × planned switchover under load
 bench-quorum: build ## what quorum costs against async: 1, 50, 500 clients, interleaved
 	@$(E2E) -run TestWhatQuorumCosts -args -rounds $(or $(ROUNDS),7)
 
+.PHONY: bench-exact
+bench-exact: build ## what retry: exact costs against plain quorum: 1, 50, 500 clients, interleaved
+	@$(E2E) -run TestWhatExactCosts -args -rounds $(or $(ROUNDS),7)
+
 .PHONY: bench-proxy
 bench-proxy: build ## the proxy beside a direct connection, twemproxy, predixy, HAProxy (ARGS="-rounds 3", OUT=file.md)
 	@scripts/bench-proxy.sh $(if $(OUT),-out $(OUT)) $(ARGS)
@@ -88,6 +92,10 @@ bench-proxy: build ## the proxy beside a direct connection, twemproxy, predixy, 
 .PHONY: show-first-ack
 show-first-ack: build ## kill the first primary right after its first acknowledged write, 50 fresh deployments
 	@$(E2E) -run TestFirstAck -args -rounds $(or $(ROUNDS),50)
+
+.PHONY: show-exact
+show-exact: build ## retry: exact: 100 × kill -9 of the primary's server under counters: the keys are what was acknowledged
+	@$(E2E) -run TestExactThroughKills -args -rounds $(or $(ROUNDS),100)
 
 .PHONY: show-restarts
 show-restarts: build ## everything killed at once, wiped primaries, forgetful replicas, a long script
