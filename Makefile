@@ -45,8 +45,9 @@ sim: ## simulation: SEEDS=100000, or SEED=213 to replay one with its timeline
 	@$(GO) test ./internal/sim -count=1 -timeout 0 -run TestSeeds -v -args -seeds $(SEEDS) -seed $(SEED) $(if $(FROM),-from $(FROM))
 
 .PHONY: sim-planted
-sim-planted: ## every planted bug must be found by the simulator (BUG=name for one)
+sim-planted: ## every planted bug must be found by the simulator (BUG=name for one), those of exact retry by the proxy's tests
 	@$(GO) test ./internal/sim -count=1 -timeout 0 -tags planted -run TestPlanted -v -args $(if $(BUG),-bug $(BUG))
+	@$(if $(BUG),,$(GO) test ./internal/proxy -count=1 -tags planted -run TestPlanted -v)
 
 .PHONY: fuzz
 fuzz: deps ## fuzz the RESP parser, replies, and whole sessions beside a real server, FUZZTIME=60s each

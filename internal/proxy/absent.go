@@ -12,9 +12,9 @@ import (
 	"redoubt/internal/view"
 )
 
-// missing knows which replicas are missing, for the error of a write that waited for them in vain. Reports are read only while
+// truants knows which replicas are missing, for the error of a write that waited for them in vain. Reports are read only while
 // writes wait. Its methods are safe for concurrent use.
-type missing struct {
+type truants struct {
 	wake chan struct{} // writes wait; capacity one
 	text atomic.Pointer[string]
 }

@@ -27,16 +27,17 @@ func TestACommandOnTheHotPathAllocatesNothing(t *testing.T) {
 	if raced {
 		t.Skip("the race detector allocates")
 	}
-	for _, quorum := range []bool{false, true} {
-		t.Run("quorum="+strconv.FormatBool(quorum), func(t *testing.T) {
-			replicas := 0
+	for _, mode := range []string{"async", "quorum", "exact"} {
+		t.Run(mode, func(t *testing.T) {
+			replicas, quorum := 0, mode != "async"
 			if quorum {
 				replicas = 1
 			}
-			s := newShard(t, replicas, func(sp *spec, _ *Options) {
+			s := newShard(t, replicas, func(sp *spec, o *Options) {
 				if quorum {
 					sp.Durability, sp.AckReplicas = topo.Quorum, 1
 				}
+				o.Exact = mode == "exact"
 			})
 			c := s.client()
 			var request []byte

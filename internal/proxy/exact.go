@@ -5,8 +5,10 @@ package proxy
 import (
 	"bytes"
 	"errors"
+	"slices"
 	"strconv"
 
+	"redoubt/internal/invariant"
 	"redoubt/internal/resp"
 	"redoubt/internal/route"
 )
@@ -104,9 +106,12 @@ func (l *lane) doubts() bool { return l.ex != nil && (len(l.ex.pins) > 0 || l.ex
 // sealGroup ends a group with its marker; the caller holds l.mu.
 func (l *lane) sealGroup(b *batch) {
 	x := l.ex
-	if b.pin == nil {
+	if b.pin == nil || invariant.Planted("replay-with-new-number") {
 		x.number++
 		b.number = x.number
+		if b.pin != nil {
+			b.pin.number = b.number
+		}
 	}
 	b.asked = len(b.ents) + 1
 	b.buf = x.appendSet(b.buf, b.number)
@@ -212,8 +217,9 @@ func (k *link) aborted(b *batch, f []byte) error {
 			if b.fate == route.Deliver {
 				e.flags &^= exact
 			}
-			l.moveToRedo(b, e, b.why)
+			l.addRedo(b, e, b.why)
 		}
+		slices.SortStableFunc(l.redo, bySeq)
 	case b.fate != route.Deliver:
 		for ; b.head < len(b.ents); b.head++ {
 			b.ents[b.head].flags |= moved

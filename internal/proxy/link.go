@@ -130,6 +130,9 @@ func (l *lane) connect(to target, o *order) *link {
 			}
 			l.mu.Unlock()
 		}
+		if errors.Is(err, errNoGroup) && !l.p.barred.Swap(true) {
+			l.p.log.Error("retry: exact needs MULTI, EXEC, GET and SET for the proxy's user; plain writes wait and are refused until it may", "node", to.node, "err", err)
+		}
 		if to.t != nil && !l.key.own && !errors.Is(err, errNotIt) && !errors.Is(err, errNoMarker) {
 			l.p.herald.reached(to.t, false)
 		}

@@ -145,6 +145,7 @@ type Proxy struct {
 
 	order    atomic.Pointer[order]
 	evicting atomic.Bool  // a server's policy may delete the markers of exact retry
+	barred   atomic.Bool  // a server did not take transactions from the proxy, and that was said
 	lapsed   atomic.Bool  // a lane found its lease expired and waits to be woken
 	inflight atomic.Int64 // batches on their way on connections to the primary
 	table    atomic.Pointer[route.Table]
@@ -157,7 +158,7 @@ type Proxy struct {
 	tick     atomic.Uint32 // seconds, as the sweep counts them
 	prod     prod
 	loss     loss
-	absent   missing
+	absent   truants
 	lore     lore
 	stats    counters
 	batches  sync.Pool

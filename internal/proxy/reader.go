@@ -263,6 +263,12 @@ func (l *lane) overtaken(e *entry, x *extra) {
 // moveToRedo puts a command on the list of those that are sent again; the caller holds l.mu. Its reply is kept, in case
 // the command cannot be sent again after all.
 func (l *lane) moveToRedo(b *batch, e *entry, reply []byte) {
+	l.addRedo(b, e, reply)
+	slices.SortStableFunc(l.redo, bySeq)
+}
+
+// addRedo is moveToRedo without the order.
+func (l *lane) addRedo(b *batch, e *entry, reply []byte) {
 	r := *e
 	x := extra{}
 	if e.x != nil {
@@ -288,7 +294,6 @@ func (l *lane) moveToRedo(b *batch, e *entry, reply []byte) {
 	if r.op.ends() && x.txn != nil {
 		x.txn.sent = false
 	}
-	slices.SortStableFunc(l.redo, bySeq)
 }
 
 func bySeq(a, b entry) int { return int(int32(a.seq - b.seq)) }

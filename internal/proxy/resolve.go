@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"strconv"
 
+	"redoubt/internal/invariant"
 	"redoubt/internal/resp"
 )
 
@@ -61,8 +62,8 @@ func (b *batch) doubtful(now uint32) {
 func (k *link) resolve() error {
 	l, x := k.l, k.l.ex
 	l.mu.Lock()
-	ghost := ""
-	if x.ghostRun == k.runID {
+	ghost, certain := "", k.runID != ""
+	if x.ghostRun != "" && x.ghostRun == k.runID && !invariant.Planted("replay-without-kill") {
 		ghost = x.ghostID
 	}
 	l.mu.Unlock()
@@ -77,13 +78,12 @@ func (k *link) resolve() error {
 	if _, err := k.conn.Write(out); err != nil {
 		return err
 	}
-	certain := true
 	if ghost != "" {
 		f, err := k.frameNow()
 		if err != nil {
 			return err
 		}
-		certain = f[0] == ':'
+		certain = certain && f[0] == ':'
 	}
 	for _, want := range "++" {
 		if f, err := k.frameNow(); err != nil {
@@ -119,7 +119,7 @@ func (k *link) resolve() error {
 func (x *exactness) judge(l *lane, marker uint64, ok bool) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	x.ghostID = ""
+	x.ghostRun = "" // it has ended
 	ok = ok && x.sure && marker >= x.acked && marker <= x.number
 	x.sure = ok
 	if !ok && (x.acked > 0 || len(x.pins) > 0) {
@@ -127,6 +127,8 @@ func (x *exactness) judge(l *lane, marker uint64, ok bool) bool {
 	}
 	for _, p := range x.pins {
 		switch {
+		case !ok && invariant.Planted("absent-marker-not-applied"):
+			p.verdict = absent
 		case !ok:
 			p.verdict = lost
 		case p.verdict == lost:

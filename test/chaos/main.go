@@ -36,6 +36,7 @@ import (
 type options struct {
 	mode        string
 	reads       string
+	retry       string
 	persistence string
 	plan        string
 	script      []fault // what plan says
@@ -57,6 +58,7 @@ type options struct {
 func flags() options {
 	var o options
 	flag.StringVar(&o.mode, "mode", "quorum", "quorum, async, direct (Redoubt's Sentinel endpoint with the servers' own addresses), sentinel (plain Sentinel) or cluster (plain Redis Cluster)")
+	flag.StringVar(&o.retry, "retry", "none", "exact: writes in doubt are settled by a marker (quorum)")
 	flag.StringVar(&o.reads, "reads", "", "local or linearizable; empty: the seed decides (quorum)")
 	flag.StringVar(&o.persistence, "persistence", "", "aof or none; empty: the seed decides, mostly aof")
 	flag.StringVar(&o.plan, "plan", "", "a schedule instead of the seed's: KIND@AT+LASTS:TARGET,… such as cut@2s+6s:primary")

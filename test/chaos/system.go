@@ -149,7 +149,7 @@ func (m *members) config(i int) string {
 	if m.r.o.mode == "direct" {
 		addresses = "direct"
 	}
-	fmt.Fprintf(&b, "deployments:\n  - name: mymaster\n    durability: %s\n", durability)
+	fmt.Fprintf(&b, "deployments:\n  - name: mymaster\n    durability: %s\n    retry: %s\n", durability, m.r.o.retry)
 	if m.r.o.maxLoss > 0 {
 		fmt.Fprintf(&b, "    max-loss: {time: %s}\n", m.r.o.maxLoss)
 	}
