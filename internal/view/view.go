@@ -3,8 +3,8 @@
 // Package view keeps this process's copy of a shard's document: one loop of reads and one watch per process, an atomic
 // pointer for everybody else. Agents, proxies and faces read it; only controllers write documents, through the store.
 // Beside it, DecodeReports reads what agents and members report, for the faces that show it.
-// Its invariant: a snapshot never goes back in revision, and ReadStart is the start of a linearizable read that returned
-// this revision, so leases can be counted from it. Goroutines: Run's own, and one for each read under way.
+// Its invariant: a snapshot never goes back in revision, nor in ReadStart within a tenure, and ReadStart is the start of a
+// linearizable read that returned this tenure, so leases can be counted from it. Goroutines: Run's own, and one for each read under way.
 package view
 
 import (
@@ -26,7 +26,8 @@ type Snapshot struct {
 	Rev   coord.Rev
 	// ReadStart is clock.Uptime at the start of the latest linearizable read that returned this tenure (epoch, primary and
 	// run id); zero when there was none. Leases count from it. A later revision of the same tenure that is known from a
-	// push alone does not end the lease: whatever ended the tenure would have a new epoch.
+	// push alone, or from a read that began earlier, does not shorten the lease: whatever ended the tenure would have a new
+	// epoch.
 	ReadStart time.Duration
 	// Confirmed is true when a linearizable read returned this very revision, false while it is known from a push alone,
 	// which is good enough to stop writing but not to begin following.
@@ -171,14 +172,12 @@ func (v *View) offer(doc coord.Doc, readStart time.Duration) bool {
 			return false
 		}
 		next.Shard = shard
-		if old != nil && shard.Assigned.SameTenure(old.Shard.Assigned) {
-			next.Pledged = old.Pledged
-			if !read {
-				next.ReadStart = old.ReadStart
-			}
-		}
 	} else {
-		next.Shard, next.Pledged = old.Shard, old.Pledged
+		next.Shard = old.Shard
+	}
+	if !isNew || old != nil && next.Shard.Assigned.SameTenure(old.Shard.Assigned) {
+		next.Pledged = old.Pledged
+		next.ReadStart = max(next.ReadStart, old.ReadStart) // reads overtake each other; a lease that is good stays good
 	}
 	v.publish(next)
 	return isNew

@@ -22,6 +22,7 @@ import (
 type gate struct {
 	coord.Docs
 	mu    sync.Mutex
+	stuck time.Duration // of a read, on its way to the store
 	delay time.Duration // of a read's answer
 	fail  error         // of a read
 	asked []time.Time
@@ -34,12 +35,15 @@ func (g *gate) set(do func(*gate)) {
 	do(g)
 }
 
-// Get reads at once and answers after the delay: what it saw may be old by then.
+// Get reads and answers after the delay: what it saw may be old by then.
 func (g *gate) Get(ctx context.Context, key string) (coord.Doc, error) {
 	g.mu.Lock()
-	delay, fail := g.delay, g.fail
+	stuck, delay, fail := g.stuck, g.delay, g.fail
 	g.asked = append(g.asked, time.Now())
 	g.mu.Unlock()
+	if stuck > 0 {
+		<-time.After(stuck)
+	}
 	if fail != nil {
 		return coord.Doc{}, fail
 	}
@@ -244,6 +248,33 @@ func TestLeaseCountsFromTheStartOfTheRead(t *testing.T) {
 			t.Fatalf("the lease counts from %s; the latest answered read began at %s", s.ReadStart, last)
 		}
 	})
+}
+
+// A read that was stuck for long, while a controller moved, may be the first to see the revision that the new one writes.
+func TestAReadThatBeganEarlierDoesNotShortenTheLease(t *testing.T) {
+	for name, next := range map[string]topo.Assigned{"of the same tenure": serving(1, "run1"), "of another tenure": serving(2, "run1")} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := start(t, make(chan coord.Doc)) // no pushes
+				beat, long := topo.LANTiming().Beat.D(), 700*time.Millisecond
+				w.gate.set(func(g *gate) { g.stuck = long })
+				looptest.Pass(beat / 2)
+				w.gate.set(func(g *gate) { g.stuck = 0 })
+				began := w.clock.Uptime()
+				looptest.Pass(long - beat/4) // later reads were answered meanwhile
+				w.gate.set(func(g *gate) { g.fail = coord.ErrUnavailable })
+				before, doc := w.view.Load(), w.write(next)
+				looptest.Pass(beat / 4)
+				s := w.view.Load()
+				if s.Rev != doc.Rev || !s.Confirmed || before.ReadStart <= began {
+					t.Fatalf("the stuck read showed %+v; before it, %+v", s, before)
+				}
+				if kept := s.ReadStart == before.ReadStart; kept != (next.Epoch == 1) || !kept && s.ReadStart != began {
+					t.Fatalf("the lease counted from %s, and now from %s; the stuck read began at %s", before.ReadStart, s.ReadStart, began)
+				}
+			})
+		})
+	}
 }
 
 func TestOutageOfTheStoreLetsTheSnapshotAge(t *testing.T) {
