@@ -349,18 +349,14 @@ func (a *Agent) perform(ctx context.Context, in converge.Input, o converge.Order
 	if o.Do == converge.Salvage {
 		return a.salvage(ctx, in, o)
 	}
-	limit := a.patience(orderTimeout)
-	if o.Do == converge.Fence {
-		limit = fenceTimeout
-		a.tell(in, "fence", "fencing the server: "+o.Why, "rule", o.Rule)
-	}
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	ctx, cancel := context.WithTimeout(ctx, a.patience(orderTimeout))
 	defer cancel()
 	switch o.Do {
 	case converge.Promise:
 		return a.keepPromise(in, o.Epoch)
 	case converge.Fence:
-		return a.o.Node.Fence(ctx)
+		a.tell(in, "fence", "fencing the server: "+o.Why, "rule", o.Rule)
+		return a.fence(ctx, fenceTimeout)
 	case converge.Freeze:
 		return a.o.Node.Freeze(ctx)
 	case converge.Follow:
@@ -420,6 +416,14 @@ func (a *Agent) drain(ctx context.Context, in converge.Input) error {
 		}
 	}
 	a.tell(in, "fence", "fencing the server for a switchover")
+	return a.fence(ctx, max(fenceTimeout, a.patience(orderTimeout)))
+}
+
+// fence gives a fence a time of its own, however little is left of ctx, and also when the agent is being stopped: a managed
+// primary that has not carried it out by then is killed.
+func (a *Agent) fence(ctx context.Context, limit time.Duration) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
+	defer cancel()
 	return a.o.Node.Fence(ctx)
 }
 

@@ -300,6 +300,52 @@ func TestDrainWaitsForProxiesButNotLongerThanItsGrace(t *testing.T) {
 	}
 }
 
+// What a drain has waited for the proxies is not taken from its fence, which kills a primary that does not carry it out in time.
+func TestAPrimaryThatIsWellSurvivesItsSwitchoverHoweverLateTheProxiesLetGo(t *testing.T) {
+	for leave := 20 * time.Millisecond; leave < 150*time.Millisecond; leave += 9700 * time.Microsecond {
+		t.Run(leave.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, "n1", "n2")
+				s := w.start("n1")
+				w.start("n2")
+				w.promote("n1", 1)
+				w.until("n2 follows", time.Second, func() bool { return w.seats["n2"].look().LinkUp })
+				s.SetProxyConnections(3)
+				s.mu.Lock()
+				s.fenceTakes = 20 * time.Millisecond
+				s.mu.Unlock()
+				a := w.agreed()
+				a.Phase, a.Elected = topo.PhaseDraining, &topo.Elected{Node: "n2"}
+				run := s.look().RunID
+				w.order(a)
+				time.AfterFunc(leave, func() { s.SetProxyConnections(0) })
+				w.until("the primary is fenced", time.Second, func() bool { o := s.look(); return o.Frozen || o.Health == topo.HealthExited })
+				if o := s.look(); o.RunID != run || o.Health == topo.HealthExited {
+					t.Fatalf("a primary that carries out a fence within 20ms was killed: %+v", o)
+				}
+			})
+		})
+	}
+}
+
+// A fence whose time ends kills the server: that its agent is asked to stop is no reason for that.
+func TestAgentThatIsStoppedInTheMiddleOfAFenceDoesNotKillTheServer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, "n1")
+		s := w.start("n1")
+		w.promote("n1", 1)
+		s.mu.Lock()
+		s.fenceTakes = 20 * time.Millisecond
+		s.mu.Unlock()
+		w.fencing(2)
+		w.until("the fence is under way", time.Second, func() bool { return s.look().Health == topo.HealthHung })
+		s.stop()
+		if o := s.look(); !o.Frozen {
+			t.Fatalf("after the end of its agent: %+v", o)
+		}
+	})
+}
+
 func TestSettingsAreAppliedAgainAndNeverDuringAnElection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, "n1", "n2")

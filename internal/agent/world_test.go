@@ -57,10 +57,11 @@ type seat struct {
 	agent *agent.Agent
 	end   func()
 
-	mu       sync.Mutex
-	restarts []time.Time // each attempt
-	slowTail bool        // reading the tail takes all the time that it may
-	hangIn   string      // the next such verb finds that the server has just stopped answering
+	mu         sync.Mutex
+	restarts   []time.Time   // each attempt
+	slowTail   bool          // reading the tail takes all the time that it may
+	fenceTakes time.Duration // how long a fence takes
+	hangIn     string        // the next such verb finds that the server has just stopped answering
 }
 
 // Restart notes when it was tried.
@@ -88,8 +89,20 @@ func (s *seat) Configure(ctx context.Context, want redis.Settings) error {
 	return s.Fake.Configure(ctx, want)
 }
 
+// Fence takes fenceTakes, and what that means for a server that has less.
 func (s *seat) Fence(ctx context.Context) error {
 	s.begins("Fence")
+	s.mu.Lock()
+	takes := s.fenceTakes
+	s.mu.Unlock()
+	if takes > 0 {
+		s.SetHealth(topo.HealthHung)
+		time.AfterFunc(takes, func() {
+			if s.look().Health == topo.HealthHung {
+				s.SetHealth(topo.HealthUp)
+			}
+		})
+	}
 	return s.Fake.Fence(ctx)
 }
 
