@@ -316,7 +316,7 @@ func (a *Accord) word(of topo.Plea) answer {
 	now, as := a.o.Clock.Uptime(), s.Shard.Assigned
 	here := topo.PleaOf(s.Shard)
 	switch {
-	case here.Epoch != of.Epoch || here.Primary != of.Primary || here.RunID != of.RunID || as.Phase != topo.PhaseServing || string(here.Primary) != a.o.Member:
+	case here.Epoch != of.Epoch || here.Primary != of.Primary || here.RunID != of.RunID || here.Rule != of.Rule || as.Phase != topo.PhaseServing || string(here.Primary) != a.o.Member:
 		return answer{Why: "another order is known there"}
 	case a.o.Node == nil || !a.o.Node.Writable():
 		return answer{Why: "its server takes no writes"}

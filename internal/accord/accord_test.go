@@ -212,6 +212,22 @@ func TestOneWhoDoesNotPledgeEndsTheLease(t *testing.T) {
 	}
 }
 
+// TestAnOlderRuleGetsNoWord: a proxy that has not heard of a stronger rule stops when its table expires, as the change counts on.
+func TestAnOlderRuleGetsNoWord(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.store.Cut("n2", "a1")
+		w.shard.Assigned.Begin(topo.Change{Kind: topo.ChangeAck, Durability: topo.Quorum, AckReplicas: 2})
+		w.put()
+		looptest.Pass(100 * time.Millisecond)
+		w.store.Outage(true)
+		if took := w.ends("n2", "a1"); took > w.shard.Spec.Timing.Lease.D() {
+			t.Errorf("tables of the older rule were good for another %s", took)
+		}
+		w.always("the primary goes on", 3*time.Second, func() bool { return w.members["n1"].leased() && w.members["n3"].leased() })
+	})
+}
+
 // TestAnotherTenureGetsNothing: a member that knows of an election neither pledges nor takes a word of the past.
 func TestAnotherTenureGetsNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -137,7 +137,7 @@ func (h *host) askForWord(a topo.Assigned) {
 	p := h.w.host(a.Primary)
 	h.ask(p, func(answer func(func())) {
 		b := p.view.doc.Assigned
-		if !p.view.known || b.Phase != topo.PhaseServing || !b.SameTenure(a) || !p.memory.WasPrimary || p.uptime() >= p.leaseEnd() {
+		if !p.view.known || b.Phase != topo.PhaseServing || !b.SameTenure(a) || b.Rule != a.Rule || !p.memory.WasPrimary || p.uptime() >= p.leaseEnd() {
 			return
 		}
 		age := p.uptime() - p.view.leaseStart()

@@ -14,13 +14,14 @@ type Plea struct {
 	Primary NodeID   `json:"primary"`
 	RunID   string   `json:"run_id"`
 	Nodes   []NodeID `json:"nodes"` // all that the primary knows of; whoever knows others refuses
+	Rule    uint64   `json:"rule"`  // of acknowledging; who knows another one gets no word, so that its table expires (SAFETY A7)
 	Lease   Duration `json:"lease"` // what it counts on; whoever knows another one refuses
 }
 
 // PleaOf is the plea of the primary that s names. Who is about to join counts already: it may be elected as soon as it is in the
 // roster, which the primary may not hear of.
 func PleaOf(s Shard) Plea {
-	p := Plea{Epoch: s.Assigned.Epoch, Primary: s.Assigned.Primary, RunID: s.Assigned.RunID, Lease: s.Spec.Timing.Lease}
+	p := Plea{Epoch: s.Assigned.Epoch, Primary: s.Assigned.Primary, RunID: s.Assigned.RunID, Rule: s.Assigned.Rule, Lease: s.Spec.Timing.Lease}
 	for _, n := range s.Spec.Nodes {
 		p.Nodes = append(p.Nodes, n.ID)
 	}
