@@ -116,7 +116,7 @@ func (c *conn) run1(id uint64, pop bool, need int) {
 	}
 	e := s.write(id)
 	if need == 0 {
-		c.answer(e)
+		c.answer(e, true)
 		return
 	}
 	off := e.off
@@ -139,7 +139,7 @@ func (c *conn) check() {
 	for _, x := range c.waits {
 		if c.s.count(x.off) >= x.need {
 			c.p.w.checkRecorded(c.s, x.e)
-			c.answer(x.e)
+			c.answer(x.e, false)
 		} else {
 			left = append(left, x)
 		}
@@ -147,8 +147,9 @@ func (c *conn) check() {
 	c.waits = left
 }
 
-// answer carries the reply back to the proxy, which releases it to the client.
-func (c *conn) answer(e *entry) {
+// answer carries the reply back to the proxy, which releases it to the client; one that no replica stands for only under a good
+// lease of the tenure (SAFETY B3).
+func (c *conn) answer(e *entry, leased bool) {
 	w, p := c.p.w, c.p
 	gen := p.h.generation
 	w.after(w.delay(), func() {
@@ -160,7 +161,9 @@ func (c *conn) answer(e *entry) {
 				return
 			}
 			c.pending--
-			w.ack(e)
+			if !leased || p.h.uptime() < p.h.leaseEnd() && p.h.view.doc.Assigned.Epoch == c.epoch {
+				w.ack(e)
+			}
 			p.flush()
 		})
 	})
