@@ -16,7 +16,7 @@ import (
 
 // TestScenarios plays the stories in testdata: one agent, n1, in a shard of three.
 //
-//	order epoch=5 phase=serving primary=n1 run=r1 [elected=A:100] [history=1:A:0:0,5:B:90:1] [async] [pushed] [unaware]   the agreed document, with
+//	order epoch=5 phase=serving primary=n1 run=r1 [elected=A:100] [history=1:A:0:0,5:B:90:1] [async] [change=…] [pushed] [unaware]   the agreed document, with
 //	    histories as epoch:replid:start:parent; pushed: not read yet
 //	none                                                                     no document is known
 //	self [promised=5] [now=10s] [lease=11s] [insync=5] [salvaged=A:120] [pledged=5:400ms]      the agent; pledged: to
@@ -71,6 +71,8 @@ func TestScenarios(t *testing.T) {
 						out += fmt.Sprintf(" from %d", o.From)
 					case Follow, CheckSync:
 						out += " " + o.Addr
+					case Enforce:
+						out += fmt.Sprintf(" law %d with %d replicas, cut %v", o.Law, o.Acks, o.Cut)
 					case Promote:
 						out += fmt.Sprintf(" if %s %s %d", o.Expect.RunID, o.Expect.ReplID, o.Expect.Offset)
 					}
@@ -106,6 +108,18 @@ func order(a storytest.Args) *topo.Shard {
 				Epoch: topo.Epoch(storytest.Num(a.T, f[0])), ReplID: f[1], Start: storytest.Num(a.T, f[2]), Parent: topo.Epoch(storytest.Num(a.T, f[3])),
 			})
 		}
+	}
+	if v := a.Str("change", ""); v != "" { // as in internal/failover
+		f := strings.Split(v+"::", ":")
+		c := topo.Change{Kind: topo.ChangeKind(f[0]), Durability: topo.Quorum, Node: topo.Node{ID: topo.NodeID(f[1]), Addr: f[1] + ":1"}, Cut: f[2] == "cut"}
+		switch c.Kind {
+		case topo.ChangeAck:
+			c.AckReplicas = int(storytest.Num(a.T, f[1]))
+		case topo.ChangeAdd:
+			c.Via = topo.NodeID(f[2])
+			s.Spec.Nodes = s.Spec.Nodes[1:] // n1 joins
+		}
+		s.Assigned.Begin(c)
 	}
 	if v := a.Str("elected", ""); v != "" {
 		id, off, _ := strings.Cut(v, ":")

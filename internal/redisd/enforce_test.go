@@ -42,7 +42,7 @@ func TestABarrierIsHeldByReplicasThatFollow(t *testing.T) {
 	}
 	r := open(t, nil)
 	see(t, r, "an answering server", isUp)
-	if err := r.Follow(within(t, 5*time.Second), n.addr, redis.Credentials{}); err != nil {
+	if err := r.Follow(within(t, 5*time.Second), n.addr, tenure()); err != nil {
 		t.Fatal(err)
 	}
 	see(t, r, "a link", func(o redis.Observation) bool { return o.LinkUp && o.Whole })

@@ -108,6 +108,44 @@ func (w *world) begin(a topo.Assigned, spec topo.Spec, c topo.Change) {
 	a.Begin(c)
 	w.log("OPERATOR begins change %d: %s", a.Change.ID, c)
 	w.amendSpec(a, spec)
+	w.stir(c)
+}
+
+// stir brings trouble where a change is delicate: a replica is behind, or a proxy does not hear of it.
+func (w *world) stir(c topo.Change) {
+	if w.rng.IntN(2) == 0 {
+		return
+	}
+	for _, h := range w.hosts {
+		if h.id == w.store.doc.Assigned.Primary || h.id == c.Node.ID {
+			continue
+		}
+		if w.rng.IntN(2) == 0 {
+			w.holdStream(h)
+		}
+		if c.Kind == topo.ChangeAck && w.rng.IntN(3) == 0 {
+			w.cutStoreOnly(h)
+		}
+	}
+}
+
+// changed is called when a change is done: whoever relies on it too early loses something now.
+func (w *world) changed() {
+	if !w.changing || w.now >= healAt || w.rng.IntN(2) == 0 {
+		return
+	}
+	w.after(w.between(0, 300*time.Millisecond), func() {
+		p := w.host(w.store.doc.Assigned.Primary)
+		switch {
+		case w.now >= healAt:
+		case w.rng.IntN(2) == 0:
+			w.kill(p)
+		default:
+			w.log("FAULT %s is cut off after a change", p.id)
+			w.setCut(p, true, true, true, true)
+			w.after(3*time.Second, func() { w.setCut(p, true, true, true, false) })
+		}
+	})
 }
 
 func (w *world) strengthen(a topo.Assigned, spec topo.Spec, k int) {

@@ -116,6 +116,9 @@ func (s *store) swap(rev uint64, c *controller, d failover.Decision) bool {
 		s.w.quiet[d.Rule]++
 	}
 	s.w.log("%s swaps rev %d: %s -> epoch %d %s %s: %s", c.h.id, s.rev, d.Rule, a.Epoch, a.Phase, a.Primary, d.Why)
+	if d.Rule == "change-done" {
+		s.w.changed()
+	}
 	if d.Rule == "record" {
 		s.w.checkServing()
 	}
