@@ -304,7 +304,11 @@ func (a *Agent) tell(in converge.Input, kind, text string, facts ...string) {
 // up the self-fence, which has to be over before the margin is.
 func (a *Agent) patience(limit time.Duration) time.Duration {
 	s := a.o.View.Load()
-	if s == nil || !a.memory.WasPrimary {
+	if s == nil {
+		return limit
+	}
+	unheard := !a.memory.Heard && a.seen.Health != topo.HealthExited && s.Shard.Assigned.Primary == a.o.ID
+	if !a.memory.WasPrimary && !unheard {
 		return limit
 	}
 	if left := leaseEnd(s) - a.o.Clock.Uptime(); s.LeaseStart() > 0 && left > 0 {

@@ -229,6 +229,32 @@ func TestPrimaryThatHangsInAnOrderIsFencedWithinLeaseAndMargin(t *testing.T) {
 	}
 }
 
+// A member that is handed over has a new agent, which has never heard the server: the document tells that it may be writing.
+func TestPrimaryThatStopsWhileItsAgentIsReplacedIsFencedWithinLeaseAndMargin(t *testing.T) {
+	for _, health := range []topo.Health{topo.HealthStopped, topo.HealthHung, topo.HealthBusy} {
+		for _, cut := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, cut off: %v", health, cut), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					w := newWorld(t, "n1")
+					s := w.start("n1")
+					w.promote("n1", 1)
+					s.stop()
+					s.SetHealth(health)
+					w.start("n1")
+					w.always("a good lease is left to the controller", 500*time.Millisecond, func() bool { return s.look().Health == health })
+					if cut {
+						w.store.Outage(true)
+						s.outOfLease()
+						return
+					}
+					w.fencing(2)
+					w.until("it is fenced", 200*time.Millisecond, func() bool { return !s.writable() })
+				})
+			})
+		}
+	}
+}
+
 func TestServerThatHangsInItsPromotionIsFencedWithinLeaseAndMargin(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, "n1")

@@ -58,6 +58,7 @@ const FromJournal = -1
 // Memory is what an agent remembers between two looks. The zero value is an agent that has just started.
 type Memory struct {
 	RunID      string        // process that the rest is about
+	Heard      bool          // it has said what it is
 	WasPrimary bool          // it was seen as a primary
 	Widowed    bool          // the process before this one was a primary when it ended
 	SyncEpoch  topo.Epoch    // epoch whose primary's position was read
@@ -120,9 +121,9 @@ func Remember(m Memory, in Input) Memory {
 	}
 	switch s.Role {
 	case topo.RolePrimary:
-		m.WasPrimary = true
+		m.Heard, m.WasPrimary = true, true
 	case topo.RoleReplica:
-		m.WasPrimary = false
+		m.Heard, m.WasPrimary = true, false
 	}
 	if s.Health == topo.HealthExited {
 		return Memory{Widowed: m.Widowed || m.WasPrimary, LostAt: m.LostAt}
@@ -220,12 +221,19 @@ func (in *Input) named() bool {
 		(a.Phase == topo.PhaseServing || a.Phase == topo.PhaseDraining || a.Phase == topo.PhasePromoting)
 }
 
-// mayBeWritable: the server says that it is a primary, or was one when it last answered.
+// mayBeWritable: the server says that it is a primary, or was one when it last answered. To an agent that took over one which
+// has not answered since, the document tells who may still be writing: a stopped server would, once it goes on (SAFETY B1).
 func (in *Input) mayBeWritable() bool {
-	if in.Seen.Health == topo.HealthExited {
+	switch {
+	case in.Seen.Health == topo.HealthExited:
+		return false
+	case in.Seen.Role != topo.RoleUnknown || in.Memory.WasPrimary:
+		return in.Seen.Role != topo.RoleReplica
+	case in.Memory.Heard || in.Shard == nil || in.a().Primary != in.Self:
 		return false
 	}
-	return in.Seen.Role == topo.RolePrimary || in.Seen.Role == topo.RoleUnknown && in.Memory.WasPrimary
+	h := in.Seen.Health // the process is in sight, and is not about to begin
+	return h == topo.HealthStopped || h == topo.HealthHung || h == topo.HealthBusy
 }
 
 func exited(in *Input) (bool, string) {
