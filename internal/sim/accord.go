@@ -3,6 +3,7 @@
 package sim
 
 import (
+	"slices"
 	"time"
 
 	"redoubt/internal/converge"
@@ -65,12 +66,12 @@ func (h *host) ask(to *host, question func(answer func(func()))) {
 func (h *host) plead() {
 	begun, doc := h.uptime(), h.view.doc
 	plea := topo.PleaOf(doc)
-	if h.pleaded.Epoch != plea.Epoch || h.pleaded.RunID != plea.RunID {
+	if h.pleaded.Epoch != plea.Epoch || h.pleaded.RunID != plea.RunID || !slices.Equal(h.pleaded.Nodes, plea.Nodes) {
 		h.pleaded, h.pledgedBy = plea, make([]time.Duration, h.w.n)
 	}
 	by := h.pledgedBy
 	for _, o := range h.w.hosts {
-		if o == h {
+		if o == h || !slices.Contains(plea.Nodes, o.id) {
 			continue
 		}
 		h.ask(o, func(answer func(func())) {
@@ -82,7 +83,7 @@ func (h *host) plead() {
 			})
 		})
 	}
-	if h.w.n == 1 {
+	if len(plea.Nodes) == 1 {
 		h.extend(doc.Assigned, begun)
 	}
 }
@@ -91,7 +92,7 @@ func (h *host) plead() {
 func (h *host) oldestPledge(by []time.Duration) time.Duration {
 	oldest := h.uptime()
 	for i, from := range by {
-		if i != h.index && (from > 0 || !planted("some-pledges-suffice")) {
+		if i != h.index && slices.Contains(h.pleaded.Nodes, h.w.hosts[i].id) && (from > 0 || !planted("some-pledges-suffice")) {
 			oldest = min(oldest, from)
 		}
 	}

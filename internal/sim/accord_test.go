@@ -11,7 +11,7 @@ import (
 func quietWorld(t *testing.T, seed uint64) *world {
 	t.Helper()
 	w := newWorld(Options{Seed: seed, Trace: true})
-	w.loss, w.slow = 0, 0
+	w.loss, w.slow, w.faultless = 0, 0, true
 	for _, h := range w.hosts {
 		h.start()
 	}

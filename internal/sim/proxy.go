@@ -89,8 +89,9 @@ func (p *proxy) write() {
 	need := p.need()
 	if w.changing {
 		c.rename(a.Rule)
-		if w.rng.IntN(100) == 0 { // the process is stopped between its look at the lease and its write
-			w.after(w.between(0, 3*time.Second), func() { c.send(func() { c.run1(id, pop, need) }) })
+		if !w.faultless && w.now < healAt && w.rng.IntN(400) == 0 { // the process is stopped between its look at the lease and its write
+			p.h.stallUntil = max(p.h.stallUntil, w.now+w.between(0, 3*time.Second))
+			p.h.whenAwake(func() { c.send(func() { c.run1(id, pop, need) }) })
 			return
 		}
 		c.send(func() { c.run1(id, pop, need) })

@@ -120,9 +120,10 @@ type world struct {
 	open    bool    // no server lets its ACLs be changed
 	strikes int     // that turns may still bring
 
-	changing bool // see changes
-	roster   int  // nodes that the roster begins with
-	eager    int  // planted
+	changing  bool // see changes
+	faultless bool // for tests that bring their own
+	roster    int  // nodes that the roster begins with
+	eager     int  // planted
 
 	acked         []*entry
 	nextWrite     uint64

@@ -140,13 +140,12 @@ func TestDurabilityChangesUnderLoad(t *testing.T) {
 
 // bystanders are clients that do not just write: a change must not be noticed by them either.
 type bystanders struct {
-	t       *testing.T
-	c       *redis.Client
-	popped  chan error
-	txn     *redis.Conn
-	sub     *redis.PubSub
-	heard   <-chan *redis.Message
-	watched *redis.Conn
+	t      *testing.T
+	c      *redis.Client
+	popped chan error
+	txn    *redis.Conn
+	sub    *redis.PubSub
+	heard  <-chan *redis.Message
 }
 
 func bystandersOf(t *testing.T, addr string) *bystanders {
