@@ -203,3 +203,39 @@ func TestATransactionThatWasRefusedForLackOfReplicasIsSaidAgain(t *testing.T) {
 		c.want("4", "GET", "n")
 	}
 }
+
+// A write that is refused for a moment, and overtaken by one that ran, is answered together with that one: also when nobody can
+// tell in the end what became of it.
+func TestWhatWasOvertakenIsAnsweredWithAnUnknownOutcome(t *testing.T) {
+	t.Parallel()
+	for _, cut := range []bool{false, true} {
+		t.Run("cut="+strconv.FormatBool(cut), func(t *testing.T) {
+			t.Parallel()
+			s := newShard(t, 1, func(sp *spec, _ *Options) {
+				sp.Durability, sp.AckReplicas = topo.Quorum, 1
+				sp.Timing.Park = topo.Duration(2 * time.Second)
+			})
+			c := s.client()
+			c.want("OK", "SET", "a", "1")
+			s.nodes[0].do(t, "CONFIG", "SET", "min-replicas-to-write", "9")
+			s.nodes[1].signal(syscall.SIGSTOP)
+			ran := func() string {
+				return s.nodes[0].do(t, "EVAL", "return string.match(redis.call('info','commandstats'),'cmdstat_spublish:calls=(%d+)')", "0")
+			}
+			before := ran()
+			c.batch("SET a 2", "SPUBLISH nobody hears")
+			if waitFor(t, "it ran", func() bool { return ran() != before }); cut {
+				s.nodes[0].do(t, "CLIENT", "KILL", "TYPE", "normal")
+			}
+			if got := c.recv(); !strings.HasPrefix(got, "-NOREPLICAS ") {
+				t.Fatalf("the first: %q", got)
+			}
+			if got := c.recv(); !strings.HasPrefix(got, "-OUTCOMEUNKNOWN ") {
+				t.Fatalf("the second: %q", got)
+			}
+			s.nodes[1].signal(syscall.SIGCONT)
+			s.nodes[0].do(t, "CONFIG", "SET", "min-replicas-to-write", "0")
+			c.want("OK", "SET", "a", "3")
+		})
+	}
+}

@@ -184,7 +184,7 @@ func (l *lane) settleRedo() []answer {
 			bytes = nil
 		}
 		r.s.redo.Add(-1)
-		out = append(out, answer{r.s, bytes, 1})
+		out = append(out, answer{r.s, r.behind(bytes), r.answers()})
 		return true
 	})
 	l.recount()
@@ -363,6 +363,7 @@ func (l *lane) expireUnacked(now, limit uint32, o *order, out *[]answer) int {
 			if e.flags&resendable == 0 || l.p.o.ReadConsistency == ReadLinearizable {
 				reply = unknownOutcome(l.p.withAbsent(shortOfAcks(b.got, b.acks, o.parkFor())))
 				l.p.stats.unknown.Add(1)
+				reply = e.behind(reply)
 			}
 			*out = append(*out, answer{e.s, reply, e.answers()})
 		}

@@ -276,10 +276,7 @@ func (l *lane) expirePins(now, limit uint32, o *order) []answer {
 			if e.flags&muted != 0 {
 				reply = nil
 			}
-			if e.x != nil {
-				reply = append(bytes.Clone(e.x.piece), reply...)
-			}
-			out = append(out, answer{e.s, reply, e.answers()})
+			out = append(out, answer{e.s, e.behind(reply), e.answers()})
 		}
 	}
 	return out
