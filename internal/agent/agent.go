@@ -32,7 +32,7 @@ type Options struct {
 	View   *view.View
 	Beats  coord.Beats
 	Clock  clock.Clock
-	Dir    string // for the promise; survives restarts
+	Dir    string // for the promise and the number of the start; survives restarts
 	Addr   string // where the server is reached, for as long as the roster does not say so
 	Log    *slog.Logger
 	Events event.Sink
@@ -94,7 +94,7 @@ const (
 	configEvery  = time.Second
 )
 
-// New reads the promise, and the pledge that was given last, from disk.
+// New reads the promise, and the pledge that was given last, from disk, and numbers this start.
 func New(o Options) (*Agent, error) {
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("agent of %s: %w", o.ID, err)
@@ -110,7 +110,11 @@ func New(o Options) (*Agent, error) {
 	if o.Events == nil {
 		o.Events = func(event.Event) {}
 	}
-	return &Agent{o: o, promise: p, pledges: pledges, start: o.Clock.Now().UnixNano(), outbox: make(chan []byte, 1), settings: redis.Settings{MinReplicas: -1}}, nil
+	start, err := incarnation(o.Dir, o.Clock.Now())
+	if err != nil {
+		o.Log.Warn("the start of the agent was not recorded", "node", o.ID, "err", err)
+	}
+	return &Agent{o: o, promise: p, pledges: pledges, start: start, outbox: make(chan []byte, 1), settings: redis.Settings{MinReplicas: -1}}, nil
 }
 
 // Run keeps the server as ordered until ctx ends. It leaves the server as it is: whoever stops the process decides.

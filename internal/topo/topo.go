@@ -209,7 +209,7 @@ type Position struct {
 // by the absence of one alone before its age says so.
 type Sighting struct {
 	Node       NodeID   `json:"node"`
-	AgentStart int64    `json:"agent_start"` // wall clock (Unix ns) of the agent's start: its incarnation
+	AgentStart int64    `json:"agent_start"` // the agent's incarnation: grows with each of its starts, by the wall clock (Unix ns)
 	Seq        uint64   `json:"seq"`         // grows with each sighting of one incarnation
 	Epoch      Epoch    `json:"epoch"`       // epoch of the document this agent obeyed when it looked
 	Phase      Phase    `json:"phase"`
