@@ -154,10 +154,11 @@ func (n *Node) wasFrozen() bool {
 	return n.frozen
 }
 
+// setRole notes the role, as it is or as an order that is about to be sent may make it: what was read before is no look any more.
 func (n *Node) setRole(r topo.Role) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.role, n.frozen = r, false
+	n.role, n.frozen, n.readBack = r, false, readBack{}
 }
 
 func (n *Node) lastRole() topo.Role {

@@ -29,7 +29,7 @@ func (n *Node) noteReadBack(b readBack) {
 }
 
 // latest makes an observation of what the last verb read back, if that is of this moment: once, on the present connection,
-// of a process whose settings are known, and if no fence came since.
+// of a process whose settings are known, and if nothing that changes its role came since (setRole forgets it, and a fence counts).
 func (n *Node) latest() (redis.Observation, bool) {
 	now, fences := n.clk.Uptime(), n.fences.Load()
 	n.mu.Lock()

@@ -52,3 +52,22 @@ func TestAReadBackFromBeforeAFenceIsNoLook(t *testing.T) {
 		t.Fatal("a server that was fenced meanwhile counts as a primary")
 	}
 }
+
+// A promotion that has to create a backlog reads nothing back in the end: what the order before it read is no look any more.
+func TestAReadBackFromBeforeAPromotionIsNoLook(t *testing.T) {
+	t.Parallel()
+	n := open(t, nil)
+	e := electedOf(see(t, n, "an answering server", isUp))
+	if err := n.Fence(within(t, time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	n.mu.Lock()
+	n.readBack.at = n.clk.Uptime() + time.Minute // however busy this machine is
+	n.mu.Unlock()
+	if _, err := n.Promote(within(t, time.Second), e, tenure()); err != nil {
+		t.Fatal(err)
+	}
+	if o := n.Observe(within(t, time.Second)); o.Role != topo.RolePrimary || n.lastRole() != topo.RolePrimary {
+		t.Fatalf("after the promotion it is %s, frozen %v, and a fence takes it for %s", o.Role, o.Frozen, n.lastRole())
+	}
+}
