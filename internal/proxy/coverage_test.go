@@ -57,36 +57,42 @@ func coverings() []covering {
 func TestTheMarkerCoversEveryReply(t *testing.T) {
 	t.Parallel()
 	s := newShard(t, 1, nil)
-	primary, replica := s.nodes[0], s.nodes[1]
+	primary := s.nodes[0]
 	uncovered := 0
 	for _, row := range coverings() {
-		for _, bare := range []bool{true, false} {
-			if bare && !strings.HasPrefix(row.name, "BLPOP") { // each takes the second in which a replica acknowledges by itself
-				continue
+		if strings.HasPrefix(row.name, "BLPOP") { // each takes the second in which a replica acknowledges by itself
+			for range 5 { // what the primary itself sends to its replicas moves the offset, too, now and then
+				if acks := row.stopped(t, s, true); acks != "0" {
+					uncovered++
+					t.Logf("%s: a bare WAIT does not cover it (redis %s)", row.name, primary.info("redis_version"))
+					break
+				}
 			}
-			c, other := dialWire(t, primary.addr), dialWire(t, primary.addr)
-			other.do("FLUSHALL")
-			waitFor(t, "the primary knows that the replica has everything", func() bool {
-				text := primary.do(t, "INFO", "replication")
-				_, slave, _ := strings.Cut(infoField([]byte(text), "slave0"), ",offset=")
-				offset, _, _ := strings.Cut(slave, ",")
-				return offset == infoField([]byte(text), "master_repl_offset")
-			})
-			replica.signal(syscall.SIGSTOP)
-			acks := row.run(s, c, other, bare)
-			replica.signal(syscall.SIGCONT)
-			switch {
-			case bare && acks != "0":
-				uncovered++
-				t.Logf("%s: a bare WAIT does not cover it (redis %s)", row.name, primary.info("redis_version"))
-			case !bare && acks != "0":
-				t.Errorf("%s: [marker][WAIT 1] counted %s replicas, none had it", row.name, acks)
-			}
+		}
+		if acks := row.stopped(t, s, false); acks != "0" {
+			t.Errorf("%s: [marker][WAIT 1] counted %s replicas, none had it", row.name, acks)
 		}
 	}
 	if uncovered == 0 {
 		t.Error("a bare WAIT covered everything: then this test cannot see what it looks for")
 	}
+}
+
+// stopped runs the row while the replica is stopped, which has everything from before.
+func (row covering) stopped(t *testing.T, s *shard, bare bool) string {
+	t.Helper()
+	primary, replica := s.nodes[0], s.nodes[1]
+	c, other := dialWire(t, primary.addr), dialWire(t, primary.addr)
+	other.do("FLUSHALL")
+	waitFor(t, "the primary knows that the replica has everything", func() bool {
+		text := primary.do(t, "INFO", "replication")
+		_, slave, _ := strings.Cut(infoField([]byte(text), "slave0"), ",offset=")
+		offset, _, _ := strings.Cut(slave, ",")
+		return offset == infoField([]byte(text), "master_repl_offset")
+	})
+	replica.signal(syscall.SIGSTOP)
+	defer replica.signal(syscall.SIGCONT)
+	return row.run(s, c, other, bare)
 }
 
 // run returns how many replicas the WAIT counted.
