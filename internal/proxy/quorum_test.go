@@ -189,7 +189,10 @@ func TestATransactionThatWasRefusedForLackOfReplicasIsSaidAgain(t *testing.T) {
 			c.send(words...)
 		}
 		slow.send("INCR", "n")
-		waitFor(t, "the transaction is tried again", func() bool { return s.p.stats.resent.Load() > 4 })
+		waitFor(t, "the transactions are tried again", func() bool {
+			refused, err := strconv.Atoi(strings.TrimPrefix(s.nodes[0].info("errorstat_NOREPLICAS"), "count="))
+			return err == nil && refused > 10
+		})
 		s.nodes[0].do(t, "CONFIG", "SET", "min-replicas-to-write", "1")
 		for _, want := range []string{"OK", "QUEUED", "QUEUED", "*2 :2 +OK"} {
 			if got := c.recv(); got != want {
