@@ -400,8 +400,8 @@ func (k *link) makeRoom() error {
 
 // read is the reader goroutine: it gives every reply to its session until the connection ends.
 func (k *link) read() {
+	defer k.l.nudge() // last: a lane that looked before done was closed would sleep on
 	defer close(k.done)
-	defer k.l.nudge()
 	defer k.settle()
 	defer k.cutShort()
 	for {
