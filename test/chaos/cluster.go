@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -83,12 +85,19 @@ func (s *cluster) nodes(ctx context.Context, i, k int) (addrs []string, err erro
 		if err != nil {
 			return err
 		}
-		//lint:ignore SA1019 CLUSTER SHARDS also lists servers that have failed, and in no order
-		slots, err := c.ClusterSlots(ctx).Result()
-		for _, r := range slots {
-			if int64(r.Start) <= slot && slot <= int64(r.End) {
-				for _, n := range r.Nodes {
-					addrs = append(addrs, n.Addr)
+		shards, err := c.ClusterShards(ctx).Result()
+		for _, shard := range shards {
+			if !slices.ContainsFunc(shard.Slots, func(r redis.SlotRange) bool { return r.Start <= slot && slot <= r.End }) {
+				continue
+			}
+			for _, n := range shard.Nodes {
+				addr := net.JoinHostPort(n.IP, strconv.FormatInt(n.Port, 10))
+				switch {
+				case n.Health == "fail":
+				case n.Role == "master":
+					addrs = slices.Insert(addrs, 0, addr)
+				default:
+					addrs = append(addrs, addr)
 				}
 			}
 		}
