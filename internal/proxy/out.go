@@ -72,7 +72,10 @@ func (o *output) add(b []byte) bool {
 	}
 	if need := len(o.buf) + len(b); need > cap(o.buf) && need > outputKept/2 {
 		if spare, _ := o.s.p.outputs.Get().(*spareOutput); spare != nil {
-			o.own, o.buf, spare.b = o.buf[:0], append(spare.b, o.buf...), nil
+			if cap(o.buf) <= outputKept { // the client's own, and not one that it has borrowed
+				o.own = o.buf[:0]
+			}
+			o.buf, spare.b = append(spare.b, o.buf...), nil
 			o.s.p.shells.Put(spare)
 		}
 	}
@@ -120,9 +123,9 @@ func (o *output) empty() {
 		}
 		shell.b = o.buf[:0]
 		o.s.p.outputs.Put(shell)
-		o.buf = o.own
+		o.buf, o.own = o.own, nil
 	default:
-		o.buf = o.own
+		o.buf, o.own = o.own, nil
 	}
 }
 
