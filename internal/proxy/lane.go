@@ -417,7 +417,7 @@ func (l *lane) take(k *link, o *order) *batch {
 	if b.stage != stageNone || b.pin != nil {
 		b.acks = max(acks, 1)
 	}
-	if l.key.own && l.key.proto < 3 && l.st.subscribed() {
+	if !b.bare && l.key.own && l.key.proto < 3 && l.st.refuses() {
 		b.acks = 0 // the server refuses whatever writes there, and it would refuse the marker
 	}
 	if b.primary && b.wants {

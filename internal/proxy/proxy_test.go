@@ -415,3 +415,21 @@ func TestASlowSubscriberDoesNotBlockOthers(t *testing.T) {
 	waitFor(t, "slow client disconnected", func() bool { return s.p.Stats().Clients == 1 })
 	c.want("PONG", "PING")
 }
+
+// In RESP2 a reply may look like a message. It is none before the subscription is confirmed.
+func TestAReplyThatLooksLikeAMessageIsAReply(t *testing.T) {
+	t.Parallel()
+	s := newShard(t, 0, nil)
+	c := s.client()
+	c.want("3", "RPUSH", "l", "message", "x", "y")
+	c.want("OK", "WATCH", "w") // a connection of its own
+	c.send("LRANGE", "l", "0", "-1")
+	c.send("SUBSCRIBE", "ch")
+	for _, want := range []string{"*3 $7 message $1 x $1 y", "*3 $9 subscribe $2 ch :1"} {
+		if got := c.recv(); got != want {
+			t.Fatalf("%q, want %q", got, want)
+		}
+	}
+	c.want("*3 $11 unsubscribe $2 ch :0", "UNSUBSCRIBE", "ch")
+	c.want("OK", "CLIENT", "SETNAME", "ann")
+}

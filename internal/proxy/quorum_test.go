@@ -242,3 +242,38 @@ func TestWhatWasOvertakenIsAnsweredWithAnUnknownOutcome(t *testing.T) {
 		})
 	}
 }
+
+// What is pipelined behind a write does not take its acknowledgement away: in RESP2 a subscriber may not WAIT any more.
+func TestAWriteInFrontOfASubscriptionWaitsForItsReplica(t *testing.T) {
+	t.Parallel()
+	s := newShard(t, 1, func(sp *spec, _ *Options) { sp.Durability, sp.AckReplicas = topo.Quorum, 1 })
+	for _, pause := range []time.Duration{0, 1200 * time.Millisecond} { // longer than one WAIT
+		c := s.client()
+		s.nodes[1].signal(syscall.SIGSTOP)
+		for _, words := range [][]string{{"MULTI"}, {"SET", "a", "1"}, {"EXEC"}} {
+			c.send(words...)
+		}
+		if pause > 0 {
+			waitFor(t, "the transaction has run", func() bool { return s.nodes[0].do(t, "EXISTS", "a") == "1" })
+		}
+		c.send("SUBSCRIBE", "ch")
+		_ = c.c.SetReadDeadline(time.Now().Add(max(pause, 300*time.Millisecond)))
+		if f, err := c.frame(); err == nil {
+			t.Errorf("answered %q without an acknowledgement", f)
+		}
+		s.nodes[1].signal(syscall.SIGCONT)
+		_ = c.c.SetReadDeadline(time.Now().Add(2 * time.Second))
+		for _, want := range []string{"OK", "QUEUED", "*1 +OK", "*3 $9 subscribe $2 ch :1"} {
+			f, err := c.frame()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := show(f); got != want {
+				t.Fatalf("%q, want %q", got, want)
+			}
+		}
+		c.want("*3 $11 unsubscribe $2 ch :0", "UNSUBSCRIBE", "ch")
+		c.want("OK", "SET", "b", "1")
+		s.nodes[0].do(t, "DEL", "a")
+	}
+}

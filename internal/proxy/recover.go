@@ -346,6 +346,9 @@ func (l *lane) giveUp(e *entry, o *order) {
 	if e.x.txn != nil {
 		e.x.txn.broken = true
 	}
+	if e.op == opSubscribe {
+		l.st.asked--
+	}
 	e.n = 0
 }
 

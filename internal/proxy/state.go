@@ -25,7 +25,8 @@ type state struct {
 	watch    bool
 	lost     bool // watched keys may have changed unseen: EXEC must answer null
 	subs     [kinds]map[string]struct{}
-	asked    int // SUBSCRIBEs on their way
+	asked    int // SUBSCRIBEs on their way, or queued
+	told     int // SUBSCRIBEs that the server has and did not confirm
 	monitor  bool
 	tracking [][]byte // the arguments of CLIENT TRACKING ON
 	db       int      // selected inside a transaction; -1: that of the lane's key
@@ -45,12 +46,15 @@ func (st *state) clean() bool {
 	return st.txn == nil && !st.watch && !st.lost && !st.subscribed() && !st.monitor && st.tracking == nil && st.db < 0
 }
 
-func (st *state) subscribed() bool { return st.asked > 0 || st.hears() }
+func (st *state) subscribed() bool { return st.asked > 0 || st.listens() }
 
-// hears reports whether messages may come. Replies to what was sent before the first subscription come before its confirmation.
-func (st *state) hears() bool {
+// listens reports whether a subscription is confirmed: what comes may be a message.
+func (st *state) listens() bool {
 	return len(st.subs[classic])+len(st.subs[pattern])+len(st.subs[sharded]) > 0
 }
+
+// refuses reports whether a server that speaks RESP2 takes nothing but subscriptions on the connection.
+func (st *state) refuses() bool { return st.told > 0 || st.listens() }
 
 // pushed notes what a session queues, and returns the command that is really to be sent.
 func (st *state) pushed(it *item, command []byte) []byte {
@@ -90,8 +94,12 @@ func (st *state) pushed(it *item, command []byte) []byte {
 // sending notes what can no longer be taken back.
 func (st *state) sending(b *batch) {
 	for i := range b.ents {
-		if e := &b.ents[i]; e.x != nil && e.x.txn != nil && e.op.ends() {
+		e := &b.ents[i]
+		if e.x != nil && e.x.txn != nil && e.op.ends() {
 			e.x.txn.sent = true
+		}
+		if e.s != nil && e.op == opSubscribe && e.n > 0 {
+			st.told++
 		}
 	}
 }
@@ -174,6 +182,7 @@ func verdictOf(o op, ok bool, proto int) []byte {
 
 // died prepares the state for another connection. The first pass finds transactions whose end never reached the server.
 func (st *state) died(lost []*batch) {
+	st.told = 0
 	for _, b := range lost {
 		for i := b.head; i < len(b.ents); i++ {
 			if e := &b.ents[i]; e.x != nil && e.x.txn != nil && e.op.ends() && int(e.off+e.n) > b.wrote {
@@ -274,7 +283,7 @@ func (k *link) outOfBand(f []byte) bool {
 	s, st := l.own, &l.st
 	var word []byte
 	switch {
-	case f[0] == '>' || f[0] == '*' && l.key.proto < 3 && st.hears(): // a subscriber in RESP2 gets no other arrays
+	case f[0] == '>' || f[0] == '*' && l.key.proto < 3 && st.listens(): // a subscriber in RESP2 gets no other arrays
 		if e := resp.Elements(f, nil); len(e) > 0 {
 			word = resp.Text(e[0])
 		}
@@ -360,6 +369,7 @@ func (k *link) confirmed(b *batch, e *entry, f []byte) bool {
 	last := x.rest == 0
 	if last && e.op == opSubscribe && e.s != nil {
 		l.st.asked--
+		l.st.told--
 	}
 	l.mu.Unlock()
 	if f[0] != '-' {
