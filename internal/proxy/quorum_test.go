@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"redoubt/internal/resp"
 	"redoubt/internal/topo"
 )
@@ -275,5 +277,44 @@ func TestAWriteInFrontOfASubscriptionWaitsForItsReplica(t *testing.T) {
 		c.want("*3 $11 unsubscribe $2 ch :0", "UNSUBSCRIBE", "ch")
 		c.want("OK", "SET", "b", "1")
 		s.nodes[0].do(t, "DEL", "a")
+	}
+}
+
+// A write that ran pins earlier refusals in front of its reply. They go out with it, also when it is not acknowledged, or
+// its connection ends: every command is answered once.
+func TestWhatWasRefusedInFrontOfAWriteIsAnsweredWithIt(t *testing.T) {
+	const refusal, done = "-NOREPLICAS x\r\n", "+OK\r\n"
+	for _, ends := range []bool{false, true} {
+		for _, mute := range []flags{0, muted} {
+			p := bareProxy()
+			out, far := outputOf(t, p)
+			s := out.s
+			s.inflight.Store(2)
+			l, b := p.newLane(poolKey{}, 0), &batch{acks: 1, head: 1, held: []byte(refusal)}
+			l.commit = 1
+			b.buf, b.wrote = []byte("x"), 1
+			b.ents = []entry{{s: s, n: 1, x: &extra{piece: []byte(refusal), more: 1}, flags: commits | writes | mute}}
+			if mute == 0 {
+				b.held = append(b.held, done...)
+			}
+			b.ends = []int{len(b.held)}
+			l.unacked = []*batch{b}
+			if ends {
+				l.recover(&link{l: l})
+			} else {
+				var answers []answer
+				l.expireUnacked(1, 0, p.order.Load(), &answers)
+				deliver(answers)
+			}
+			if left := s.inflight.Load(); left != 0 {
+				t.Errorf("connection ends %v, muted %v: %d commands are unanswered", ends, mute != 0, left)
+			}
+			got := make([]byte, 1000)
+			n, _ := unix.Read(far, got)
+			rest, ok := strings.CutPrefix(string(got[:max(n, 0)]), refusal)
+			if !ok || strings.HasPrefix(rest, "-OUTCOMEUNKNOWN ") != (mute == 0) || strings.Count(rest, "\r\n") > 1 || mute != 0 && rest != "" {
+				t.Errorf("connection ends %v, muted %v: answered %q", ends, mute != 0, got[:max(n, 0)])
+			}
+		}
 	}
 }

@@ -444,14 +444,6 @@ func (b *batch) startOf(i int) int {
 	return b.ends[i-1]
 }
 
-// behind puts the replies of earlier commands, which go out with e's, in front of it.
-func (e *entry) behind(reply []byte) []byte {
-	if e.x == nil || e.x.more == 0 {
-		return reply
-	}
-	return append(bytes.Clone(e.x.piece), reply...)
-}
-
 // answers returns how many commands the reply to e answers.
 func (e *entry) answers() int64 {
 	if e.x == nil {

@@ -179,16 +179,27 @@ func (l *lane) settleRedo() []answer {
 			before[r.s] = true
 			return false
 		}
-		bytes := r.x.canned
-		if gone || r.flags&muted != 0 {
-			bytes = nil
-		}
 		r.s.redo.Add(-1)
-		out = append(out, answer{r.s, r.behind(bytes), r.answers()})
+		out = append(out, r.verdict(r.x.canned, !gone)...)
 		return true
 	})
 	l.recount()
 	return out
+}
+
+// verdict is the answer to a command that was decided without the server, behind those that wait for it.
+func (e *entry) verdict(reply []byte, wanted bool) (out []answer) {
+	if e.flags&muted != 0 || !wanted {
+		reply = nil
+	}
+	if e.x != nil && e.x.more > 0 {
+		piece := e.x.piece
+		if !wanted {
+			piece = nil
+		}
+		out = append(out, answer{e.s, piece, e.x.more})
+	}
+	return append(out, answer{e.s, reply, 1})
 }
 
 func deliver(out []answer) {
@@ -362,13 +373,13 @@ func (l *lane) expireUnacked(now, limit uint32, o *order, out *[]answer) int {
 			if e.s == nil || e.flags&moved != 0 {
 				continue
 			}
-			reply := b.reply(i)
 			if e.flags&resendable == 0 || l.p.o.ReadConsistency == ReadLinearizable {
-				reply = unknownOutcome(l.p.withAbsent(shortOfAcks(b.got, b.acks, o.parkFor())))
+				reply := unknownOutcome(l.p.withAbsent(shortOfAcks(b.got, b.acks, o.parkFor())))
 				l.p.stats.unknown.Add(1)
-				reply = e.behind(reply)
+				*out = append(*out, e.verdict(reply, true)...)
+				continue
 			}
-			*out = append(*out, answer{e.s, reply, e.answers()})
+			*out = append(*out, answer{e.s, b.reply(i), e.answers()})
 		}
 		l.commit--
 		n++

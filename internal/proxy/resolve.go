@@ -273,10 +273,7 @@ func (l *lane) expirePins(now, limit uint32, o *order) []answer {
 		for i := range p.ents {
 			e := &p.ents[i]
 			reply := gaveUp(e, fmt.Sprintf("the write was sent to a primary that failed before it answered, and it was held for %s, but %s", o.parkFor(), o.why))
-			if e.flags&muted != 0 {
-				reply = nil
-			}
-			out = append(out, answer{e.s, e.behind(reply), e.answers()})
+			out = append(out, e.verdict(reply, true)...)
 		}
 	}
 	return out
