@@ -78,6 +78,8 @@ type extra struct {
 	db     int
 	words  [][]byte
 	scan   scanNote
+
+	epoch topo.Epoch // WAIT: of the writes that it is about; 0: there are none
 }
 
 // item is a command that a session hands to its lane: n bytes of the chunk.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -405,4 +406,24 @@ func TestAUnixSocketGoesToTheHeir(t *testing.T) {
 		t.Error(err)
 	}
 	dial().want("v", "GET", "k")
+}
+
+// WAIT speaks for writes that went out on other connections. Taken out of its wait, it cannot be asked again.
+func TestAnInterruptedWaitVouchesForNothing(t *testing.T) {
+	s := newShard(t, 1, nil)
+	c := s.client()
+	c.want("OK", "SET", "a", "1")
+	s.nodes[1].signal(syscall.SIGSTOP)
+	defer s.nodes[1].signal(syscall.SIGCONT)
+	c.want("OK", "SET", "a", "2")
+	c.send("WAIT", "1", "0")
+	waitFor(t, "it waits", func() bool { return s.nodes[0].info("blocked_clients") == "1" })
+	heir := s.heir()
+	if left, err := leaveAll(t, s.p, giveTo(heir), 10*time.Second); left != 0 || err != nil {
+		t.Fatalf("%d clients left, %v", left, err)
+	}
+	if got := c.recv(); got != "0" {
+		t.Errorf("%s replicas are said to hold what none has", got)
+	}
+	c.want("2", "GET", "a")
 }

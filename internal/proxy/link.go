@@ -150,6 +150,7 @@ func (l *lane) connect(to target, o *order) *link {
 	l.link = k
 	if l.key.own {
 		l.prefix = l.st.restore(l, tracking)
+		l.voidWaits(k.epoch())
 	}
 	l.mu.Unlock()
 	l.backoff, l.retryAt = 0, time.Time{}

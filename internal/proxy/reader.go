@@ -160,6 +160,9 @@ func (k *link) answer(b *batch, e *entry, f []byte) {
 			fate = route.NotExecuted
 		}
 	}
+	if e.op == opWait && fate != route.Deliver {
+		f, fate = e.x.zero, route.Deliver // asked again, it would not cover what went before
+	}
 	if e.op == opEvalSHA && e.s != nil && bytes.HasPrefix(f, []byte("-NOSCRIPT")) && k.heal(b, e, f) {
 		return
 	}

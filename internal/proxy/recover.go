@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"redoubt/internal/resp"
+	"redoubt/internal/topo"
 )
 
 // answer is a reply that was decided without the server.
@@ -163,6 +164,16 @@ func (l *lane) pendToRedo() {
 	l.queue, l.pend = nil, l.newBatch()
 	slices.SortStableFunc(l.redo, bySeq)
 	l.room.Broadcast()
+}
+
+// voidWaits has a WAIT that is about writes of an earlier tenure than the connection's answer zero; the caller holds l.mu.
+func (l *lane) voidWaits(epoch topo.Epoch) {
+	for _, b := range append(slices.Clip(l.queue), l.pend) {
+		if slices.ContainsFunc(b.ents, func(e entry) bool { return e.op == opWait && e.x.epoch != 0 && e.x.epoch != epoch }) {
+			l.pendToRedo()
+			return
+		}
+	}
 }
 
 // settleRedo takes out the replies that are decided and that nothing of their session comes before; the caller holds

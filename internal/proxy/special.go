@@ -9,6 +9,7 @@ import (
 
 	"redoubt/internal/resp"
 	"redoubt/internal/route"
+	"redoubt/internal/topo"
 )
 
 // slow handles commands of sessions that are in a state of their own: not authenticated, replies off, in a transaction,
@@ -211,7 +212,7 @@ func (s *session) wait(args [][]byte, raw []byte, f flags) bool {
 		return false
 	}
 	chunk := raw
-	items := []item{{n: uint32(len(raw)), flags: f | blocks, op: opWait, x: &extra{zero: zero}}}
+	items := []item{{n: uint32(len(raw)), flags: f | blocks, op: opWait, x: &extra{zero: zero, epoch: topo.Epoch(wrote)}}}
 	if wrote != 0 {
 		chunk = append([]byte(marker), raw...)
 		items = append([]item{{n: uint32(len(marker)), flags: muted | resendable}}, items...)
