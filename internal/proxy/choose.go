@@ -17,7 +17,7 @@ func (s *session) handTo(items []item, chunk []byte) bool {
 		case err == nil:
 			return true
 		case err == errBroken:
-			return s.broken(items[0].op)
+			return s.broken(items[0])
 		case err != errParkFull || s.closed.Load():
 			return false
 		case s.inflight.Load() > 0:
@@ -26,10 +26,18 @@ func (s *session) handTo(items []item, chunk []byte) bool {
 			}
 			continue // it may fit now
 		}
+		s.p.stats.refused.Add(uint64(len(items)))
+		switch o := items[0].op; {
+		case o.ends():
+			return s.broken(items[0])
+		case o == opMulti: // nor may what follows run by itself
+			s.lane.breakTxn()
+		}
 		refusal := notSent("too many commands are waiting for a primary: " + s.p.order.Load().why)
-		for range items {
-			s.p.stats.refused.Add(1)
-			s.deliver(refusal, 0)
+		for _, it := range items {
+			if it.flags&muted == 0 {
+				s.deliver(refusal, 0)
+			}
 		}
 		s.dirty = true
 		s.poison = s.poison || s.multi

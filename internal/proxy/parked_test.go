@@ -3,8 +3,12 @@
 package proxy
 
 import (
+	"strings"
 	"syscall"
 	"testing"
+	"time"
+
+	"redoubt/internal/topo"
 )
 
 // A WAIT that was parked while its primary died says nothing about the next one, which may never have got the writes.
@@ -23,4 +27,85 @@ func TestAWaitThatOutlivesItsPrimaryVouchesForNothing(t *testing.T) {
 	}
 	c.want("OK", "SET", "b", "1")
 	c.want("1", "WAIT", "1", "3000")
+}
+
+// crowded is a shard without a primary, where no more commands can be parked.
+func crowded(t *testing.T) (s *shard, c *wire, settle func()) {
+	s = newShard(t, 0, func(_ *spec, o *Options) { o.Limits.ParkedCommands = 1 })
+	c = s.client()
+	other := s.client()
+	return s, c, func() {
+		s.phase(topo.PhaseFencing)
+		waitFor(t, "nothing is sent", func() bool { return !s.p.Stats().Sending })
+		other.send("SET", "other", "1")
+		waitFor(t, "parked", func() bool { return s.p.Stats().Parked == 1 })
+		t.Cleanup(func() { _ = other.c.Close() })
+	}
+}
+
+func TestAnExecThatFindsNoRoomEndsItsTransaction(t *testing.T) {
+	t.Parallel()
+	s, c, settle := crowded(t)
+	c.want("OK", "SET", "x", "1")
+	c.want("OK", "MULTI")
+	c.want("QUEUED", "SET", "x", "2")
+	settle()
+	if got := c.do("EXEC"); !strings.HasPrefix(got, "-EXECABORT ") {
+		t.Error(got)
+	}
+	s.serve(s.nodes[0])
+	waitFor(t, "served", func() bool { return s.p.Stats().Parked == 0 })
+	c.want("1", "GET", "x")
+}
+
+func TestATransactionWhoseMultiFoundNoRoomRunsNoPartOfIt(t *testing.T) {
+	t.Parallel()
+	s, c, settle := crowded(t)
+	settle()
+	if got := c.do("MULTI"); !strings.HasPrefix(got, "-TRYAGAIN ") {
+		t.Error(got)
+	}
+	s.serve(s.nodes[0])
+	waitFor(t, "served", func() bool { return s.p.Stats().Parked == 0 })
+	if got := c.do("SET", "x", "1"); !strings.HasPrefix(got, "-TRYAGAIN ") {
+		t.Error(got)
+	}
+	if got := c.do("EXEC"); !strings.HasPrefix(got, "-EXECABORT ") {
+		t.Error(got)
+	}
+	c.want("$-1", "GET", "x")
+}
+
+func TestACommandThatFindsNoRoomIsRefusedOnce(t *testing.T) {
+	t.Parallel()
+	s := newShard(t, 0, func(_ *spec, o *Options) { o.Limits.ParkedCommands = 1 })
+	c, quiet, other := s.client(), s.client(), s.client()
+	c.want("OK", "SET", "x", "1")
+	quiet.want("OK", "SET", "y", "1")
+	s.nodes[0].signal(syscall.SIGKILL)
+	<-s.nodes[0].gone
+	other.send("SET", "other", "1")
+	waitFor(t, "parked", func() bool { return s.p.Stats().Parked == 1 })
+	if got := c.do("WAIT", "1", "10"); !strings.HasPrefix(got, "-TRYAGAIN ") {
+		t.Fatal(got)
+	}
+	c.want("OK", "CLIENT", "SETNAME", "ann")
+	quiet.send("CLIENT", "REPLY", "OFF")
+	quiet.send("SET", "y", "2")
+	quiet.want("OK", "CLIENT", "REPLY", "ON")
+}
+
+func TestASubscriptionThatWasGivenUpIsNone(t *testing.T) {
+	t.Parallel()
+	s := newShard(t, 0, func(sp *spec, _ *Options) { sp.Timing.Park = topo.Duration(200 * time.Millisecond) })
+	c := s.client()
+	c.want("OK", "CLIENT", "SETNAME", "ann")
+	s.phase(topo.PhaseFencing)
+	waitFor(t, "nothing is sent", func() bool { return !s.p.Stats().Sending })
+	if got := c.do("SUBSCRIBE", "ch"); !strings.HasPrefix(got, "-TRYAGAIN ") {
+		t.Fatal(got)
+	}
+	s.serve(s.nodes[0])
+	c.want("ann", "CLIENT", "GETNAME")
+	waitFor(t, "its connection serves others", func() bool { return s.p.Stats().Pinned == 0 })
 }

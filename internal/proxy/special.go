@@ -35,6 +35,9 @@ func (s *session) slow(table *route.Table, args [][]byte, raw []byte) bool {
 			f, s.skip = muted, false
 		}
 	}
+	if s.multi && s.ownLane().inNoTxn() {
+		s.multi, s.poison = false, false
+	}
 	if s.multi {
 		return s.inMulti(v, args, raw, f)
 	}
@@ -349,10 +352,12 @@ func (s *session) poisoned(text string, f flags) bool {
 }
 
 // broken answers the rest of a transaction of which a part was given up.
-func (s *session) broken(o op) bool {
-	if !o.ends() {
-		s.deliver(notSent("its transaction was given up"), 0)
-		s.dirty = true
+func (s *session) broken(it item) bool {
+	if !it.op.ends() {
+		if it.flags&muted == 0 {
+			s.deliver(notSent("its transaction was given up"), 0)
+			s.dirty = true
+		}
 		return true
 	}
 	if !s.await(0) {
@@ -361,7 +366,10 @@ func (s *session) broken(o op) bool {
 	s.multi, s.poison = false, false
 	s.lane.shut()
 	s.lane = nil
-	if o == opDiscard {
+	switch {
+	case it.flags&muted != 0:
+		return true
+	case it.op == opDiscard:
 		return s.say([]byte("+OK\r\n"))
 	}
 	return s.say([]byte("-EXECABORT Transaction discarded because of previous errors.\r\n"))

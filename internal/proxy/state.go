@@ -129,6 +129,7 @@ func (k *link) transition(e *entry, f []byte, fate route.Fate) []byte {
 		if e.s != nil && e.x != nil && e.x.txn != nil {
 			e.x.txn.answered++
 			if e.op == opMulti && !ok {
+				e.x.txn.sent = true // what follows has run by itself, and is not said again
 				st.over(e.x.txn)
 			}
 		}
@@ -178,6 +179,23 @@ func verdictOf(o op, ok bool, proto int) []byte {
 		return []byte("-EXECABORT Transaction discarded because of previous errors.\r\n")
 	}
 	return resp.AppendNullArray(nil, proto)
+}
+
+// breakTxn begins a transaction that can only fail.
+func (l *lane) breakTxn() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.st.txn = &txn{db: -1, broken: true}
+}
+
+// inNoTxn reports whether the server has refused the MULTI of a session that believes to be in a transaction.
+func (l *lane) inNoTxn() bool {
+	if l == nil {
+		return true
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.st.txn == nil
 }
 
 // died prepares the state for another connection. The first pass finds transactions whose end never reached the server.

@@ -5,7 +5,9 @@ package proxy
 import (
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"redoubt/internal/topo"
 )
@@ -57,5 +59,29 @@ func TestUsersAreTheServersOwn(t *testing.T) {
 			admin.want("1", "ACL", "DELUSER", "app")
 			waitFor(t, "the deleted user's session ends", func() bool { _, err := c.try("GET", "app:a"); return err != nil })
 		})
+	}
+}
+
+// A user who may not say MULTI is in no transaction after it.
+func TestARefusedMultiBeginsNothing(t *testing.T) {
+	t.Parallel()
+	s := newShard(t, 1, func(sp *spec, _ *Options) { sp.Durability, sp.AckReplicas = topo.Quorum, 1 })
+	s.nodes[0].do(t, "ACL", "SETUSER", "app", "on", ">secret", "~*", "+@read", "+@write")
+	c := s.client()
+	c.want("OK", "AUTH", "app", "secret")
+	if got := c.do("MULTI"); !strings.HasPrefix(got, "-NOPERM") {
+		t.Fatal(got)
+	}
+	c.want("1", "INCR", "n")
+	c.want("OK", "CLIENT", "SETNAME", "ann")
+	s.nodes[1].signal(syscall.SIGSTOP)
+	c.send("INCR", "n")
+	_ = c.c.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+	if f, err := c.frame(); err == nil {
+		t.Errorf("answered %q without an acknowledgement", f)
+	}
+	s.nodes[1].signal(syscall.SIGCONT)
+	if got := c.recv(); got != "2" {
+		t.Error(got)
 	}
 }
