@@ -318,3 +318,22 @@ func TestWhatWasRefusedInFrontOfAWriteIsAnsweredWithIt(t *testing.T) {
 		}
 	}
 }
+
+// Replies of one acknowledged batch go out together, but for one that means the end of its client.
+func TestAnUnknownOutcomeBehindAReadDisconnectsItsClient(t *testing.T) {
+	p := bareProxy()
+	p.o.HangUp = true
+	out, far := outputOf(t, p)
+	out.s.inflight.Store(2)
+	const read = "$1\r\nv\r\n"
+	verdict := diedUnanswered()
+	b := &batch{acks: 1, head: 2, held: append([]byte(read), verdict...), ends: []int{len(read), len(read) + len(verdict)},
+		ents: []entry{{s: out.s, n: 1, flags: resendable}, {s: out.s, flags: commits | writes, x: &extra{canned: verdict}}}}
+	k := &link{l: p.newLane(poolKey{}, 0)}
+	k.hand(b)
+	got := make([]byte, 1000)
+	n, _ := unix.Read(far, got)
+	if string(got[:max(n, 0)]) != read || !out.s.closed.Load() {
+		t.Errorf("answered %q, disconnected %v", got[:max(n, 0)], out.s.closed.Load())
+	}
+}

@@ -429,6 +429,9 @@ func (k *link) hand(b *batch) {
 		from, count := b.startOf(i), int64(0)
 		j := i
 		for ; j < len(b.ents) && b.ents[j].s == e.s && b.ents[j].flags&moved == 0; j++ {
+			if b.ents[j].n == 0 && j > i {
+				break // decided without the server: its session may have to be disconnected instead
+			}
 			count += b.ents[j].answers()
 		}
 		k.direct(e.s, b.held[from:b.startOf(j)], count)
