@@ -58,6 +58,7 @@ func (p *Proxy) measure() {
 	}()
 	var samples []sample
 	history := ""
+	var fit []topo.NodeID
 	for p.pause(coverInterval) {
 		var covers []cover
 		if o, snap := p.order.Load(), p.o.View.Load(); o.t != nil && o.sending && snap != nil {
@@ -79,7 +80,22 @@ func (p *Proxy) measure() {
 		}
 		slices.SortFunc(covers, nearest)
 		p.covers.Store(&covers)
+		if now := p.fresh(covers); !slices.Equal(now, fit) {
+			fit = now
+			p.rouse() // a lane may wait for a replica that answers no more
+		}
 	}
+}
+
+// fresh returns the replicas that may be read from, in the order of their ids.
+func (p *Proxy) fresh(covers []cover) (nodes []topo.NodeID) {
+	for _, c := range covers {
+		if p.now()-c.until <= p.o.Staleness {
+			nodes = append(nodes, c.node)
+		}
+	}
+	slices.Sort(nodes)
+	return nodes
 }
 
 // coverOf asks one replica; nothing is returned for one that covers no time.

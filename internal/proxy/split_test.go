@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"syscall"
 	"testing"
 	"time"
 
@@ -96,5 +97,20 @@ func TestReadsPreferTheirZoneThenTheNearest(t *testing.T) {
 		if !slices.Equal(got, want) {
 			t.Errorf("zone %q reads from %v, want %v", zone, got, want)
 		}
+	}
+}
+
+func TestAReadThatAReplicaDoesNotAnswerGoesToThePrimary(t *testing.T) {
+	t.Parallel()
+	s := newShard(t, 1, func(_ *spec, o *Options) { o.SplitReads, o.Staleness = true, 400*time.Millisecond })
+	c := s.client()
+	c.want("OK", "SET", "k", "v")
+	waitFor(t, "reads reach the replica", func() bool { c.want("v", "GET", "k"); return s.nodes[1].gets(t) > 0 })
+	was := s.nodes[0].gets(t)
+	s.nodes[1].signal(syscall.SIGSTOP)
+	defer s.nodes[1].signal(syscall.SIGCONT)
+	c.want("v", "GET", "k")
+	if s.nodes[0].gets(t) == was {
+		t.Error("the replica has answered")
 	}
 }
