@@ -80,8 +80,8 @@ func (k *link) tooFast(resume func()) bool {
 
 // pauseOnLoop stops reading until the client of a long reply has taken some of it, or others have waited long enough.
 func (k *link) pauseOnLoop() bool {
-	if k.left == 0 {
-		return false // and nothing is allocated
+	if k.left == 0 || k.sock.isDown() { // nothing is allocated; and an end is not waited with
+		return false
 	}
 	lp := k.l.loop
 	if !k.tooFast(func() { lp.post(k.resume) }) {

@@ -192,3 +192,30 @@ func TestALongValueThatItsPrimaryDidNotGetAsAWholeIsNotExecuted(t *testing.T) {
 	waitFor(t, "its session ends", func() bool { return s.p.Stats().Clients == 1 && s.p.Stats().InFlight == 0 })
 	c.want("old", "GET", "huge")
 }
+
+// A connection that has to end does not wait for the client that takes a long value from it.
+func TestAClientThatTakesNothingDoesNotKeepItsConnection(t *testing.T) {
+	t.Parallel()
+	s := newShard(t, 0, func(_ *spec, o *Options) { o.Limits.Loops = 1 })
+	const size = 64 << 20
+	s.nodes[0].do(t, "SETRANGE", "long", strconv.Itoa(size-1), "x")
+	slow, other := s.client(), s.client()
+	other.want("OK", "SET", "a", "1")
+	slow.send("GET", "long")
+	waitFor(t, "the connection is not read", func() bool {
+		for _, o := range s.p.everybody() {
+			if o.out.pending() >= streamAhead {
+				return true
+			}
+		}
+		return false
+	})
+	s.p.mu.Lock()
+	for l := range s.p.lanes {
+		if k := l.current(); k != nil {
+			k.demote() // as when a replica becomes unfit
+		}
+	}
+	s.p.mu.Unlock()
+	other.want("1", "GET", "a")
+}
