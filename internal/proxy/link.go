@@ -101,6 +101,15 @@ func (k *link) cut() {
 	_ = k.conn.Close()
 }
 
+// drop closes a connection that nobody reads yet.
+func (k *link) drop() {
+	if k.sock != nil {
+		k.sock.close()
+		return
+	}
+	_ = k.conn.Close()
+}
+
 func (k *link) epoch() topo.Epoch {
 	if k.to.t == nil {
 		return 0
@@ -143,7 +152,7 @@ func (l *lane) connect(to target, o *order) *link {
 	l.mu.Lock()
 	if l.closed || to.t != nil && l.p.order.Load().t != to.t || l.key.own && (l.own == nil || l.moved) {
 		l.mu.Unlock()
-		k.cut()
+		k.drop()
 		l.delay()
 		return nil
 	}
@@ -162,7 +171,7 @@ func (l *lane) connect(to target, o *order) *link {
 		go k.read()
 	} else if !l.loop.post(k.begin) {
 		close(k.done)
-		k.sock.close()
+		k.drop()
 	}
 	return k
 }

@@ -4,6 +4,7 @@ package proxy
 
 import (
 	"bytes"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -414,6 +415,30 @@ func TestASlowSubscriberDoesNotBlockOthers(t *testing.T) {
 	}
 	waitFor(t, "slow client disconnected", func() bool { return s.p.Stats().Clients == 1 })
 	c.want("PONG", "PING")
+}
+
+// Counts the descriptors of the whole process, so it does not run beside others.
+func TestAConnectionThatCameTooLateIsClosed(t *testing.T) {
+	s := newShard(t, 0, nil)
+	s.client().want("OK", "SET", "a", "1")
+	count := func() int {
+		all, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(all)
+	}
+	l, o := s.p.newLane(poolKey{proto: 2}, 0), s.p.order.Load()
+	l.loop, l.closed = s.p.loops[0], true
+	before := count()
+	for range 50 {
+		if l.connect(target{t: o.t, node: o.t.node, addr: o.t.addr}, o) != nil {
+			t.Fatal("a lane that is closed got a connection")
+		}
+	}
+	if more := count() - before; more > 20 {
+		t.Errorf("%d descriptors are left", more)
+	}
 }
 
 // In RESP2 a reply may look like a message. It is none before the subscription is confirmed.
