@@ -369,6 +369,9 @@ func (m *member) giveClients(ctx context.Context, h *heir) error {
 		if err != nil {
 			return err
 		}
+		if len(body) > hatchFrameMax {
+			return proxy.ErrTooLarge
+		}
 		given++
 		if g.Upstream >= 0 {
 			return h.send(whatClient, jsonText(body), g.Client, g.Upstream)

@@ -90,7 +90,9 @@ func (p *Proxy) LastID() uint64 {
 
 // Adopt goes on with a client that another proxy has given away. It owns the descriptors from now on, also when it fails.
 // Run must have been called.
-func (p *Proxy) Adopt(g Given) (err error) {
+func (p *Proxy) Adopt(g Given) error { return p.adopt(g, false) }
+
+func (p *Proxy) adopt(g Given, stays bool) (err error) {
 	<-p.running
 	r := g.Record
 	defer func() {
@@ -121,6 +123,7 @@ func (p *Proxy) Adopt(g Given) (err error) {
 	c.loop = p.loops[r.ID%uint64(len(p.loops))]
 	s := newSession(p, c, r.ID, r.Readonly)
 	p.restoreSession(s, r)
+	s.huge = stays
 	p.sessions[s.id] = s
 	p.wg.Add(1) // until s.end
 	if r.Own != nil {

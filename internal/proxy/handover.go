@@ -4,6 +4,7 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 	"time"
@@ -22,6 +23,10 @@ type Given struct {
 	Client   int // descriptor
 	Upstream int // that of its own upstream connection; -1: none
 }
+
+// ErrTooLarge is what give returns for a client that the other process cannot take, as with a transaction of many megabytes:
+// it stays, and the others leave.
+var ErrTooLarge = errors.New("what is known about a client is too large to be handed over")
 
 // leaving is a hand-over that is under way.
 type leaving struct {
@@ -76,13 +81,24 @@ func (p *Proxy) sendAll(m *leaving, give func(Given) error) error {
 				}
 				continue
 			}
+			if errors.Is(failed, ErrTooLarge) {
+				failed = nil
+				p.log.Info("a client stays until its process ends", "client", g.Record.ID, "err", ErrTooLarge)
+				p.takeAgain(g, true)
+				continue
+			}
 			p.mover.CompareAndSwap(m, nil)
 		}
-		if err := p.Adopt(g); err != nil {
-			p.log.Warn("a client could neither be handed over nor kept", "client", g.Record.ID, "err", err)
-		}
+		p.takeAgain(g, false)
 	}
 	return failed
+}
+
+// takeAgain goes on with a client that was about to leave. stays: it is not asked again.
+func (p *Proxy) takeAgain(g Given, stays bool) {
+	if err := p.adopt(g, stays); err != nil {
+		p.log.Warn("a client could neither be handed over nor kept", "client", g.Record.ID, "err", err)
+	}
 }
 
 // awaitLeft asks again and again until all clients have left.
@@ -200,7 +216,7 @@ func (p *Proxy) Stay() {
 // leaveLoop lets the client go if the loop drives it and nothing of it is in flight. On the loop only.
 func (s *session) leaveLoop() {
 	m := s.p.mover.Load()
-	if m == nil || s.over || s.closed.Load() || s.eof || s.bad != nil {
+	if m == nil || s.huge || s.over || s.closed.Load() || s.eof || s.bad != nil {
 		return
 	}
 	if s.driven.Load() {
@@ -237,7 +253,7 @@ func (s *session) depart() departure {
 	p.moving.RLock()
 	defer p.moving.RUnlock()
 	m := p.mover.Load()
-	if m == nil || s.eof || s.bad != nil || s.closed.Load() || s.w-s.r > inputMax {
+	if m == nil || s.huge || s.eof || s.bad != nil || s.closed.Load() || s.w-s.r > inputMax {
 		return staysHere
 	}
 	s.out.flush()

@@ -427,3 +427,29 @@ func TestAnInterruptedWaitVouchesForNothing(t *testing.T) {
 	}
 	c.want("2", "GET", "a")
 }
+
+// One client that is too large for the other process does not end the hand-over of all.
+func TestAClientThatIsTooLargeStaysAndTheOthersLeave(t *testing.T) {
+	s := newShard(t, 0, nil)
+	large, small := s.client(), s.client()
+	large.want("OK", "MULTI")
+	large.want("QUEUED", "SET", "a", strings.Repeat("v", 500<<10))
+	small.want("OK", "SET", "b", "1")
+	heir := s.heir()
+	give, refused := giveTo(heir), 0
+	left, err := leaveAll(t, s.p, func(g Given) error {
+		if g.Record.Multi {
+			refused++
+			return fmt.Errorf("give: %w", ErrTooLarge)
+		}
+		return give(g)
+	}, time.Second)
+	if left != 1 || err != nil || refused != 1 {
+		t.Fatalf("%d clients left, %v, %d refusals", left, err, refused)
+	}
+	small.want("1", "GET", "b")
+	large.want("*1 +OK", "EXEC")
+	if n := heir.Stats().Clients; n != 1 {
+		t.Errorf("%d clients were taken over", n)
+	}
+}

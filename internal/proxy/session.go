@@ -66,6 +66,7 @@ type session struct {
 	preface HeaderPolicy // owned by the loop: a PROXY header is still to come
 	begun   bool         // a part of it is there
 	leaving bool         // owned by the loop: it is about to go on in another process, and is not read from
+	huge    bool         // what is known about it is too large to be handed over
 	name    string
 	lib     string
 	libVer  string
