@@ -42,7 +42,6 @@ const (
 	opUnsubscribe
 	opMonitor
 	opTracking
-	opSelect
 	opWait
 	opInfo // the proxy's own section follows the server's
 	opScan
