@@ -45,7 +45,7 @@ func (se *session) sentinel(ctx context.Context, args []string) {
 		se.array(2)
 		se.bulk(p.ip)
 		se.bulk(p.port)
-	case "IS-MASTER-DOWN-BY-ADDR":
+	case "IS-MASTER-DOWN-BY-ADDR", "IS-PRIMARY-DOWN-BY-ADDR":
 		se.isDown(args)
 	case "INFO-CACHE":
 		se.infoCache(args[2:])

@@ -95,44 +95,41 @@ func (se *session) messages(channel, payload string) [][]byte {
 	return out
 }
 
-// match is the servers' glob (util.c, stringmatchlen): * ? [a-c] [^a] and backslash.
+// match is the servers' glob (util.c, stringmatchlen): * ? [a-c] [^a] and backslash. Only the latest star is tried with more
+// than it has taken, so that no pattern takes longer than its length times that of s.
 func match(pattern, s string) bool {
-	for len(pattern) > 0 {
-		switch pattern[0] {
-		case '*':
-			for len(pattern) > 1 && pattern[1] == '*' {
-				pattern = pattern[1:]
-			}
-			if len(pattern) == 1 {
-				return true
-			}
-			for i := 0; i <= len(s); i++ {
-				if match(pattern[1:], s[i:]) {
-					return true
-				}
-			}
-			return false
-		case '[':
-			if s == "" {
-				return false
-			}
-			ok, rest := class(pattern[1:], s[0])
-			if !ok {
-				return false
-			}
-			pattern, s = rest, s[1:]
+	var after, tried string // the pattern behind the latest star, and what it was tried with
+	star := false
+	for {
+		switch {
+		case pattern == "" && s == "":
+			return true
+		case pattern != "" && pattern[0] == '*':
+			star, after, tried, pattern = true, pattern[1:], s, pattern[1:]
 			continue
-		case '\\':
-			if len(pattern) > 1 {
-				pattern = pattern[1:]
+		case pattern != "" && s != "":
+			if ok, rest := one(pattern, s[0]); ok {
+				pattern, s = rest, s[1:]
+				continue
 			}
 		}
-		if s == "" || pattern[0] != '?' && pattern[0] != s[0] {
+		if !star || tried == "" {
 			return false
 		}
-		pattern, s = pattern[1:], s[1:]
+		tried = tried[1:]
+		pattern, s = after, tried
 	}
-	return s == ""
+}
+
+// one matches c against the first place of a pattern, which is no star, and returns what follows it.
+func one(p string, c byte) (ok bool, rest string) {
+	switch {
+	case p[0] == '[':
+		return class(p[1:], c)
+	case p[0] == '\\' && len(p) > 1:
+		return p[1] == c, p[2:]
+	}
+	return p[0] == '?' || p[0] == c, p[1:]
 }
 
 // class matches c against the inside of brackets and returns what follows them.

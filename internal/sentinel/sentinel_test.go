@@ -353,6 +353,7 @@ func TestOtherCommandsAnswerAsASentinelDoes(t *testing.T) {
 	}{
 		{"ROLE", 6, "*2 $8 sentinel *1 $8 mymaster"},
 		{"SENTINEL IS-MASTER-DOWN-BY-ADDR 127.0.0.1 7001 0 *", 5, "*3 :0 $1 * :0"},
+		{"SENTINEL IS-PRIMARY-DOWN-BY-ADDR 127.0.0.1 7001 0 *", 5, "*3 :0 $1 * :0"},
 		{"CLIENT SETNAME me", 1, "+OK"},
 		{"CLIENT GETNAME", 2, "$2 me"},
 		{"CLIENT SETINFO LIB-NAME x", 1, "+OK"},
@@ -393,5 +394,16 @@ func TestPatternsMatchAsTheServersDo(t *testing.T) {
 		if got := match(c.pattern, c.s); got != c.want {
 			t.Errorf("match(%q, %q) = %v", c.pattern, c.s, got)
 		}
+	}
+}
+
+// A message is matched with the patterns of every subscriber, so no pattern may take long.
+func TestNoPatternTakesLong(t *testing.T) {
+	pattern, began := strings.Repeat("*?", 14)+"*[!]", time.Now()
+	if match(pattern, strings.Repeat("a", 34)) {
+		t.Error("matched")
+	}
+	if took := time.Since(began); took > time.Second {
+		t.Errorf("one pattern took %s", took)
 	}
 }
