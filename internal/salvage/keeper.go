@@ -131,6 +131,9 @@ func (k *Keeper) Keep(head topo.Salvage, read func(limit int64, w io.Writer) err
 	if err = errors.Join(err, f.Close()); err != nil || !kept {
 		return head, false, errors.Join(err, os.Remove(path))
 	}
+	if err := os.Remove(k.path(head.ID) + noted); err != nil && !errors.Is(err, fs.ErrNotExist) { // of another file of that name
+		return head, false, fmt.Errorf("keep discarded writes: %w", err)
+	}
 	if err := os.Rename(path, k.path(head.ID)); err != nil {
 		return head, false, fmt.Errorf("keep discarded writes: %w", err)
 	}

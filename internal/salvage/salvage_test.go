@@ -185,3 +185,23 @@ func TestTheKeysOfCommands(t *testing.T) {
 		}
 	}
 }
+
+func TestTheNoteOfAReplayIsNotThatOfAnotherFile(t *testing.T) {
+	dir, data := t.TempDir(), stream("SELECT 0", "SET a 1")
+	k := keeper(t, dir, 1<<20, 3)
+	kept, _, err := k.Keep(head(300, data, 1), piecewise(data))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := k.Replayed(kept.ID, topo.Replay{By: "ann", Sent: 1}); err != nil {
+		t.Fatal(err)
+	}
+	other := head(300, data, 2)
+	other.ReplID = "b" // another history, with the same end
+	if kept, _, err = k.Keep(other, piecewise(data)); err != nil || kept.Replayed != nil {
+		t.Fatalf("%+v, %v", kept, err)
+	}
+	if again := keeper(t, dir, 1<<20, 3).List(); len(again) != 1 || again[0].ReplID != "b" || again[0].Replayed != nil {
+		t.Errorf("after a start: %+v", again)
+	}
+}
