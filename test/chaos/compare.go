@@ -72,7 +72,7 @@ func compare(ctx context.Context, o options, work string) error {
 			table = append(table, fmt.Sprintf("| %s | %s | %s |", trial.kind, c.name, s))
 		}
 	}
-	fmt.Println("\n| fault | system | runs | acknowledged writes | lost | of these back or twice | keys without an order | within | reads that missed something | longest outage | failed |")
+	fmt.Println("\n| fault | system | runs | acknowledged writes | lost | of these back or twice | keys without an order | within | reads that missed something | longest outage of the other hosts | failed |")
 	fmt.Println("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
 	for _, line := range table {
 		fmt.Println(line)
@@ -95,7 +95,7 @@ func (s *sum) add(v verdict, err error) {
 	s.unordered += len(v.unordered)
 	s.missed += len(v.stale) + v.lax
 	s.span = max(s.span, v.span())
-	s.gaps = append(s.gaps, v.gap)
+	s.gaps = append(s.gaps, v.others)
 	if err != nil {
 		s.failed++
 	}

@@ -21,8 +21,8 @@ import (
 	"redoubt/test/netns"
 )
 
-// hosts are those that a fault of the network hits: the target, or all of them.
-func (r *run) hit(f fault, at int) []int {
+// several are the hosts that a fault of the network hits: the target, or all of them.
+func (r *run) several(f fault, at int) []int {
 	if f.dice%4 != 0 {
 		return []int{at}
 	}
@@ -38,7 +38,7 @@ func rough(how func(dice int) netns.Rough) deed {
 	return func(r *run, ctx context.Context, f fault, at int) (func() error, error) {
 		line := how(f.dice / 4)
 		line.Seed = uint64(r.seed)
-		hosts := r.hit(f, at)
+		hosts := r.several(f, at)
 		r.history.note("%s: hosts %v: %s", f.kind, hosts, said(line))
 		var undos []func() error
 		undo := func() error {

@@ -117,7 +117,7 @@ func (v *verdict) lists(key string, ops []op) {
 		case o.Kind == "lpop" && o.Outcome == ok && !o.Nil:
 			if first, is := popped[o.Out]; is {
 				v.again++
-				v.gone(first.End, fmt.Sprintf("%s of %s came out twice: the first pop was lost", o.Out, key))
+				v.gone(min(first.End, o.End), fmt.Sprintf("%s of %s came out twice: the first pop was lost", o.Out, key))
 			}
 			popped[o.Out] = o
 		case o.Kind == "lrange" && o.Outcome == ok && o.Final:
@@ -147,7 +147,10 @@ func (v *verdict) lists(key string, ops []op) {
 	if len(gone) > open {
 		slices.Sort(gone)
 		for _, e := range gone[open:] {
-			v.gone(pushed[e].End, key+" "+e)
+			v.lostElements = append(v.lostElements, key+" "+e)
+			if open == 0 { // else it may be another one of them that was lost
+				v.lostAt = append(v.lostAt, pushed[e].End)
+			}
 		}
 	}
 }

@@ -176,6 +176,7 @@ func (r *run) strike(ctx context.Context, f fault) {
 	all := kinds()
 	k := all[slices.IndexFunc(all, func(k kind) bool { return k.name == f.kind })]
 	r.history.note("%s at host %d (%s) for %s", f.kind, at, who, f.lasts.Round(time.Millisecond))
+	r.hit.Store(int64(at))
 	undo, err := k.do(r, ctx, f, at)
 	if err != nil {
 		r.history.note("%s at host %d: %v", f.kind, at, err)
@@ -309,7 +310,7 @@ func (r *run) part(side []int, inside func(i int) bool) (func() error, error) {
 
 // lossy loses every tenth to third packet, at one host or at all.
 func lossy(r *run, ctx context.Context, f fault, at int) (func() error, error) {
-	hosts := r.hit(f, at)
+	hosts := r.several(f, at)
 	share := fmt.Sprintf("0.%d", 10+f.dice%21)
 	r.history.note("lossy: hosts %v lose %s of what arrives", hosts, share)
 	return r.filter(hosts, []string{"INPUT", "-i", netns.Interface, "-m", "statistic", "--mode", "random", "--probability", share, "-j", "DROP"})

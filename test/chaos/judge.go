@@ -22,12 +22,14 @@ const keyTime = 10 * time.Second
 type judging struct {
 	linearReads bool   // reads are promised to be linearizable, not writes alone
 	dir         string // where pictures go; empty: nowhere
+	hit         int    // the host that one fault hit; the outage of the others is counted by itself
 }
 
 // verdict is what the histories say.
 type verdict struct {
 	ok, refused, unknown int
 	writes               int           // of the ok ones
+	others               time.Duration // the longest time without any of hosts that were not hit
 	gap, gapAt           time.Duration // the longest time without any acknowledged write, and when it began
 	keys, undecided      int
 	unordered            []string        // keys whose acknowledged operations fit no order
@@ -93,7 +95,7 @@ func (v verdict) withinDial(o options) error {
 func judge(ops []op, j judging) verdict {
 	v := verdict{}
 	keys := map[string][]op{}
-	var acked []time.Duration
+	var acked, others []time.Duration
 	last := time.Duration(0) // end of the traffic
 	for _, o := range ops {
 		keys[o.Key] = append(keys[o.Key], o)
@@ -106,6 +108,9 @@ func judge(ops []op, j judging) verdict {
 			if writes(o.Kind) {
 				v.writes++
 				acked = append(acked, o.End)
+				if o.Host != j.hit {
+					others = append(others, o.End)
+				}
 			}
 		case refused:
 			v.refused++
@@ -113,13 +118,8 @@ func judge(ops []op, j judging) verdict {
 			v.unknown++
 		}
 	}
-	acked = append(acked, last)
-	slices.Sort(acked)
-	for i := 1; i < len(acked); i++ {
-		if gap := acked[i] - acked[i-1]; gap > v.gap {
-			v.gap, v.gapAt = gap, acked[i-1]
-		}
-	}
+	v.gap, v.gapAt = longest(append(acked, last))
+	v.others, _ = longest(append(others, last))
 	for _, key := range slices.Sorted(func(yield func(string) bool) {
 		for k := range keys {
 			if !yield(k) {
@@ -140,6 +140,17 @@ func judge(ops []op, j judging) verdict {
 		}
 	}
 	return v
+}
+
+// longest is the longest time between two of these, and when it began.
+func longest(at []time.Duration) (gap, from time.Duration) {
+	slices.Sort(at)
+	for i := 1; i < len(at); i++ {
+		if at[i]-at[i-1] > gap {
+			gap, from = at[i]-at[i-1], at[i-1]
+		}
+	}
+	return gap, from
 }
 
 func writes(kind string) bool {

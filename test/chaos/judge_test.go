@@ -113,6 +113,18 @@ func TestWhatWasLostIsDated(t *testing.T) {
 	}
 }
 
+// TestTheOutageOfOthers: what a host that was cut off still writes hides nothing of what the others miss.
+func TestTheOutageOfOthers(t *testing.T) {
+	var s story
+	for i := range 10 {
+		s.add(op{Host: 1, Kind: "incr", Key: "c:1", Out: strconv.Itoa(i + 1), Start: time.Duration(100*i + 1), End: time.Duration(100*i + 2)})
+	}
+	s.add(op{Host: 2, Kind: "set", Key: "r:1", Arg: "a", Start: 1, End: 100}).add(op{Host: 2, Kind: "set", Key: "r:1", Arg: "b", Start: 810, End: 820})
+	if v := judge(s.ops, judging{hit: 1}); v.gap > 100 || v.others != 720 {
+		t.Errorf("longest times without an acknowledged write: %d of all, %d of the others; want below 100, and 720", v.gap, v.others)
+	}
+}
+
 // TestAClockThatIsSet: a program in a host reads another time, at once, and the right one again afterwards.
 func TestAClockThatIsSet(t *testing.T) {
 	if _, err := exec.LookPath("cc"); err != nil {

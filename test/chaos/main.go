@@ -212,7 +212,7 @@ func one(ctx context.Context, o options, seed int64, work string) (verdict, erro
 	err := r.play(ctx)
 	var v verdict
 	if len(r.history.ops) > 0 && ctx.Err() == nil {
-		v = judge(r.history.ops, judging{linearReads: r.reads == "linearizable", dir: r.dir})
+		v = judge(r.history.ops, judging{linearReads: r.reads == "linearizable", dir: r.dir, hit: int(r.hit.Load())})
 		v.fatal = append(v.fatal, r.troubles()...)
 		fmt.Println(v.String())
 		if o.ours() { // what the others promise is seen, not judged

@@ -29,8 +29,9 @@ type run struct {
 	history     *history
 	sys         system
 	b           *base
-	broken      atomic.Bool // a fault could not be undone
-	state       []byte      // what the system said about itself at the end
+	broken      atomic.Bool  // a fault could not be undone
+	hit         atomic.Int64 // the host of the last fault
+	state       []byte       // what the system said about itself at the end
 }
 
 func (r *run) net() *netns.Net   { return r.b.net }
