@@ -157,11 +157,8 @@ func (a *Agent) wait(ctx context.Context, changed <-chan struct{}, pause time.Du
 		case <-ctx.Done():
 			return
 		case <-changed:
+			changed = a.o.View.Next() // before the look, so that nothing is missed
 			if a.unread || a.o.View.Load().Rev != a.known {
-				return
-			}
-			changed = a.o.View.Next()
-			if a.o.View.Load().Rev != a.known {
 				return
 			}
 		case <-a.o.Node.Wake():

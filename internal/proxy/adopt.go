@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -266,3 +267,15 @@ func (p *Proxy) Scripts() [][]byte {
 
 // Learn remembers a script that another process knew.
 func (p *Proxy) Learn(script []byte) { p.lore.script(script) }
+
+// lastCommand splits what CLIENT LIST shows.
+func lastCommand(r *Record) [][]byte {
+	if r.Last == "" {
+		return nil
+	}
+	args := [][]byte{[]byte(strings.ToUpper(r.Last))}
+	if r.LastSub != "" {
+		args = append(args, []byte(r.LastSub))
+	}
+	return args
+}

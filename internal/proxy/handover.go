@@ -6,7 +6,7 @@ import (
 	"context"
 	"errors"
 	"slices"
-	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -31,6 +31,15 @@ var ErrTooLarge = errors.New("what is known about a client is too large to be ha
 // leaving is a hand-over that is under way.
 type leaving struct {
 	given chan Given
+	begun atomic.Int64 // clients that were let go of
+	ended atomic.Int64 // of these, those that have left or were taken back
+}
+
+// underWay reports whether a client is neither here nor gone; begun is what to compare with after a look at who is here.
+func (m *leaving) underWay() (begun int64, some bool) {
+	ended := m.ended.Load()
+	begun = m.begun.Load()
+	return begun, begun != ended
 }
 
 const (
@@ -59,7 +68,7 @@ func (p *Proxy) Leave(ctx context.Context, give func(Given) error) (left int, er
 		d.leave()
 	}
 	p.mover.Store(m)
-	left = p.awaitLeft(ctx)
+	left = p.awaitLeft(ctx, m)
 	// Nobody begins to give from here on; who is in the middle of it is waited for.
 	p.mover.CompareAndSwap(m, nil)
 	p.settleLoops()
@@ -74,22 +83,23 @@ func (p *Proxy) sendAll(m *leaving, give func(Given) error) error {
 	var failed error
 	for g := range m.given {
 		if failed == nil {
-			if failed = give(g); failed == nil {
-				_ = unix.Close(g.Client)
-				if g.Upstream >= 0 {
-					_ = unix.Close(g.Upstream)
-				}
-				continue
-			}
-			if errors.Is(failed, ErrTooLarge) {
-				failed = nil
-				p.log.Info("a client stays until its process ends", "client", g.Record.ID, "err", ErrTooLarge)
-				p.takeAgain(g, true)
-				continue
-			}
-			p.mover.CompareAndSwap(m, nil)
+			failed = give(g)
 		}
-		p.takeAgain(g, false)
+		switch {
+		case failed == nil:
+			_ = unix.Close(g.Client)
+			if g.Upstream >= 0 {
+				_ = unix.Close(g.Upstream)
+			}
+		case errors.Is(failed, ErrTooLarge):
+			failed = nil
+			p.log.Info("a client stays until its process ends", "client", g.Record.ID, "err", ErrTooLarge)
+			p.takeAgain(g, true)
+		default:
+			p.mover.CompareAndSwap(m, nil)
+			p.takeAgain(g, false)
+		}
+		m.ended.Add(1)
 	}
 	return failed
 }
@@ -102,12 +112,13 @@ func (p *Proxy) takeAgain(g Given, stays bool) {
 }
 
 // awaitLeft asks again and again until all clients have left.
-func (p *Proxy) awaitLeft(ctx context.Context) (left int) {
+func (p *Proxy) awaitLeft(ctx context.Context, m *leaving) (left int) {
 	began, told := time.Now(), false
 	asked := map[*session]struct{}{}
 	for n := 0; ; n++ {
+		begun, some := m.underWay()
 		here := p.everybody()
-		if len(here) == 0 || p.mover.Load() == nil {
+		if len(here) == 0 && !some && begun == m.begun.Load() || p.mover.Load() == nil {
 			return len(here)
 		}
 		p.urge(newlyAsked(asked, here))
@@ -233,6 +244,7 @@ func (s *session) leaveLoop() {
 	if g == nil {
 		return
 	}
+	m.begun.Add(1)
 	s.release(&g.Client)
 	m.given <- *g
 }
@@ -283,6 +295,7 @@ func (s *session) depart() departure {
 		return stay
 	}
 	g.Upstream = upstream
+	m.begun.Add(1)
 	released := make(chan struct{})
 	s.sock.loop.post(func() { s.release(&g.Client); close(released) })
 	<-released // loops outlive sessions
@@ -482,16 +495,4 @@ func (p *Proxy) sayMoving(ctx context.Context) {
 	for _, s := range p.listeners() {
 		s.tell(frame, seq)
 	}
-}
-
-// lastCommand splits what CLIENT LIST shows.
-func lastCommand(r *Record) [][]byte {
-	if r.Last == "" {
-		return nil
-	}
-	args := [][]byte{[]byte(strings.ToUpper(r.Last))}
-	if r.LastSub != "" {
-		args = append(args, []byte(r.LastSub))
-	}
-	return args
 }

@@ -363,12 +363,20 @@ func (l *lane) write(k *link, b *batch) bool {
 	return false
 }
 
+// first is what was queued first and not taken yet; the caller holds l.mu.
+func (l *lane) first() *batch {
+	if len(l.queue) > 0 {
+		return l.queue[0]
+	}
+	return l.pend
+}
+
 // take moves the next batch to those that are sent; nil: there is none, or it must wait.
 func (l *lane) take(k *link, o *order) *batch {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.up = true
-	acks := o.acks
+	acks, void := o.acks, false
 	if k.to.t == nil {
 		acks = 0
 	}
@@ -395,6 +403,8 @@ func (l *lane) take(k *link, o *order) *batch {
 		b = l.takeRedo()
 	case len(l.redo) > 0 && l.key.own:
 		return nil
+	case l.key.own && l.key.proto < 3 && l.st.unsure(l.first()):
+		return nil
 	case len(l.queue) > 0:
 		b, l.queue = l.queue[0], l.queue[1:]
 		l.room.Broadcast()
@@ -402,6 +412,7 @@ func (l *lane) take(k *link, o *order) *batch {
 		b = l.dropGone(l.pend)
 		l.pend = l.newBatch()
 		l.room.Broadcast()
+		void = len(b.ents) == 0
 	case l.ex != nil && l.ex.stale:
 		b = l.newBatch() // nothing but the marker, so that it does not expire
 	default:
@@ -410,6 +421,9 @@ func (l *lane) take(k *link, o *order) *batch {
 	if l.held > 0 {
 		l.recount()
 	}
+	if void {
+		return nil // all of it was of clients that have left: no reply would end the batch
+	}
 	b.primary, b.acks, b.epoch = k.to.t != nil, 0, k.epoch()
 	if b.bare || acks > 0 && (b.wants || l.commit > 0) {
 		b.acks = acks
@@ -417,7 +431,7 @@ func (l *lane) take(k *link, o *order) *batch {
 	if b.stage != stageNone || b.pin != nil {
 		b.acks = max(acks, 1)
 	}
-	if !b.bare && l.key.own && l.key.proto < 3 && l.st.refuses() {
+	if !b.bare && l.key.own && l.key.proto < 3 && l.st.listens() {
 		b.acks = 0 // the server refuses whatever writes there, and it would refuse the marker
 	}
 	if b.primary && b.wants {

@@ -3,6 +3,7 @@
 package proxy
 
 import (
+	"net"
 	"strings"
 	"syscall"
 	"testing"
@@ -27,6 +28,39 @@ func TestAWaitThatOutlivesItsPrimaryVouchesForNothing(t *testing.T) {
 	}
 	c.want("OK", "SET", "b", "1")
 	c.want("1", "WAIT", "1", "3000")
+}
+
+// A client that has closed its side and is disconnected while its commands are parked leaves nothing behind.
+func TestAClientThatIsGoneWhileItsCommandsAreParkedIsForgotten(t *testing.T) {
+	t.Parallel()
+	s := newShard(t, 0, nil)
+	c, other := s.client(), s.client()
+	id := c.do("CLIENT", "ID")
+	s.phase(topo.PhaseFencing)
+	waitFor(t, "nothing is sent", func() bool { return !s.p.Stats().Sending })
+	c.send("SET", "a", "1")
+	waitFor(t, "parked", func() bool { return s.p.Stats().Parked == 1 })
+	if err := c.c.(*net.TCPConn).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "its end is seen", func() bool {
+		for _, o := range s.p.everybody() {
+			o.sock.mu.Lock()
+			left := o.sock.hungUp
+			o.sock.mu.Unlock()
+			if left {
+				return true
+			}
+		}
+		return false
+	})
+	other.want("1", "CLIENT", "KILL", "ID", id)
+	s.serve(s.nodes[0])
+	waitFor(t, "the client is forgotten, and its command", func() bool {
+		st := s.p.Stats()
+		return st.Clients == 1 && st.InFlight == 0
+	})
+	other.want("0", "EXISTS", "a")
 }
 
 // crowded is a shard without a primary, where no more commands can be parked.

@@ -337,3 +337,32 @@ func TestAnUnknownOutcomeBehindAReadDisconnectsItsClient(t *testing.T) {
 		t.Errorf("answered %q, disconnected %v", got[:max(n, 0)], out.s.closed.Load())
 	}
 }
+
+// Whether a write behind (UN)SUBSCRIBE in the same pipeline can be followed by a marker is known when that is confirmed.
+func TestAWriteBehindASubscriptionWaitsForItsReplica(t *testing.T) {
+	t.Parallel()
+	s := newShard(t, 1, func(sp *spec, _ *Options) { sp.Durability, sp.AckReplicas = topo.Quorum, 1 })
+	for name, lines := range map[string][]string{
+		"the last one ends": {"UNSUBSCRIBE ch", "SET a 1"},
+		"all end":           {"UNSUBSCRIBE", "SET a 1"},
+		"one is refused":    {"UNSUBSCRIBE", "SUBSCRIBE", "SET a 1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := s.client()
+			c.want("*3 $9 subscribe $2 ch :1", "SUBSCRIBE", "ch")
+			s.nodes[1].signal(syscall.SIGSTOP)
+			c.batch(lines...)
+			for range lines[1:] {
+				c.recv()
+			}
+			_ = c.c.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+			if f, err := c.frame(); err == nil {
+				t.Errorf("answered %q without an acknowledgement", f)
+			}
+			s.nodes[1].signal(syscall.SIGCONT)
+			if got := c.recv(); got != "OK" {
+				t.Errorf("%q", got)
+			}
+		})
+	}
+}

@@ -265,6 +265,7 @@ func (l *lane) dropGone(b *batch) *batch {
 	kept := l.newBatch()
 	for _, e := range b.ents {
 		if e.at != 0 && e.s.closed.Load() {
+			e.s.deliver(nil, 1) // whoever drives the client may wait for its last replies
 			continue
 		}
 		from := e.off

@@ -26,7 +26,7 @@ type state struct {
 	lost     bool // watched keys may have changed unseen: EXEC must answer null
 	subs     [kinds]map[string]struct{}
 	asked    int // SUBSCRIBEs on their way, or queued
-	told     int // SUBSCRIBEs that the server has and did not confirm
+	told     int // (UN)SUBSCRIBEs that the server has and did not confirm
 	monitor  bool
 	tracking [][]byte // the arguments of CLIENT TRACKING ON
 	db       int      // selected inside a transaction; -1: that of the lane's key
@@ -53,8 +53,9 @@ func (st *state) listens() bool {
 	return len(st.subs[classic])+len(st.subs[pattern])+len(st.subs[sharded]) > 0
 }
 
-// refuses reports whether a server that speaks RESP2 takes nothing but subscriptions on the connection.
-func (st *state) refuses() bool { return st.told > 0 || st.listens() }
+// unsure reports whether nobody knows yet if a server that speaks RESP2 takes anything but subscriptions on the connection: a
+// write has to wait until that is known, because a marker that is refused vouches for nothing.
+func (st *state) unsure(b *batch) bool { return st.told > 0 && b.wants }
 
 // pushed notes what a session queues, and returns the command that is really to be sent.
 func (st *state) pushed(it *item, command []byte) []byte {
@@ -98,7 +99,7 @@ func (st *state) sending(b *batch) {
 		if e.x != nil && e.x.txn != nil && e.op.ends() {
 			e.x.txn.sent = true
 		}
-		if e.s != nil && e.op == opSubscribe && e.n > 0 {
+		if e.s != nil && (e.op == opSubscribe || e.op == opUnsubscribe) && e.n > 0 {
 			st.told++
 		}
 	}
@@ -318,7 +319,9 @@ func (k *link) outOfBand(f []byte) bool {
 		if k.awaitsConfirmation() {
 			return false
 		}
-		k.count(f)
+		l.mu.Lock()
+		l.st.count(f)
+		l.mu.Unlock()
 	case "message", "pmessage", "smessage":
 		if bytes.Contains(f, []byte("$13\r\n"+ackChannel+"\r\n$1\r\n1\r\n")) {
 			return true // a marker, seen through a pattern
@@ -343,8 +346,8 @@ func (k *link) awaitsConfirmation() bool {
 	return o == opSubscribe || o == opUnsubscribe
 }
 
-// count notes one (un)subscription.
-func (k *link) count(f []byte) {
+// count notes one (un)subscription; the caller holds the lane's mutex.
+func (st *state) count(f []byte) {
 	e := resp.Elements(f, nil)
 	if len(e) < 2 {
 		return
@@ -359,9 +362,7 @@ func (k *link) count(f []byte) {
 			kind = sharded
 		}
 	}
-	k.l.mu.Lock()
-	defer k.l.mu.Unlock()
-	subs := &k.l.st.subs[kind]
+	subs := &st.subs[kind]
 	if bytes.Contains(word, []byte("unsub")) {
 		delete(*subs, name)
 		return
@@ -385,13 +386,18 @@ func (k *link) confirmed(b *batch, e *entry, f []byte) bool {
 		x.rest = 0
 	}
 	last := x.rest == 0
-	if last && e.op == opSubscribe && e.s != nil {
-		l.st.asked--
+	if f[0] != '-' {
+		l.st.count(f)
+	}
+	if last && e.s != nil {
 		l.st.told--
+		if e.op == opSubscribe {
+			l.st.asked--
+		}
 	}
 	l.mu.Unlock()
-	if f[0] != '-' {
-		k.count(f)
+	if last {
+		l.nudge() // a write may have waited for it
 	}
 	if e.s != nil {
 		count := int64(0)

@@ -267,7 +267,8 @@ func (g *guard) fence(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return fenceDone(reps)
+	_, err = fenceDone(reps)
+	return err
 }
 
 func (g *guard) say(what string) {

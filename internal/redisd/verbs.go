@@ -37,27 +37,28 @@ func fenceOrder() [][]string {
 	}
 }
 
-// fenceDone judges the replies to fenceOrder. A server that is loading refuses REPLICAOF; it counts when it is frozen.
-func fenceDone(reps []reply) error {
+// fenceDone judges the replies to fenceOrder, and returns what the server said of itself at the end. One that is loading refuses
+// REPLICAOF; it counts when it is frozen.
+func fenceDone(reps []reply) (info, error) {
 	if err := reps[5].err(); err != nil {
-		return err
+		return nil, err
 	}
 	m := parseInfo(reps[5].text)
 	exec := reps[4]
 	switch {
 	case isCode(reps[1].err(), "LOADING") && m.frozen():
-		return nil
+		return m, nil
 	case exec.err() != nil:
 		if err := firstError(reps); err != nil {
-			return err
+			return nil, err
 		}
 	case firstError(exec.items) != nil:
-		return firstError(exec.items)
+		return nil, firstError(exec.items)
 	}
 	if !m.frozen() {
-		return fmt.Errorf("after the fence the server says that it is %s following %q", m.role(), m.following())
+		return nil, fmt.Errorf("after the fence the server says that it is %s following %q", m.role(), m.following())
 	}
-	return nil
+	return m, nil
 }
 
 // Fence makes sure that nobody writes here now: see redis.Node. It may overtake any other verb.
@@ -130,14 +131,16 @@ func (n *Node) fenceByOrder(ctx context.Context) error {
 			break
 		}
 	}
-	if err == nil {
-		err = fenceDone(reps)
+	if err != nil {
+		return err
 	}
-	if err == nil {
-		n.setRole(topo.RoleReplica)
-		n.noteReadBack(readBack{parseInfo(reps[5].text), at, c, seq})
+	m, err := fenceDone(reps)
+	if err != nil {
+		return err
 	}
-	return err
+	n.setRole(topo.RoleReplica)
+	n.noteReadBack(readBack{m, at, c, seq})
+	return nil
 }
 
 // replication reads INFO replication and, with it, the role that a fence may rely on.

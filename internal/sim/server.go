@@ -134,17 +134,7 @@ func (s *server) closeLinks() {
 		s.link.close()
 		s.link = nil
 	}
-	for _, l := range s.replicas {
-		l.close()
-		if r := l.from; r.link == l {
-			r.link = nil
-			if r.alive && r.following == s {
-				r.whole = true
-				r.connect()
-			}
-		}
-	}
-	s.replicas = nil
+	s.dropSubs()
 }
 
 func (l *link) close() { l.open = false }

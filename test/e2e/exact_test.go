@@ -268,22 +268,5 @@ func TestWhatExactCosts(t *testing.T) {
 	}
 	exact, plain := exactUp(t), up(t, "--durability", "quorum")
 	plain.waitHealthy(60 * time.Second)
-	scale := 1
-	if *rounds > 0 {
-		scale = 20
-	}
-	for _, c := range []struct{ clients, requests int }{{1, 1000}, {50, 5000}, {500, 10000}} {
-		var ratio, added, rates, others []float64
-		for range roundsOr(1) {
-			p := plain.benchSet(c.clients, c.requests*scale)
-			x := exact.benchSet(c.clients, c.requests*scale)
-			ratio, added = append(ratio, x.rate/p.rate), append(added, (x.p50-p.p50)*1000)
-			rates, others = append(rates, x.rate), append(others, p.rate)
-		}
-		r := middle(ratio)
-		t.Logf("%3d clients: exact %.0f, quorum %.0f requests/s: %.2f of plain quorum; %+.0f µs at the median", c.clients, middle(rates), middle(others), r, middle(added))
-		if r <= 0.2 {
-			t.Errorf("exact has %.3f of the throughput of plain quorum: something waits", r)
-		}
-	}
+	costs(t, "exact", exact, "plain quorum", plain, 0.2)
 }

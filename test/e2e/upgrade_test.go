@@ -272,20 +272,25 @@ func TestUpgrade(t *testing.T) {
 			upgradeOne(t, d, m, i, crowds)
 		}
 		stopNews()
-		for _, c := range crowds {
-			c.check(pub)
-			for _, w := range c.writers {
-				w.finish()
-				n, _, err := w.state()
-				if err != nil {
-					t.Errorf("%s writer %s: %v", w.kind, w.key, err)
-				}
-				verify(t, pub, w.key, n)
-			}
-		}
+		settle(t, pub, crowds)
 	}
 	if now := d.waitHealthy(20 * time.Second); now.epoch() != epoch {
 		t.Errorf("epoch %d, was %d: an upgrade must not fail over", now.epoch(), epoch)
+	}
+}
+
+// settle ends the crowds, and checks that each client got all that it was owed.
+func settle(t *testing.T, pub redis.Conn, crowds []*crowd) {
+	for _, c := range crowds {
+		c.check(pub)
+		for _, w := range c.writers {
+			w.finish()
+			n, _, err := w.state()
+			if err != nil {
+				t.Errorf("%s writer %s: %v", w.kind, w.key, err)
+			}
+			verify(t, pub, w.key, n)
+		}
 	}
 }
 

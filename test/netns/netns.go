@@ -131,7 +131,7 @@ func (n *Net) Heal(i int) error {
 	return run("ip", "netns", "exec", n.Name(i), "iptables", "-w", "5", "-F")
 }
 
-// PIDs are the processes in host i.
+// PIDs are the processes in host i, without this one: the kernel says that it is where its main thread is, which may be dialling.
 func (n *Net) PIDs(i int) []int { return pids(n.Name(i)) }
 
 func pids(ns string) []int {
@@ -141,7 +141,7 @@ func pids(ns string) []int {
 	}
 	var all []int
 	for _, f := range strings.Fields(string(out)) {
-		if pid, err := strconv.Atoi(f); err == nil {
+		if pid, err := strconv.Atoi(f); err == nil && pid != os.Getpid() {
 			all = append(all, pid)
 		}
 	}

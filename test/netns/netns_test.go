@@ -24,6 +24,22 @@ func needRoot(t *testing.T) {
 	}
 }
 
+// hosts makes hosts for a test, which is skipped where there can be none.
+func hosts(t *testing.T, count int) *Net {
+	t.Helper()
+	needRoot(t)
+	n, err := Up(count, false)
+	if err != nil {
+		t.Skipf("no network namespaces here: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := n.Down(); err != nil {
+			t.Error(err)
+		}
+	})
+	return n
+}
+
 // listen starts a listener inside a host, and waits until it listens.
 func listen(t *testing.T, n *Net, i int) {
 	t.Helper()
@@ -47,16 +63,7 @@ func listen(t *testing.T, n *Net, i int) {
 
 // TestCutsAreWhatTheySay: hosts see each other, do not when one is isolated, and do again.
 func TestCutsAreWhatTheySay(t *testing.T) {
-	needRoot(t)
-	n, err := Up(2, false)
-	if err != nil {
-		t.Skipf("no network namespaces here: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := n.Down(); err != nil {
-			t.Error(err)
-		}
-	})
+	n := hosts(t, 2)
 	listen(t, n, 2)
 	reach := func(from int) error {
 		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
@@ -89,16 +96,7 @@ func TestCutsAreWhatTheySay(t *testing.T) {
 
 // TestADialComesBack: the thread that dialled is where it was, also after a dial that failed.
 func TestADialComesBack(t *testing.T) {
-	needRoot(t)
-	n, err := Up(1, false)
-	if err != nil {
-		t.Skipf("no network namespaces here: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := n.Down(); err != nil {
-			t.Error(err)
-		}
-	})
+	n := hosts(t, 1)
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	here := func() string {
@@ -128,6 +126,47 @@ func TestADialComesBack(t *testing.T) {
 	}
 }
 
+// TestDownSparesItsOwnProcess: the main thread is in a host, as during a dial that lasts, and then the process is seen there.
+func TestDownSparesItsOwnProcess(t *testing.T) {
+	needRoot(t)
+	cmd := exec.Command("/proc/self/exe", "-test.run=^$")
+	cmd.Env = append(os.Environ(), inside+"=1")
+	out, err := cmd.CombinedOutput()
+	if strings.Contains(string(out), "skip") {
+		t.Skipf("no network namespaces here: %s", out)
+	}
+	if err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
+const inside = "REDOUBT_TEST_INSIDE"
+
+func init() {
+	if os.Getenv(inside) != "" {
+		runtime.LockOSThread() // main runs on the main thread, after which the kernel calls the whole process
+	}
+}
+
+func TestMain(m *testing.M) {
+	if os.Getenv(inside) == "" {
+		os.Exit(m.Run())
+	}
+	n, err := Up(1, false)
+	if err != nil {
+		fmt.Println("skip:", err)
+		return
+	}
+	if _, err := enter(n.Name(1)); err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	if err := n.Down(); err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+}
+
 // TestSweepTakesWhatADeadProcessLeft, with what runs in it, and nothing of the living.
 func TestSweepTakesWhatADeadProcessLeft(t *testing.T) {
 	needRoot(t)
@@ -143,8 +182,8 @@ func TestSweepTakesWhatADeadProcessLeft(t *testing.T) {
 		}
 		t.Cleanup(func() { _ = exec.Command("ip", "netns", "del", ns).Run() })
 	}
-	inside := exec.Command("ip", "netns", "exec", left, "sleep", "60")
-	if err := inside.Start(); err != nil {
+	within := exec.Command("ip", "netns", "exec", left, "sleep", "60")
+	if err := within.Start(); err != nil {
 		t.Fatal(err)
 	}
 	for end := time.Now().Add(5 * time.Second); len(pids(left)) == 0; {
@@ -161,7 +200,7 @@ func TestSweepTakesWhatADeadProcessLeft(t *testing.T) {
 	if gone(mine) {
 		t.Error("the namespace of a living process was removed")
 	}
-	if err := inside.Wait(); err == nil {
+	if err := within.Wait(); err == nil {
 		t.Error("what ran inside ended by itself")
 	}
 }

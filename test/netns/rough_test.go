@@ -14,16 +14,7 @@ import (
 
 // TestARoughLine delays, loses, doubles and turns round frames, of every size, and is smooth again afterwards.
 func TestARoughLine(t *testing.T) {
-	needRoot(t)
-	n, err := Up(2, false)
-	if err != nil {
-		t.Skipf("no network namespaces here: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := n.Down(); err != nil {
-			t.Error(err)
-		}
-	})
+	n := hosts(t, 2)
 	listen(t, n, 2)
 	// carry writes a long value from host 1 to host 2 and reads it; the time is that of the connection alone.
 	carry := func(within time.Duration) (time.Duration, error) {
