@@ -57,6 +57,7 @@ type Agent struct {
 	aware     bool           // a read has returned a document
 	settings  redis.Settings
 	checkedAt time.Duration // uptime of the latest Configure
+	synced    string        // run id of the server that was told to sync every write
 	impaired  impairment
 
 	refused   string
@@ -366,10 +367,16 @@ func (a *Agent) perform(ctx context.Context, in converge.Input, o converge.Order
 		return a.o.Node.Freeze(ctx)
 	case converge.Follow:
 		a.memory.FollowedAt = in.Now
+		if err := a.syncs(ctx, in); err != nil {
+			return err
+		}
 		a.o.Log.Info("following", "node", a.o.ID, "addr", o.Addr, "epoch", o.Epoch, "why", o.Why)
 		return a.o.Node.Follow(ctx, o.Addr, credentials(in))
 	case converge.Promote:
 		cred := credentials(in)
+		if err := a.syncs(ctx, in); err != nil {
+			return err
+		}
 		pos, err := a.o.Node.Promote(ctx, o.Expect, cred)
 		a.memory.WasPrimary = !errors.Is(err, redis.ErrRefused) && !errors.Is(err, redis.ErrBehind)
 		if err == nil {
@@ -437,10 +444,7 @@ func (a *Agent) configure(ctx context.Context, in converge.Input) {
 	if in.Shard == nil || in.Seen.Health != topo.HealthUp {
 		return
 	}
-	want := redis.Settings{}
-	if k := in.Shard.Agreed(); k > 0 {
-		want = redis.Settings{MinReplicas: k, MinReplicasMaxLag: 1}
-	}
+	want := demands(in)
 	want.Admit = admits(in)
 	if want == a.settings && in.Now-a.checkedAt < configEvery {
 		return
@@ -456,4 +460,16 @@ func (a *Agent) configure(ctx context.Context, in converge.Input) {
 		return
 	}
 	a.settings = want
+	if want.Disk {
+		a.synced = in.Seen.RunID
+	}
+}
+
+// demands are the settings that a shard asks of a server, whatever its role.
+func demands(in converge.Input) redis.Settings {
+	want := redis.Settings{Disk: in.Shard.OnDisk()}
+	if k := in.Shard.Agreed(); k > 0 {
+		want.MinReplicas, want.MinReplicasMaxLag = k, 1
+	}
+	return want
 }

@@ -12,7 +12,7 @@ import (
 
 // enforce sees one step of a change through at this primary (SAFETY A7).
 func (a *Agent) enforce(ctx context.Context, in converge.Input, o converge.Order) error {
-	late, held, err := a.o.Node.Enforce(ctx, o.Law, o.Acks, o.Cut)
+	late, held, err := a.o.Node.Enforce(ctx, redis.Rule{Change: o.Change, Law: o.Law, Acks: o.Acks, Disk: o.Disk, Cut: o.Cut})
 	waits := converge.Waits(in, o, late, held)
 	if err != nil {
 		waits = "the server did not answer: " + err.Error()

@@ -34,7 +34,7 @@ func (m *impairment) note(s topo.Sighting, now time.Duration) (name string, last
 // holds the same data under the same limit.
 func impairs(problems []string) string {
 	for _, p := range problems {
-		if name, _, _ := strings.Cut(p, ":"); name == "disk-full" {
+		if name, _, _ := strings.Cut(p, ":"); name == "disk-full" || name == noDisk {
 			return name
 		}
 	}

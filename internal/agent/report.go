@@ -19,7 +19,7 @@ func sighting(o redis.Observation) topo.Sighting {
 	s := topo.Sighting{
 		Health: o.Health, HealthFor: topo.Duration(o.HealthFor), Role: o.Role, Frozen: o.Frozen, Whole: o.Whole, RunID: o.RunID, Pos: o.Pos,
 		Backlog: o.Backlog, Following: o.Following, LinkUp: o.LinkUp, Keys: o.Keys, Kept: o.Kept, Settings: o.Settings, Problems: slices.Clone(o.Problems), Open: o.Open,
-		PID: o.PID, Version: o.Version,
+		PID: o.PID, Version: o.Version, Disk: o.Disk, NoDisk: o.NoDisk,
 	}
 	if o.AOFBusy && !slices.Contains(s.Problems, "aof-rewrite") {
 		s.Problems = append(slices.Clone(s.Problems), "aof-rewrite")
@@ -46,6 +46,7 @@ func (a *Agent) report(in converge.Input) {
 		beat = in.Shard.Spec.Timing.Beat.D()
 	}
 	noteGrowth(&s, in)
+	noteDisk(&s, in)
 	s.Impaired, s.ImpairedFor = a.impaired.note(s, in.Now)
 	if a.refusedAt == s.Epoch && s.Epoch != 0 {
 		s.Refused = a.refused
@@ -72,7 +73,7 @@ func (a *Agent) report(in converge.Input) {
 func same(x, y topo.Sighting) bool {
 	return x.Epoch == y.Epoch && x.Phase == y.Phase && x.Health == y.Health && x.Role == y.Role && x.Frozen == y.Frozen &&
 		x.Fenced == y.Fenced && x.Whole == y.Whole && x.RunID == y.RunID && x.Promised == y.Promised && x.InSync == y.InSync &&
-		x.Change == y.Change && x.Barrier == y.Barrier && x.Waits == y.Waits && x.Refused == y.Refused && x.Impaired == y.Impaired && x.LinkUp == y.LinkUp && x.Backlog == y.Backlog && x.Pos.ReplID == y.Pos.ReplID &&
+		x.Disk == y.Disk && x.Change == y.Change && x.Barrier == y.Barrier && x.Waits == y.Waits && x.Refused == y.Refused && x.Impaired == y.Impaired && x.LinkUp == y.LinkUp && x.Backlog == y.Backlog && x.Pos.ReplID == y.Pos.ReplID &&
 		(x.Pos.Offset == y.Pos.Offset || y.Phase == topo.PhaseServing)
 }
 

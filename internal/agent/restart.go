@@ -98,7 +98,7 @@ func (a *Agent) replaceable(ctx context.Context, in converge.Input) string {
 			return fmt.Sprintf("%s serves, and has the data", as.Primary)
 		}
 	}
-	if spec.Durability == topo.Quorum && last.Node != a.o.ID {
+	if spec.Durability.Waits() && last.Node != a.o.ID {
 		return fmt.Sprintf("%s served last, and a start of all nodes waits for this one, too", last.Node)
 	}
 	return ""

@@ -90,7 +90,7 @@ func removable(s topo.Shard, n topo.Node) error {
 	switch a := s.Assigned; {
 	case n.ID == a.Primary:
 		return refuse("is-primary", "%s is the primary: redoubt switchover first", n.ID)
-	case s.Spec.Durability == topo.Quorum && left <= s.Spec.AckReplicas:
+	case s.Spec.Durability.Waits() && left <= s.Spec.AckReplicas:
 		return refuse("too-few", "%d nodes would be left, and %d replicas must acknowledge: lower that first (redoubt set ack-replicas=%d), or add a node first", left, s.Spec.AckReplicas, max(1, left-1))
 	case a.Alone != "":
 		return refuse("alone", "%s has the only copy that is certain: wait until the shard is back to more than one", a.Alone)

@@ -25,8 +25,8 @@ type Settings struct {
 func (o *Orders) Set(ctx context.Context, want Settings) error {
 	return o.change(ctx, func(s *topo.Shard) (bool, error) {
 		next := want.wanted(s.Spec)
-		if want.AckReplicas != nil && next.Durability != topo.Quorum {
-			return false, refuse("refused", "ack-replicas is for durability quorum: set durability=quorum as well")
+		if want.AckReplicas != nil && !next.Durability.Waits() {
+			return false, refuse("refused", "ack-replicas is for durability quorum and quorum+disk: set one of them as well")
 		}
 		if errs := next.Validate(); len(errs) > 0 {
 			return false, &Error{Status: http.StatusConflict, Code: "refused", Message: errors.Join(errs...).Error()}
@@ -56,7 +56,7 @@ func (want Settings) strength(s *topo.Shard, next *topo.Spec) (bool, error) {
 		return false, refuse("busy", "the shard is %s: durability and ack-replicas change while a primary serves; try again when there is one", a.Phase)
 	case c != nil && c.Kind != topo.ChangeAck:
 		return false, refuse("pending", "another change is under way (%s): wait for it", c)
-	case asked > s.Spec.Replicas():
+	case asked > s.Spec.Replicas() || next.Durability.OnDisk() && !s.Spec.Durability.OnDisk():
 		a.Begin(topo.Change{Kind: topo.ChangeAck, Durability: next.Durability, AckReplicas: asked, By: want.By})
 		next.Durability, next.AckReplicas, next.MaxLoss = s.Spec.Durability, s.Spec.AckReplicas, s.Spec.MaxLoss
 		return true, nil
@@ -78,8 +78,10 @@ func (want Settings) wanted(s topo.Spec) topo.Spec {
 		next.MinCopies = *want.MinCopies
 	}
 	if want.Durability != nil && *want.Durability != s.Durability {
-		next.Durability, next.AckReplicas = *want.Durability, 0
-		if next.Durability == topo.Quorum {
+		switch next.Durability = *want.Durability; {
+		case !next.Durability.Waits():
+			next.AckReplicas = 0
+		case !s.Durability.Waits():
 			next.AckReplicas, next.MaxLoss = max(1, len(s.Nodes)/2), topo.Loss{}
 		}
 	}
@@ -98,12 +100,44 @@ func (s *Server) set(w http.ResponseWriter, r *http.Request) {
 	if want.By == "" {
 		want.By = "api " + r.RemoteAddr
 	}
-	err := s.orders.Set(r.Context(), want)
+	err := s.provideDisk(r.Context(), want)
+	if err == nil {
+		err = s.orders.Set(r.Context(), want)
+	}
 	if err == nil {
 		s.o.Log.Info("settings changed", "shard", s.o.Shard, "by", want.By, "durability", said(want.Durability), "ack-replicas", said(want.AckReplicas),
 			"min-copies", said(want.MinCopies), "max-loss", said(want.MaxLoss))
 	}
 	reply(w, want, err)
+}
+
+// provideDisk refuses a promise about disks that a node of the roster cannot keep.
+func (s *Server) provideDisk(ctx context.Context, want Settings) error {
+	if want.Durability == nil || !want.Durability.OnDisk() {
+		return nil
+	}
+	v := s.o.View.Load()
+	if v == nil {
+		return refuse("busy", "nothing has been agreed about the shard yet")
+	}
+	if v.Shard.Spec.Durability.OnDisk() {
+		return nil
+	}
+	reports, err := s.gather.reports(ctx)
+	if err != nil {
+		return refuse("busy", "the reports of the nodes cannot be read: %v", err)
+	}
+	for _, n := range v.Shard.Spec.Nodes {
+		switch r, ok := reports.Nodes[n.ID]; {
+		case !ok || r.Age > v.Shard.Spec.Timing.Silence.D():
+			return refuse("refused", "quorum+disk needs every node, and %s does not report: start it first", n.ID)
+		case r.Disk == topo.DiskUnable:
+			return refuse("refused", "quorum+disk is not possible with %s: %s", n.ID, r.NoDisk)
+		case r.Disk == topo.DiskUnknown:
+			return refuse("refused", "the agent of %s does not say whether its server can confirm what is on its disk: is the server up, and its member of this version?", n.ID)
+		}
+	}
+	return nil
 }
 
 func said[T any](v *T) string {

@@ -275,7 +275,7 @@ func (f facts) problems(st Status) []string {
 			say("node %s: %s", n.ID, p)
 		}
 	}
-	if f.shard.Spec.Durability == topo.Quorum && a.Phase == topo.PhaseServing && f.reportsErr == nil && enrolled-1 < sh.Witnesses {
+	if f.shard.Spec.Durability.Waits() && a.Phase == topo.PhaseServing && f.reportsErr == nil && enrolled-1 < sh.Witnesses {
 		say("%d enrolled nodes besides the primary, %d are needed to elect another one: the next failure would have to wait", max(enrolled-1, 0), sh.Witnesses)
 	}
 	return out

@@ -65,7 +65,7 @@ func openNode(ctx context.Context, o Options, d config.Deployment, clk clock.Clo
 	}
 	n, err := redisd.Managed(ctx, redisd.Options{
 		Addr: addr, Dir: local.Dir, Binary: local.Binary, Directives: local.Directives, Password: d.Password,
-		Persistence: redisd.Persistence(local.Persistence), GuardCommand: o.GuardCommand, Log: log, Clock: clk,
+		Persistence: redisd.Persistence(local.Persistence), SyncAlways: d.Durability.OnDisk(), GuardCommand: o.GuardCommand, Log: log, Clock: clk,
 	})
 	if err != nil {
 		return nil, err

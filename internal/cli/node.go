@@ -136,7 +136,7 @@ func growing(c api.ChangeStatus) string {
 
 // promise is what a deployment promises now, in short.
 func promise(d api.DeploymentStatus) string {
-	if d.Durability != topo.Quorum {
+	if !d.Durability.Waits() {
 		return string(d.Durability)
 	}
 	return fmt.Sprintf("%s, %d of %d replicas acknowledge", d.Durability, d.AckReplicas, max(nodesOf(d)-1, 0))

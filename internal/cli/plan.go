@@ -61,11 +61,11 @@ func newPlan(base, replicas int, d topo.Durability) (plan, error) {
 			d = topo.Quorum
 		}
 	}
-	if d != topo.Async && d != topo.Quorum {
-		return plan{}, fail(ExitUsage, "--durability %s: use quorum or async", d)
+	if d != topo.Async && !d.Waits() {
+		return plan{}, fail(ExitUsage, "--durability %s: use quorum, quorum+disk or async", d)
 	}
-	if d == topo.Quorum && nodes < 2 {
-		return plan{}, fail(ExitUsage, "--durability quorum needs at least one replica")
+	if d.Waits() && nodes < 2 {
+		return plan{}, fail(ExitUsage, "--durability %s needs at least one replica", d)
 	}
 	members := max(3, nodes|1) // an odd number: an even one survives no more failures
 	sentinels := base + 20_000

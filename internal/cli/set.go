@@ -23,9 +23,10 @@ func (e *env) set() *cobra.Command {
 		Short: "Change a setting of the running shard",
 		Long: "Change settings that the store holds, while the shard runs.\n\n" +
 			"  durability=quorum     acknowledged writes are on ack-replicas replicas, too: promised once every proxy keeps to it\n" +
+			"  durability=quorum+disk  … and on the disks of these and of the primary: promised once all nodes sync every write\n" +
 			"  durability=async      acknowledged by the primary alone, at once\n" +
-			"  ack-replicas=2        quorum: replicas that must hold a write before it is acknowledged\n" +
-			"  min-copies=2          quorum with two nodes: 1 lets the primary go on alone, 2 makes writes wait\n" +
+			"  ack-replicas=2        quorum, quorum+disk: replicas that must hold a write before it is acknowledged\n" +
+			"  min-copies=2          with two nodes: 1 lets the primary go on alone, 2 makes writes wait\n" +
 			"  max-loss.time=200ms   async: acknowledged writes that no replica holds may be at most so old; 0s: no bound\n" +
 			"  max-loss.bytes=1mb    async: … and at most so many bytes; 0b: no bound",
 		Args: cobra.MinimumNArgs(1),

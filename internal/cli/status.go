@@ -69,7 +69,7 @@ func stateColour(state string) colour {
 func printStatus(w io.Writer, on bool, st api.Status) {
 	for _, d := range st.Deployments {
 		quorum := ""
-		if d.Durability == topo.Quorum {
+		if d.Durability.Waits() {
 			quorum = fmt.Sprintf(", %d of %d replicas acknowledge", d.AckReplicas, max(nodesOf(d)-1, 0))
 		}
 		if d.MaxLoss != (topo.Loss{}) {

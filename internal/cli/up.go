@@ -49,7 +49,7 @@ func (e *env) up() *cobra.Command {
 	c.Flags().StringVar(&f.dir, "dir", defaultDir, "where the deployment lives")
 	c.Flags().IntVar(&f.base, "base-port", 6379, "the first port")
 	c.Flags().IntVar(&f.replicas, "replicas", 2, "replicas of the primary")
-	c.Flags().StringVar(&f.durability, "durability", "", "quorum or async (default: quorum with two or more replicas)")
+	c.Flags().StringVar(&f.durability, "durability", "", "quorum, quorum+disk or async (default: quorum with two or more replicas)")
 	c.Flags().StringVar(&f.persist, "persistence", "aof", "what the servers keep on disk: aof, rdb or none")
 	c.Flags().StringVar(&f.sentinel, "sentinel-addresses", "proxy", "what Sentinel clients are told: proxy (never changes) or direct (the real primary)")
 	c.Flags().BoolVar(&f.foreground, "foreground", false, "stay, and stop the deployment when interrupted")
@@ -68,6 +68,9 @@ func (e *env) runUp(ctx context.Context, f upFlags, given ...bool) error {
 	}
 	if !slices.Contains([]string{"aof", "rdb", "none"}, f.persist) {
 		return fail(ExitUsage, "--persistence %s: use aof, rdb or none", f.persist)
+	}
+	if want.Durability.OnDisk() && f.persist != "aof" {
+		return fail(ExitUsage, "--durability %s needs --persistence aof", want.Durability)
 	}
 	if f.sentinel != "proxy" && f.sentinel != "direct" {
 		return fail(ExitUsage, "--sentinel-addresses %s: use proxy or direct", f.sentinel)

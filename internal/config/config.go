@@ -80,7 +80,7 @@ type Deployment struct {
 	AckReplicas int             `yaml:"ack-replicas"`
 	MinCopies   int             `yaml:"min-copies"` // quorum with two nodes: 1 or 2
 	MaxLoss     MaxLoss         `yaml:"max-loss"`   // async only
-	Retry       string          `yaml:"retry"`      // "none" or "exact"; exact: quorum only
+	Retry       string          `yaml:"retry"`      // "none" or "exact"; exact: quorum and quorum+disk only
 	Password    string          `yaml:"password"`
 	Timing      Timing          `yaml:"timing"`
 	Nodes       []Node          `yaml:"nodes"` // the roster, the same on all members
@@ -266,7 +266,7 @@ func (d *Deployment) complete(dir string) {
 			d.Durability = topo.Quorum
 		}
 	}
-	if d.AckReplicas == 0 && d.Durability == topo.Quorum {
+	if d.AckReplicas == 0 && d.Durability.Waits() {
 		d.AckReplicas = len(d.Nodes) / 2
 	}
 	if d.MinCopies == 0 {

@@ -126,7 +126,7 @@ log: [debug]
 		`f.yaml:3: member.hots: no such setting: did you mean host?`,
 		`f.yaml:5: store.members: 2 members survive no more failures than 1`,
 		`f.yaml:7: store.members[1].addr: "10.0.0.2" is not host:port`,
-		`f.yaml:10: deployments[0].durability: "always": use quorum or async`,
+		`f.yaml:10: deployments[0].durability: "always": use quorum or quorum+disk or async`,
 		`f.yaml:12: deployments[0].timing.lease: "250" is not a duration`,
 		`f.yaml:16: deployments[0].nodes[1].id: id n1 is already used by deployments[0].nodes[0].id`,
 		`f.yaml:16: deployments[0].nodes[1].addr: "0.0.0.0:6479": nobody can connect`,
@@ -263,6 +263,41 @@ deployments:
 		_, err := Parse([]byte(fmt.Sprintf(file, c.durability, c.retry, c.policy)), "f.yaml", "/")
 		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
 			t.Errorf("%s, %s, %s: %v, want %q", c.durability, c.retry, c.policy, err, c.want)
+		}
+	}
+}
+
+func TestAPromiseAboutDisksNeedsFilesThatAreSynced(t *testing.T) {
+	const file = `
+member: {id: m1, host: 10.0.0.1}
+store: {members: [{id: m1, addr: "10.0.0.1:7380"}]}
+deployments:
+  - name: mymaster
+    durability: %s
+    retry: exact
+    nodes:
+      - {id: m1, addr: "10.0.0.1:6479"}
+      - {id: m2, addr: "10.0.0.2:6479"}
+    node:
+      id: m1
+      persistence: %s
+      directives:
+        appendfsync: %s
+        no-appendfsync-on-rewrite: "%s"
+`
+	for _, c := range []struct{ durability, persistence, sync, rewrite, want string }{
+		{"quorum+disk", "aof", "always", "no", ""},
+		{"quorum", "aof", "everysec", "yes", ""},
+		{"quorum+disk", "rdb", "always", "no", "f.yaml:13: deployments[0].node.persistence: durability quorum+disk needs an append-only file on every node"},
+		{"quorum+disk", "aof", "everysec", "no", "f.yaml:15: deployments[0].node.directives.appendfsync: durability quorum+disk needs always"},
+		{"quorum+disk", "aof", "always", "yes", "f.yaml:16: deployments[0].node.directives.no-appendfsync-on-rewrite: durability quorum+disk needs no"},
+	} {
+		d, err := Parse([]byte(fmt.Sprintf(file, c.durability, c.persistence, c.sync, c.rewrite)), "f.yaml", "/")
+		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("%v: %v, want %q", c, err, c.want)
+		}
+		if c.want == "" && d.Deployments[0].AckReplicas != 1 {
+			t.Errorf("%v: %d acknowledging replicas", c, d.Deployments[0].AckReplicas)
 		}
 	}
 }

@@ -151,11 +151,11 @@ func (d Deployment) validate(f *findings, path string) {
 		f.oneOf(path+".mode", d.Mode, "single")
 	}
 	d.validateNodes(f, path)
-	f.oneOf(path+".durability", string(d.Durability), string(topo.Quorum), string(topo.Async))
-	if n := len(d.Nodes); d.Durability == topo.Quorum && n > 0 {
+	f.oneOf(path+".durability", string(d.Durability), string(topo.Quorum), string(topo.QuorumDisk), string(topo.Async))
+	if n := len(d.Nodes); d.Durability.Waits() && n > 0 {
 		switch {
 		case n == 1:
-			f.add(path+".durability", "quorum needs at least two data nodes: use async, or add nodes")
+			f.add(path+".durability", "%s needs at least two data nodes: use async, or add nodes", d.Durability)
 		case d.AckReplicas < 1 || d.AckReplicas >= n:
 			f.add(path+".ack-replicas", "%d of %d nodes: use 1 to %d (default %d)", d.AckReplicas, n, n-1, n/2)
 		}
@@ -171,6 +171,7 @@ func (d Deployment) validate(f *findings, path string) {
 		f.add(path+"."+key, "%s", text)
 	}
 	d.validateRetry(f, path)
+	d.validateDisk(f, path)
 	if strings.ContainsAny(d.Password, "\x00\r\n") {
 		f.add(path+".password", "must be one line")
 	}
@@ -187,8 +188,8 @@ func (d Deployment) validateRetry(f *findings, path string) {
 	if d.Retry != "exact" {
 		return
 	}
-	if d.Durability != topo.Quorum {
-		f.add(path+".retry", "exact needs durability quorum: with async an acknowledged write can be lost, so that nothing about it is exact")
+	if !d.Durability.Waits() {
+		f.add(path+".retry", "exact needs durability quorum or quorum+disk: with async an acknowledged write can be lost, so that nothing about it is exact")
 	}
 	if d.Mode != "single" {
 		f.add(path+".retry", "exact needs mode single: a marker would have to be in the slot of each command")
@@ -199,6 +200,30 @@ func (d Deployment) validateRetry(f *findings, path string) {
 	for name, value := range d.Node.Directives {
 		if strings.EqualFold(name, "maxmemory-policy") && strings.HasPrefix(strings.ToLower(strings.Trim(value, ` "'`)), "allkeys-") {
 			f.add(path+".node.directives."+name, "%s evicts the markers of retry exact, which makes outcomes unknown: use noeviction or volatile-*, or retry none", value)
+		}
+	}
+}
+
+// validateDisk refuses what would make a promise about disks impossible, or the servers' word about them worthless.
+func (d Deployment) validateDisk(f *findings, path string) {
+	n := d.Node
+	if !d.Durability.OnDisk() || n == nil || n.Kind != "managed" {
+		return
+	}
+	if n.Persistence != "aof" {
+		f.add(path+".node.persistence", "durability quorum+disk needs an append-only file on every node: use aof, or durability quorum")
+	}
+	for name, value := range n.Directives {
+		value = strings.ToLower(strings.Trim(value, ` "'`))
+		switch strings.ToLower(name) {
+		case "appendfsync":
+			if value != "always" {
+				f.add(path+".node.directives."+name, "durability quorum+disk needs always, because servers that sync once a second may say too early that they have: remove it")
+			}
+		case "no-appendfsync-on-rewrite":
+			if value != "no" {
+				f.add(path+".node.directives."+name, "durability quorum+disk needs no: otherwise no write is acknowledged while a file is rewritten: remove it")
+			}
 		}
 	}
 }

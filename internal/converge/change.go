@@ -110,7 +110,7 @@ func mustEnforce(in *Input) (bool, string) {
 
 func enforce(in *Input) Order {
 	c := in.a().Change
-	o := Order{Do: Enforce, Epoch: in.a().Epoch, Change: c.ID, Acks: in.Shard.Acks(), Cut: true}
+	o := Order{Do: Enforce, Epoch: in.a().Epoch, Change: c.ID, Acks: in.Shard.Acks(), Disk: in.Shard.OnDisk(), Cut: true}
 	if c.Kind != topo.ChangeRemove { // there the rule is as it was, and what the leaver held is what the barrier is about
 		o.Law = c.ID
 		o.Cut = in.expires() <= 0 || invariant.Planted("grow-before-proxies-confirmed")
@@ -131,6 +131,8 @@ func Waits(in Input, o Order, late []string, held bool) string {
 		return "waiting for proxy " + strings.Join(late, ", ")
 	case !o.Cut:
 		return "waiting until proxies that cannot be heard have lost their lease"
+	case !held && o.Disk:
+		return in.say("waiting for the disks of %s and of %d replicas to have the barrier", in.Self, o.Acks)
 	case !held:
 		return in.say("waiting for %d replicas to hold the barrier", o.Acks)
 	}

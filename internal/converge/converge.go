@@ -49,6 +49,7 @@ type Order struct {
 	Change uint64
 	Law    uint64 // the number that proxies' connections must carry; 0: the rule does not change
 	Acks   int
+	Disk   bool // … on their disks, and on this one
 	Cut    bool // whoever has not taken the rule by now has a table that has expired: cut what is left of it
 }
 

@@ -73,6 +73,9 @@ func TestScenarios(t *testing.T) {
 						out += " " + o.Addr
 					case Enforce:
 						out += fmt.Sprintf(" law %d with %d replicas, cut %v", o.Law, o.Acks, o.Cut)
+						if o.Disk {
+							out += ", to disk"
+						}
 					case Promote:
 						out += fmt.Sprintf(" if %s %s %d", o.Expect.RunID, o.Expect.ReplID, o.Expect.Offset)
 					}

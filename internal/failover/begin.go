@@ -56,6 +56,19 @@ func (f *facts) notPresent() []string {
 	return out
 }
 
+// bootstrapWithoutDisk refuses to begin with a promise that a server cannot keep.
+func bootstrapWithoutDisk(f *facts) (bool, string) {
+	if !f.unborn() || !f.spec.Durability.OnDisk() {
+		return false, "nothing is promised about disks, or the shard has a history"
+	}
+	for _, s := range f.present {
+		if why := lackOfDisk(s.Sighting, topo.DiskAble); why != "" {
+			return true, f.say("durability %s: %s", f.spec.Durability, why)
+		}
+	}
+	return false, "every node that is there can say what is on its disk"
+}
+
 // bootstrapConflict refuses to choose between two data sets: the loser's would be erased.
 func bootstrapConflict(f *facts) (bool, string) {
 	if !f.unborn() {

@@ -225,6 +225,9 @@ func changeReady(f *facts) (bool, string) {
 			return false, f.say("%s has not heard yet that %s joins", f.a.Primary, c.Node.ID)
 		}
 		ready := ok && !c.Void && s.Change == c.ID && s.InSync == f.a.Epoch && s.Phase == topo.PhaseServing
+		if ready && f.spec.Durability.OnDisk() && s.Disk != topo.DiskSynced {
+			return false, lackOfDisk(s.Sighting, topo.DiskSynced)
+		}
 		return ready, f.say("%s has everything that epoch %d had when it asked", c.Node.ID, f.a.Epoch)
 	case topo.ChangeRemove:
 		if !c.Cut && !invariant.Planted("remove-without-barrier") {
@@ -233,6 +236,9 @@ func changeReady(f *facts) (bool, string) {
 		if invariant.Planted("remove-without-barrier") {
 			return c.Node.ID != f.a.Primary, "planted"
 		}
+	}
+	if why := unsynced(f.Shard, f.heard); why != "" {
+		return false, why
 	}
 	return f.confirms(c), f.say("%d replicas hold everything that was acknowledged before (change %d: %s)", f.Shard.Acks(), c.ID, c)
 }
@@ -261,10 +267,44 @@ func changeUnderWay(f *facts) (bool, string) {
 	if c == nil {
 		return false, "no change is under way"
 	}
-	return true, f.say("%s: %s", c, ChangeWaits(f.Shard, func(id topo.NodeID) (topo.Sighting, bool) {
-		s, ok := f.Sightings[id]
-		return s.Sighting, ok && s.Age.D() <= f.spec.Timing.Silence.D()
-	}))
+	return true, f.say("%s: %s", c, ChangeWaits(f.Shard, f.heard))
+}
+
+// heard returns a node's report, if it is not too old.
+func (f *facts) heard(id topo.NodeID) (topo.Sighting, bool) {
+	s, ok := f.Sightings[id]
+	return s.Sighting, ok && s.Age.D() <= f.spec.Timing.Silence.D()
+}
+
+// lackOfDisk says why a node's word about its disk counts for less than is wanted; empty when it does not.
+func lackOfDisk(s topo.Sighting, want topo.DiskState) string {
+	switch {
+	case s.Disk == topo.DiskUnable:
+		return string(s.Node) + ": " + s.NoDisk
+	case s.Disk == topo.DiskUnknown:
+		return string(s.Node) + ": its agent does not say whether its server can confirm what is on its disk"
+	case want == topo.DiskSynced && s.Disk != topo.DiskSynced:
+		return string(s.Node) + ": it does not sync every write yet"
+	}
+	return ""
+}
+
+// unsynced names a node whose word about its disk would be a lie under the change to quorum+disk; empty: there is none. A server
+// that does not sync every write may say that it has (SAFETY A12), so all nodes do before anything is promised.
+func unsynced(s topo.Shard, heard func(topo.NodeID) (topo.Sighting, bool)) string {
+	if c := s.Assigned.Change; c == nil || c.Kind != topo.ChangeAck || !c.Durability.OnDisk() {
+		return ""
+	}
+	for _, n := range s.Spec.Nodes {
+		seen, ok := heard(n.ID)
+		if !ok {
+			return "waiting for a report of " + string(n.ID)
+		}
+		if why := lackOfDisk(seen, topo.DiskSynced); why != "" {
+			return "waiting for " + why
+		}
+	}
+	return ""
 }
 
 // ChangeWaits says what the change that is under way waits for. heard returns a node's report, if it is not too old.
@@ -282,12 +322,17 @@ func ChangeWaits(s topo.Shard, heard func(topo.NodeID) (topo.Sighting, bool)) st
 			return "waiting for a report of " + string(c.Node.ID) + ": start its member with store: {join: ADDRESS}"
 		case n.Health != topo.HealthUp:
 			return "waiting for the server of " + string(c.Node.ID) + ", which is " + string(n.Health)
+		case s.Spec.Durability.OnDisk() && n.Disk == topo.DiskUnable:
+			return "waiting for " + lackOfDisk(n, topo.DiskAble)
 		case c.Via == "":
 			return "waiting for a replica that " + string(c.Node.ID) + " can follow meanwhile"
 		}
 		return "waiting until " + string(c.Node.ID) + ", which follows " + string(c.Via) + " meanwhile, has everything"
 	case c.Kind == topo.ChangeRemove && !c.Cut:
 		return "waiting until " + string(c.Node.ID) + " stands still; if it is lost: redoubt switchover, whose primary will not let it in"
+	}
+	if why := unsynced(s, heard); why != "" {
+		return why
 	}
 	if p, ok := heard(a.Primary); ok && p.Waits != "" {
 		return p.Waits

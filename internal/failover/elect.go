@@ -135,6 +135,10 @@ func (f *facts) coldBest() choice {
 		most := slices.MaxFunc(f.present, func(x, y Seen) int { return cmp.Compare(x.Keys, y.Keys) })
 		return choice{&most, f.say("asynchronous, so %s with the most keys (%d) goes on", most.Node, most.Keys), "the newest data set cannot be proven"}
 	}
+	if f.spec.Durability.OnDisk() {
+		return choice{why: f.say("all seats are there and nobody can tell which data set is the newest; every write that was acknowledged while %s served is on the disk of %s: "+
+			"if that disk is as it was, choose it with redoubt failover --to %s --accept-data-loss", last.Node, last.Node, last.Node)}
+	}
 	return choice{why: "all seats are there and nobody can tell which data set is the newest: compare them (redoubt status) and choose with redoubt failover --to NODE --accept-data-loss"}
 }
 
@@ -143,7 +147,7 @@ func (f *facts) coldBest() choice {
 func (f *facts) maybeNewer(best *rank) bool {
 	for _, s := range f.present {
 		at, ok := f.place(s.Pos)
-		if ok && !s.Whole && s.Keys > 0 && f.spec.Durability == topo.Quorum && f.a.Enrolled[s.Node] == s.RunID && (best == nil || best.at.Less(at)) {
+		if ok && !s.Whole && s.Keys > 0 && f.spec.Durability.Waits() && f.a.Enrolled[s.Node] == s.RunID && (best == nil || best.at.Less(at)) {
 			return true
 		}
 	}
@@ -177,7 +181,7 @@ func idNobodyRecorded(f *facts) (bool, string) {
 
 // morePositionsExpected gives an asynchronous shard a short time to hear more positions: the best of those reachable.
 func morePositionsExpected(f *facts) (bool, string) {
-	if f.a.Phase != topo.PhaseFencing || f.spec.Durability == topo.Quorum {
+	if f.a.Phase != topo.PhaseFencing || f.spec.Durability.Waits() {
 		return false, "enough positions intersect every acknowledged write"
 	}
 	left := f.spec.Timing.Gather.D() - f.PhaseFor.D()
@@ -217,7 +221,7 @@ func electBest(f *facts, rule string) *topo.Assigned {
 	}
 	best := f.witnesses[0]
 	lossy := ""
-	if f.spec.Durability != topo.Quorum && !f.isWitness(f.a.Primary) {
+	if !f.spec.Durability.Waits() && !f.isWitness(f.a.Primary) {
 		lossy = "asynchronous: writes that had not reached " + string(best.Node) + " are lost"
 	}
 	next := f.elect(best.Seen, best.at.Epoch, lossy)

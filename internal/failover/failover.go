@@ -57,6 +57,7 @@ var rules = [...]rule{
 	{"claim-term", newController, claimTerm},
 	// the first primary
 	{"bootstrap-incomplete", bootstrapIncomplete, nil},
+	{"bootstrap-no-disk", bootstrapWithoutDisk, nil},
 	{"bootstrap-conflict", bootstrapConflict, nil},
 	{"bootstrap", bootstrapReady, electFirst},
 	// a promotion under way

@@ -19,12 +19,12 @@ import (
 
 // TestScenarios plays the stories in testdata. Each file is one shard whose State is changed by commands:
 //
-//	shard n=3 [k=1] [min-copies=1] [burst=5] [durability=quorum|async]    a new shard with nodes n1…, nothing assigned
+//	shard n=3 [k=1] [min-copies=1] [burst=5] [durability=quorum|quorum+disk|async]    a new shard with nodes n1…, nothing assigned
 //	assigned epoch=5 phase=serving primary=n1 run=r1 [enrolled=(n1=r1,n2=r2)] [intent=switchover:n2] [paused] [elected=n2:r2:A:10:1]
-//	    [change=ack:2|rejoin|add:n4[:n2]|remove:n3[:cut]] [alone=n1]
+//	    [change=ack:2[:disk]|rejoin|add:n4[:n2]|remove:n3[:cut]] [alone=n1]
 //	history 1:A:0:0:n1 …                          epoch:replid:start:parent:node
 //	clock [term=1] [led=10s] [vacant=10s] [phase=10ms] [read-age=(n1=900ms)] [wall=1000]
-//	see n1 [age=5ms] [epoch=] [phase=] [health=up] [for=0s] [role=replica] [run=r1] [at=A:100] [from=B:90] [frozen] [fenced] [link] [sync=5] [kept] [keys=3] [impaired=disk-full impaired-for=11s] …
+//	see n1 [age=5ms] [epoch=] [phase=] [health=up] [for=0s] [role=replica] [run=r1] [at=A:100] [from=B:90] [frozen] [fenced] [link] [sync=5] [kept] [keys=3] [impaired=disk-full impaired-for=11s] [disk=unable|able|synced] …
 //	unsee n1                                      nothing is heard from it
 //	decide                                        what Decide says; with "apply" its result becomes what is assigned
 //	explain                                       the whole list with what settled each rule
@@ -113,7 +113,7 @@ func (w *story) shard(a storytest.Args) {
 	spec := topo.Spec{Deployment: "story", Durability: topo.Durability(a.Str("durability", "quorum")), Timing: topo.LANTiming()}
 	spec.Timing.Burst, spec.MinCopies = int(a.Num("burst", 5)), int(a.Num("min-copies", 0))
 	spec.Timing.Lease, spec.Timing.Silence = topo.Duration(700*time.Millisecond), topo.Duration(600*time.Millisecond) // the stories were told with these
-	if spec.Durability == topo.Quorum {
+	if spec.Durability.Waits() {
 		spec.AckReplicas = int(a.Num("k", int64(n/2)))
 	}
 	for i := range n {
@@ -149,6 +149,9 @@ func (w *story) assigned(a storytest.Args) {
 		switch c.Kind {
 		case topo.ChangeAck:
 			c.Durability, c.AckReplicas = topo.Quorum, int(storytest.Num(a.T, f[1]))
+			if f[2] == "disk" {
+				c.Durability = topo.QuorumDisk
+			}
 		case topo.ChangeAdd, topo.ChangeRemove:
 			c.Node, c.Cut = topo.Node{ID: topo.NodeID(f[1]), Addr: f[1] + ":6379"}, f[2] == "cut"
 			if c.Kind == topo.ChangeAdd {
@@ -206,6 +209,7 @@ func (w *story) see(a storytest.Args) {
 	s.Open = a.Has("open")
 	s.Settings = a.List("settings")
 	s.Change, s.Barrier, s.Unlinked = uint64(a.Num("change", 0)), uint64(a.Num("barrier", 0)), a.Dur("unlinked", 0)
+	s.Disk, s.NoDisk = topo.DiskState(a.Str("disk", "")), a.Str("no-disk", "")
 	s.Impaired, s.ImpairedFor = a.Str("impaired", ""), a.Dur("impaired-for", 0)
 	if f := strings.Split(a.Str("at", ""), ":"); len(f) == 2 {
 		s.Pos.ReplID, s.Pos.Offset, s.Pos.Offset2 = f[0], storytest.Num(a.T, f[1]), -1

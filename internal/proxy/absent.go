@@ -4,6 +4,7 @@ package proxy
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -74,6 +75,12 @@ func missing(s topo.Shard, r view.Reports) string {
 			why = "it is not connected to the primary"
 		case !g.Whole:
 			why = "it copies the data"
+		case s.OnDisk() && g.Disk == topo.DiskUnable:
+			why = g.NoDisk
+		case s.OnDisk() && g.Disk != topo.DiskSynced:
+			why = "it does not sync every write yet"
+		case s.OnDisk() && slices.ContainsFunc(g.Problems, func(p string) bool { return strings.HasPrefix(p, "aof-rewrite") }):
+			why = "its append-only file does not hold everything before its rewrite ends"
 		default:
 			continue
 		}

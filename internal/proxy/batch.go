@@ -108,10 +108,10 @@ type batch struct {
 	// Once sent:
 	primary bool
 	epoch   topo.Epoch
-	acks    int // replicas that must acknowledge; 0: replies are not withheld
-	wrote   int // bytes that the kernel took; len(buf) when all of them
-	tail    int // replies seen behind those of the entries: marker, WAIT
-	got     int // replicas that acknowledged so far
+	need    need  // what its replies are withheld for
+	wrote   int   // bytes that the kernel took; len(buf) when all of them
+	tail    int   // replies seen behind those of the entries: marker, WAIT
+	got     acked // so far
 	bare    bool
 	aside   bool   // its replicas are waited for on another connection
 	held    []byte // withheld replies

@@ -33,7 +33,7 @@ func (s *session) handTo(items []item, chunk []byte) bool {
 		case o == opMulti: // nor may what follows run by itself
 			s.lane.breakTxn()
 		}
-		refusal := notSent("too many commands are waiting for a primary: " + s.p.order.Load().why)
+		refusal := notSent("too many commands are waiting for a primary: " + s.p.why(s.p.order.Load()))
 		for _, it := range items {
 			if it.flags&muted == 0 {
 				s.deliver(refusal, 0)
@@ -84,7 +84,7 @@ func (s *session) shared(heavy bool) *lane {
 		}
 	}
 	kind := writeLane
-	if (!heavy || s.lax) && !s.ro && s.p.order.Load().acks > 0 && s.p.o.ReadConsistency != ReadLinearizable {
+	if (!heavy || s.lax) && !s.ro && !s.p.order.Load().need.nothing() && s.p.o.ReadConsistency != ReadLinearizable {
 		kind = readLane
 	}
 	if s.wantsExact(heavy) {
@@ -103,5 +103,5 @@ func (s *session) wantsExact(heavy bool) bool {
 		return false
 	}
 	o := s.p.order.Load()
-	return o.acks > 0 || o.t == nil // nothing is known yet, and the option is for deployments with acknowledgements
+	return !o.need.nothing() || o.t == nil // nothing is known yet, and the option is for deployments with acknowledgements
 }

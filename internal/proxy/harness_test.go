@@ -5,6 +5,7 @@ package proxy
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -102,12 +103,19 @@ type node struct {
 	gone chan struct{}
 }
 
+// serverBinary is the server under test: REDOUBT_TEST_SERVER, or redis-server on PATH.
+func serverBinary(t testing.TB) string {
+	t.Helper()
+	bin, err := exec.LookPath(cmp.Or(os.Getenv("REDOUBT_TEST_SERVER"), "redis-server"))
+	if err != nil {
+		t.Skipf("no server to test with: %v", err)
+	}
+	return bin
+}
+
 func startNode(t testing.TB, id string, args ...string) *node {
 	t.Helper()
-	bin, err := exec.LookPath("redis-server")
-	if err != nil {
-		t.Skip("redis-server is not installed")
-	}
+	bin := serverBinary(t)
 	for range 5 {
 		port := freePort(t)
 		n := &node{id: topo.NodeID(id), addr: "127.0.0.1:" + port, gone: make(chan struct{})}

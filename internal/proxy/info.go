@@ -43,7 +43,9 @@ func appendText(dst []byte, proto int, text string) []byte {
 func (p *Proxy) section() string {
 	st, o := p.Stats(), p.order.Load()
 	state := o.why
-	if p.maySend(o) {
+	if t := p.noDisk.Load(); t != nil && o.need.disk {
+		state = *t
+	} else if p.maySend(o) {
 		state = "serving"
 	}
 	var b strings.Builder
@@ -51,8 +53,8 @@ func (p *Proxy) section() string {
 	if o.t != nil {
 		fmt.Fprintf(&b, "primary:%s\r\nprimary_run_id:%s\r\n", o.t.node, o.t.runID)
 	}
-	fmt.Fprintf(&b, "state:%s\r\nack_replicas:%d\r\nclients:%d\r\npinned:%d\r\nparked:%d\r\nparked_bytes:%d\r\nin_flight:%d\r\n",
-		state, o.acks, st.Clients, st.Pinned, st.Parked, st.ParkedBytes, st.InFlight)
+	fmt.Fprintf(&b, "state:%s\r\ndurability:%s\r\nack_replicas:%d\r\nclients:%d\r\npinned:%d\r\nparked:%d\r\nparked_bytes:%d\r\nin_flight:%d\r\n",
+		state, o.need.promise(), o.need.acks, st.Clients, st.Pinned, st.Parked, st.ParkedBytes, st.InFlight)
 	age, bytes, held := p.Loss()
 	fmt.Fprintf(&b, "unreplicated_ms:%d\r\nunreplicated_bytes:%d\r\nwrites_held:%t\r\n", age.Milliseconds(), bytes, held)
 	if p.o.Exact {

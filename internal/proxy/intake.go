@@ -110,7 +110,7 @@ func (s *session) intake() bool {
 	if k != nil {
 		s.lane.endIntake(k, b, true)
 	} else if b == nil {
-		return s.say(notSent("it was held until the deadline, but " + s.p.order.Load().why))
+		return s.say(notSent("it was held until the deadline, but " + s.p.why(s.p.order.Load())))
 	}
 	return true
 }
@@ -173,9 +173,9 @@ func (l *lane) registerIntake(s *session, k *link, o *order) *batch {
 	b := l.p.newBatch()
 	b.buf = append(b.buf, 0) // stands for the command
 	b.ents = append(b.ents, entry{s: s, x: &extra{}, n: 1, seq: s.seq, flags: long | commits | writes})
-	b.primary, b.acks, b.epoch = true, o.acks, k.epoch()
+	b.primary, b.need, b.epoch = true, o.need, k.epoch()
 	b.refs.Store(2)
-	if b.acks > 0 {
+	if b.withheld() {
 		l.commit++
 		if b.aside = l.key.user != ""; !b.aside {
 			l.waiting++
@@ -195,8 +195,8 @@ func (l *lane) endIntake(k *link, b *batch, whole bool) {
 		l.mu.Lock()
 		b.wrote = 1
 		l.mu.Unlock()
-		if b.acks > 0 && !b.aside {
-			if _, err := k.conn.Write(appendWait([]byte(marker), b.acks)); err != nil {
+		if b.withheld() && !b.aside {
+			if _, err := k.conn.Write(b.need.appendWait([]byte(marker))); err != nil {
 				k.cut()
 			}
 		}

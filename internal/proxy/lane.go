@@ -333,12 +333,12 @@ func (l *lane) flushOnLoop() {
 // finishWaits asks again for acknowledgements that a switchover waits for.
 func (l *lane) finishWaits(k *link, o *order) {
 	l.mu.Lock()
-	if !o.draining || l.key.user != "" || len(l.unacked) == 0 || l.waiting > 0 || o.acks == 0 {
+	if !o.draining || l.key.user != "" || len(l.unacked) == 0 || l.waiting > 0 || o.need.nothing() {
 		l.mu.Unlock()
 		return
 	}
 	b := l.p.newBatch()
-	b.bare, b.primary, b.acks, b.epoch = true, true, o.acks, k.epoch()
+	b.bare, b.primary, b.need, b.epoch = true, true, o.need, k.epoch()
 	l.seal(k, b)
 	l.mu.Unlock()
 	l.p.inflight.Add(1)
@@ -376,9 +376,9 @@ func (l *lane) take(k *link, o *order) *batch {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.up = true
-	acks, void := o.acks, false
+	wanted, void := o.need, false
 	if k.to.t == nil {
-		acks = 0
+		wanted = need{}
 	}
 	var b *batch
 	switch {
@@ -386,7 +386,7 @@ func (l *lane) take(k *link, o *order) *batch {
 		b, l.prefix = l.prefix, nil
 	case k.rule != o.rule && l.mayRename(k):
 		b = l.rename(k, o)
-	case len(l.unacked) > 0 && l.waiting == 0 && l.commit > 0 && acks > 0 && l.key.user == "":
+	case len(l.unacked) > 0 && l.waiting == 0 && l.commit > 0 && !wanted.nothing() && l.key.user == "":
 		b = l.p.newBatch()
 		b.bare = true
 	case l.commit >= commitsMax, l.key.own && l.commit > 0:
@@ -424,15 +424,15 @@ func (l *lane) take(k *link, o *order) *batch {
 	if void {
 		return nil // all of it was of clients that have left: no reply would end the batch
 	}
-	b.primary, b.acks, b.epoch = k.to.t != nil, 0, k.epoch()
-	if b.bare || acks > 0 && (b.wants || l.commit > 0) {
-		b.acks = acks
+	b.primary, b.need, b.epoch = k.to.t != nil, need{}, k.epoch()
+	if b.bare || b.wants || l.commit > 0 {
+		b.need = wanted
 	}
 	if b.stage != stageNone || b.pin != nil {
-		b.acks = max(acks, 1)
+		b.need = need{acks: max(wanted.acks, 1), disk: wanted.disk}
 	}
 	if !b.bare && l.key.own && l.key.proto < 3 && l.st.listens() {
-		b.acks = 0 // the server refuses whatever writes there, and it would refuse the marker
+		b.need = need{} // the server refuses whatever writes there, and it would refuse the marker
 	}
 	if b.primary && b.wants {
 		l.p.lossSending(o, len(b.buf))
@@ -454,15 +454,15 @@ func (l *lane) seal(k *link, b *batch) {
 		}
 	}
 	switch {
-	case b.acks > 0 && l.key.user != "":
+	case b.withheld() && l.key.user != "":
 		b.aside = true
 		l.commit++
-	case b.acks > 0:
+	case b.withheld():
 		if !b.bare {
 			b.buf = append(b.buf, marker...)
 			l.commit++
 		}
-		b.buf = appendWait(b.buf, b.acks)
+		b.buf = b.need.appendWait(b.buf)
 		l.waiting++
 		l.p.prod.opened()
 	}

@@ -142,7 +142,10 @@ func (l *lane) connect(to target, o *order) *link {
 		if errors.Is(err, errNoGroup) && !l.p.barred.Swap(true) {
 			l.p.log.Error("retry: exact needs MULTI, EXEC, GET and SET for the proxy's user; plain writes wait and are refused until it may", "node", to.node, "err", err)
 		}
-		if to.t != nil && !l.key.own && !errors.Is(err, errNotIt) && !errors.Is(err, errNoMarker) {
+		if errors.Is(err, errNoDisk) {
+			l.p.noteDisk(to, err)
+		}
+		if to.t != nil && !l.key.own && !errors.Is(err, errNotIt) && !errors.Is(err, errNoMarker) && !errors.Is(err, errNoDisk) {
 			l.p.herald.reached(to.t, false)
 		}
 		l.delay()
@@ -256,6 +259,10 @@ func (k *link) handshake() error {
 	out = resp.AppendCommand(out, "INFO", "server")
 	out = resp.AppendCommand(out, "INFO", "replication")
 	out = resp.AppendCommand(out, "ROLE")
+	asked := k.l.asksDisk(k.to)
+	if asked {
+		out = diskQuestion(out)
+	}
 	if _, err := k.conn.Write(out); err != nil {
 		return err
 	}
@@ -268,7 +275,7 @@ func (k *link) handshake() error {
 			return fmt.Errorf("the server refused the proxy: %s", resp.Text(f))
 		}
 	}
-	if err := k.identify(); err != nil {
+	if err := k.identify(asked); err != nil {
 		return err
 	}
 	if err := k.logIn(); err != nil {
@@ -282,7 +289,7 @@ func (k *link) handshake() error {
 	return k.conn.SetDeadline(time.Time{})
 }
 
-func (k *link) identify() error {
+func (k *link) identify(asked bool) error {
 	var replies [5][]byte
 	for i := range replies {
 		f, err := k.frameNow()
@@ -316,6 +323,16 @@ func (k *link) identify() error {
 	if s.version != "" {
 		k.l.p.server.Store(s)
 	}
+	if asked {
+		f, err := k.frameNow()
+		if err == nil {
+			err = judgeDisk(s, f)
+		}
+		if err != nil {
+			return err
+		}
+		k.l.p.noteDisk(k.to, nil)
+	}
 	return k.awaitReplicas(replication)
 }
 
@@ -323,7 +340,7 @@ func (k *link) identify() error {
 // milliseconds of a promotion, and in the middle of a pipeline: a write that was refused cannot be sent again once a later one
 // of its session has run.
 func (k *link) awaitReplicas(info []byte) error {
-	want := k.l.p.order.Load().acks
+	want := k.l.p.order.Load().need.acks
 	if k.to.t == nil || k.l.readsOnly {
 		return nil
 	}
@@ -478,7 +495,7 @@ func (k *link) frames() error {
 // counts only under a good lease: a primary whose lease has ended may be deposed (SAFETY B3).
 func (k *link) acknowledged() bool {
 	b := k.next()
-	return b != nil && b.acks > 0
+	return b != nil && b.withheld()
 }
 
 // settle ends a run of replies and writes to the clients that got some.

@@ -7,6 +7,7 @@ import (
 	"crypto/subtle"
 	"math"
 	"strconv"
+	"strings"
 
 	"redoubt/internal/resp"
 	"redoubt/internal/route"
@@ -86,23 +87,26 @@ func (s *session) reset() {
 	s.infoMu.Unlock()
 }
 
-// proxyCommand answers PROXY DURABILITY [QUORUM|ASYNC]: what an acknowledged write of this session means. A session may ask
-// for less than its deployment promises, and go back.
+// proxyCommand answers PROXY DURABILITY [QUORUM+DISK|QUORUM|ASYNC]: what an acknowledged write of this session means. A session may
+// give up what its deployment promises, and go back. There is nothing between: its writes travel with those of others.
 func (s *session) proxyCommand(args [][]byte) []byte {
-	quorum := s.p.order.Load().acks > 0
+	promise := s.p.order.Load().need.promise()
+	waits := promise != "async"
 	switch {
 	case len(args) < 2 || !route.Is(args[1], "DURABILITY") || len(args) > 3:
-		return resp.AppendError(nil, "ERR use PROXY DURABILITY [QUORUM|ASYNC]")
-	case len(args) == 2 && quorum && !s.lax:
-		return []byte("$6\r\nquorum\r\n")
-	case len(args) == 2:
+		return resp.AppendError(nil, "ERR use PROXY DURABILITY [QUORUM+DISK|QUORUM|ASYNC]")
+	case len(args) == 2 && waits && s.lax:
 		return []byte("$5\r\nasync\r\n")
+	case len(args) == 2:
+		return resp.AppendBulk(nil, promise)
 	case route.Is(args[2], "ASYNC"):
-		s.lax = quorum
-	case !route.Is(args[2], "QUORUM"):
-		return resp.AppendError(nil, "ERR durability is QUORUM or ASYNC")
-	case !quorum:
+		s.lax = waits
+	case !route.Is(args[2], "QUORUM") && !route.Is(args[2], "QUORUM+DISK"):
+		return resp.AppendError(nil, "ERR durability is QUORUM+DISK, QUORUM or ASYNC")
+	case !waits:
 		return resp.AppendError(nil, "ERR this deployment is asynchronous: a session cannot ask for more than that")
+	case !route.Is(args[2], strings.ToUpper(promise)):
+		return resp.AppendError(nil, "ERR this deployment promises "+promise+": a session has that, or asks for ASYNC")
 	default:
 		s.lax = false
 	}

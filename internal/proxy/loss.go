@@ -42,7 +42,7 @@ const (
 
 // bounds returns the dial in force; zero values: no bound.
 func (o *order) bounds() topo.Loss {
-	if o.acks > 0 {
+	if !o.need.nothing() {
 		return topo.Loss{} // nothing is acknowledged that only the primary holds
 	}
 	return o.maxLoss

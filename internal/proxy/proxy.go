@@ -144,10 +144,11 @@ type Proxy struct {
 	wg    sync.WaitGroup
 
 	order    atomic.Pointer[order]
-	evicting atomic.Bool  // a server's policy may delete the markers of exact retry
-	barred   atomic.Bool  // a server did not take transactions from the proxy, and that was said
-	lapsed   atomic.Bool  // a lane found its lease expired and waits to be woken
-	inflight atomic.Int64 // batches on their way on connections to the primary
+	evicting atomic.Bool            // a server's policy may delete the markers of exact retry
+	noDisk   atomic.Pointer[string] // why the primary cannot say what is on its disk; nil: it can
+	barred   atomic.Bool            // a server did not take transactions from the proxy, and that was said
+	lapsed   atomic.Bool            // a lane found its lease expired and waits to be woken
+	inflight atomic.Int64           // batches on their way on connections to the primary
 	table    atomic.Pointer[route.Table]
 	server   atomic.Pointer[serverInfo]
 	covers   atomic.Pointer[[]cover]

@@ -85,7 +85,7 @@ func TestASessionMayAskForLessThanQuorum(t *testing.T) {
 	}
 	lax.want("OK", "PROXY", "DURABILITY", "QUORUM")
 	lax.want("quorum", "PROXY", "DURABILITY")
-	lax.want("-ERR durability is QUORUM or ASYNC", "PROXY", "DURABILITY", "maybe")
+	lax.want("-ERR durability is QUORUM+DISK, QUORUM or ASYNC", "PROXY", "DURABILITY", "maybe")
 	s.nodes[1].signal(syscall.SIGSTOP)
 	lax.send("SET", "c", "1")
 	_ = lax.c.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
@@ -290,7 +290,7 @@ func TestWhatWasRefusedInFrontOfAWriteIsAnsweredWithIt(t *testing.T) {
 			out, far := outputOf(t, p)
 			s := out.s
 			s.inflight.Store(2)
-			l, b := p.newLane(poolKey{}, 0), &batch{acks: 1, head: 1, held: []byte(refusal)}
+			l, b := p.newLane(poolKey{}, 0), &batch{need: need{acks: 1}, head: 1, held: []byte(refusal)}
 			l.commit = 1
 			b.buf, b.wrote = []byte("x"), 1
 			b.ents = []entry{{s: s, n: 1, x: &extra{piece: []byte(refusal), more: 1}, flags: commits | writes | mute}}
@@ -327,7 +327,7 @@ func TestAnUnknownOutcomeBehindAReadDisconnectsItsClient(t *testing.T) {
 	out.s.inflight.Store(2)
 	const read = "$1\r\nv\r\n"
 	verdict := diedUnanswered()
-	b := &batch{acks: 1, head: 2, held: append([]byte(read), verdict...), ends: []int{len(read), len(read) + len(verdict)},
+	b := &batch{need: need{acks: 1}, head: 2, held: append([]byte(read), verdict...), ends: []int{len(read), len(read) + len(verdict)},
 		ents: []entry{{s: out.s, n: 1, flags: resendable}, {s: out.s, flags: commits | writes, x: &extra{canned: verdict}}}}
 	k := &link{l: p.newLane(poolKey{}, 0)}
 	k.hand(b)

@@ -109,7 +109,7 @@ func (k *link) skipCanned() {
 		b.head++
 	}
 	switch {
-	case b.acks == 0:
+	case !b.withheld():
 		k.cur = nil
 		k.finish(b)
 	case b.aside:
@@ -306,7 +306,7 @@ func (k *link) emit(b *batch, e *entry, f []byte, count int64) {
 	if e.flags&writes != 0 {
 		e.s.noteWrite(b.epoch)
 	}
-	if b.acks > 0 {
+	if b.withheld() {
 		for len(b.ends) < b.head {
 			b.ends = append(b.ends, len(b.held))
 		}
@@ -355,7 +355,7 @@ func (k *link) moisten(s *session) {
 	}
 }
 
-// acknowledge handles the replies behind those of the commands: the marker's, then WAIT's.
+// acknowledge handles the replies behind those of the commands: the marker's, then those to the question (need.appendWait).
 func (k *link) acknowledge(b *batch, f []byte) error {
 	if b.tail == 0 && !b.bare {
 		b.tail = 1
@@ -365,7 +365,18 @@ func (k *link) acknowledge(b *batch, f []byte) error {
 		}
 		return nil
 	}
-	n, ok := resp.Int(f)
+	asked := b.tail
+	if !b.bare {
+		asked--
+	}
+	if asked < b.need.waits()-1 {
+		b.tail++
+		if f[0] != ':' {
+			return errNotIt
+		}
+		return nil
+	}
+	got, ok := b.need.read(f)
 	if !ok {
 		return errNotIt // not a primary any more: the outcome is unknown
 	}
@@ -378,7 +389,7 @@ func (k *link) acknowledge(b *batch, f []byte) error {
 		b.at = l.p.stamp()
 		l.unacked = append(l.unacked, b)
 	}
-	if int(n) >= b.acks {
+	if b.need.met(got) {
 		k.kept, l.unacked = append(k.kept, l.unacked...), l.unacked[:0]
 		if l.ex != nil {
 			l.ex.settled(l.p, k.kept)
@@ -386,13 +397,13 @@ func (k *link) acknowledge(b *batch, f []byte) error {
 		l.refusals = 0
 		l.commit = 0
 		for _, s := range l.sent {
-			if s.acks > 0 && !s.bare {
+			if s.withheld() && !s.bare {
 				l.commit++
 			}
 		}
 	} else {
 		for _, u := range l.unacked {
-			u.got = int(n)
+			u.got = got
 		}
 	}
 	if len(l.sent) == 0 {

@@ -34,10 +34,6 @@ func diedUnanswered() []byte {
 	return unknownOutcome("the write was sent to a primary that failed before it answered")
 }
 
-func shortOfAcks(got, want int, after time.Duration) string {
-	return fmt.Sprintf("the write was applied by the primary, but only %d of %d replicas acknowledged it within %s", got, want, after)
-}
-
 // recover settles what was not answered when a connection ended: commands that change nothing, or that certainly never
 // ran, are kept to be sent again in order; the others are answered with OUTCOMEUNKNOWN. Its reader has ended.
 func (l *lane) recover(k *link) {
@@ -64,7 +60,7 @@ func (l *lane) recover(k *link) {
 			continue
 		}
 		for i := range b.ents {
-			if answered := i < b.head; b.acks > 0 || !answered {
+			if answered := i < b.head; b.withheld() || !answered {
 				l.outcome(b, &b.ents[i], answered)
 			}
 		}
@@ -364,7 +360,7 @@ func (l *lane) giveUp(e *entry, o *order) {
 		e.x.canned = resp.AppendError(nil, l.p.withAbsent(string(text)))
 	}
 	if e.x.canned == nil {
-		e.x.canned = notSent(fmt.Sprintf("it was held for %s, but %s", o.parkFor(), o.why))
+		e.x.canned = notSent(fmt.Sprintf("it was held for %s, but %s", o.parkFor(), l.p.why(o)))
 	}
 	if e.x.txn != nil {
 		e.x.txn.broken = true
@@ -386,7 +382,7 @@ func (l *lane) expireUnacked(now, limit uint32, o *order, out *[]answer) int {
 				continue
 			}
 			if e.flags&resendable == 0 || l.p.o.ReadConsistency == ReadLinearizable {
-				reply := unknownOutcome(l.p.withAbsent(shortOfAcks(b.got, b.acks, o.parkFor())))
+				reply := unknownOutcome(l.p.withAbsent(b.need.short(b.got, o.parkFor())))
 				l.p.stats.unknown.Add(1)
 				*out = append(*out, e.verdict(reply, true)...)
 				continue
@@ -405,9 +401,4 @@ func (o *order) parkFor() time.Duration {
 		return 10 * time.Second
 	}
 	return o.park
-}
-
-// appendWait appends WAIT for acks replicas.
-func appendWait(b []byte, acks int) []byte {
-	return resp.AppendCommand(b, "WAIT", strconv.Itoa(acks), waitSlice)
 }

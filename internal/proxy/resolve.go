@@ -145,7 +145,7 @@ func (x *exactness) judge(l *lane, marker uint64, ok bool) bool {
 // missing later only if somebody removed it.
 func (k *link) writeMarker() error {
 	l, x := k.l, k.l.ex
-	acks := l.p.order.Load().acks
+	acks := l.p.order.Load().need.acks
 	l.mu.Lock()
 	out := x.appendSet(nil, x.number)
 	x.written = l.p.stamp()

@@ -376,6 +376,9 @@ func (s *session) commands() (again bool, err error) {
 			continue
 		}
 		v := table.Classify(args)
+		if v.Row.Care == route.Everywhere {
+			v = s.p.guarded(v, args)
+		}
 		if v.Class > route.Write || s.ro && v.Class == route.Write || v.Row.Name == "PING" && !s.p.maySend(s.p.order.Load()) || s.user != "" {
 			if onLoop {
 				count--

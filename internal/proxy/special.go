@@ -21,7 +21,7 @@ func (s *session) slow(table *route.Table, args [][]byte, raw []byte) bool {
 	if s.parser.Inline {
 		raw = resp.AppendCommand(nil, args...)
 	}
-	v := table.Classify(args)
+	v := s.p.guarded(table.Classify(args), args)
 	if speaksHTTP(v) {
 		return s.local(v, args, raw, 0)
 	}

@@ -37,8 +37,8 @@ type order struct {
 	t        *tenure // whose connections may live; nil: none yet
 	sending  bool    // phase serving: commands may go out while the lease is good
 	draining bool    // a switchover: finish what is on its way, then disconnect
-	acks     int     // replicas that must acknowledge; 0: asynchronous
-	rule     uint64  // number of the rule that acks is from: connections carry it
+	need     need    // what a write waits for
+	rule     uint64  // number of the rule that need is from: connections carry it
 	maxLoss  topo.Loss
 	members  int // nodes of the shard
 	park     time.Duration
@@ -64,7 +64,7 @@ func (p *Proxy) obey(s *view.Snapshot) {
 	old := p.order.Load()
 	spec, a := s.Shard.Spec, s.Shard.Assigned
 	o := &order{t: old.t, park: spec.Timing.Park.D(), why: explain(a), maxLoss: spec.MaxLoss, members: len(spec.Nodes)}
-	o.acks, o.rule = s.Shard.Acks(), a.Rule
+	o.need, o.rule = need{acks: s.Shard.Acks(), disk: s.Shard.OnDisk()}, a.Rule
 	node, known := spec.Node(a.Primary)
 	same := old.t != nil && known && old.t.node == a.Primary && old.t.runID == a.RunID && old.t.addr == node.Addr
 	switch {
@@ -86,7 +86,7 @@ func (p *Proxy) obey(s *view.Snapshot) {
 		o.draining = true
 	}
 	lapsed := p.lapsed.Swap(false)
-	if o.t == old.t && o.sending == old.sending && o.draining == old.draining && o.acks == old.acks && o.rule == old.rule && o.park == old.park && o.why == old.why &&
+	if o.t == old.t && o.sending == old.sending && o.draining == old.draining && o.need == old.need && o.rule == old.rule && o.park == old.park && o.why == old.why &&
 		o.maxLoss == old.maxLoss && o.members == old.members {
 		if lapsed {
 			p.rouse()
@@ -99,7 +99,7 @@ func (p *Proxy) obey(s *view.Snapshot) {
 		p.tell(s.Shard.ID, a)
 		p.lore.poke()
 	}
-	if o.draining && !old.draining || o.acks > old.acks && o.t == old.t {
+	if o.draining && !old.draining || o.need.strongerThan(old.need) && o.t == old.t {
 		p.spawn(p.unblockAll)
 	}
 	p.rouse()

@@ -34,7 +34,7 @@ func (k *link) beginStream() bool {
 		return false
 	}
 	b := k.next()
-	if b == nil || b.head == len(b.ents) || b.acks > 0 || k.demoted.Load() {
+	if b == nil || b.head == len(b.ents) || b.withheld() || k.demoted.Load() {
 		return false
 	}
 	e := &b.ents[b.head]

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"time"
 
 	"redoubt/internal/resp"
@@ -106,15 +105,15 @@ func (k *link) logIn() error {
 func (k *link) commitAside(b *batch) {
 	l := k.l
 	for !k.ended() {
-		n, err := k.ackAside(b.acks)
+		got, err := k.ackAside(b.need)
 		l.mu.Lock()
 		i := slices.Index(l.unacked, b)
 		if i < 0 {
 			l.mu.Unlock()
 			return // its time is over, or the connection
 		}
-		b.got = n
-		if err == nil && n >= b.acks {
+		b.got = got
+		if err == nil && b.need.met(got) {
 			l.unacked = slices.Delete(l.unacked, i, i+1)
 			l.commit--
 			l.mu.Unlock()
@@ -136,28 +135,30 @@ func (k *link) commitAside(b *batch) {
 	}
 }
 
-func (k *link) ackAside(acks int) (int, error) {
+func (k *link) ackAside(want need) (got acked, err error) {
 	helper, err := k.l.p.errandTo(k.to)
 	if err != nil {
-		return 0, err
+		return got, err
 	}
 	defer helper.conn.Close()
 	if err := helper.conn.SetDeadline(time.Now().Add(handshakeTimeout + time.Second)); err != nil { // of the WAIT
-		return 0, err
+		return got, err
 	}
-	if _, err := helper.conn.Write(resp.AppendCommand([]byte(marker), "WAIT", strconv.Itoa(acks), waitSlice)); err != nil {
-		return 0, err
+	if _, err := helper.conn.Write(want.appendWait([]byte(marker))); err != nil {
+		return got, err
 	}
-	n := int64(0)
-	for range 2 {
-		f, err := helper.frameNow()
-		if err != nil {
-			return 0, err
-		}
-		var ok bool
-		if n, ok = resp.Int(f); !ok {
-			return 0, errNotIt
+	for range want.waits() { // the marker's reply, and all but the last
+		if f, err := helper.frameNow(); err != nil || f[0] != ':' {
+			return got, errors.Join(err, errNotIt)
 		}
 	}
-	return int(n), nil
+	f, err := helper.frameNow()
+	if err != nil {
+		return got, err
+	}
+	got, ok := want.read(f)
+	if !ok {
+		return got, errNotIt
+	}
+	return got, nil
 }

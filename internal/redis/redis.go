@@ -52,6 +52,9 @@ type Observation struct {
 	Version   string
 	Detail    string // one sentence for people
 
+	Disk   topo.DiskState // whether what the server says of its disk can be believed
+	NoDisk string         // DiskUnable: why, and what to do
+
 	Unreadable string // exited: the data on disk that no start of it will be able to read; see SetAside
 }
 
@@ -86,9 +89,9 @@ type Node interface {
 	// Busy counts proxies' connections with work in flight on this server: zero means that draining is over.
 	ProxyConnections(ctx context.Context) (int, error)
 	// Enforce makes sure of an acknowledgement rule on a primary (SAFETY A7). It looks for proxies' connections that may still
-	// carry what was sent under an older rule than law (0: the rule is as it was) and returns whose they are. With cut it ends
-	// them; when there are none it writes a marker and waits a moment for acks replicas to hold it: held says whether they do.
-	Enforce(ctx context.Context, law uint64, acks int, cut bool) (late []string, held bool, err error)
+	// carry what was sent under an older rule than r.Law and returns whose they are. With r.Cut it ends them; when there are none
+	// it writes a marker and waits a moment for r.Acks replicas to hold it: held says whether they do.
+	Enforce(ctx context.Context, r Rule) (late []string, held bool, err error)
 	// Configure applies the settings that safety needs (SAFETY A10, B2, C5), and is a no-op when they hold.
 	Configure(ctx context.Context, s Settings) error
 	// Restart brings a server that exited back, frozen. Managed nodes only; ErrRefused otherwise.
@@ -103,6 +106,15 @@ type Node interface {
 	Close() error
 }
 
+// Rule is what an acknowledgement stands for, and how far everybody is with it.
+type Rule struct {
+	Change uint64 // for which it is enforced: a barrier that was written for it is asked about again
+	Law    uint64 // number that proxies' connections must carry; 0: the rule is as it was
+	Acks   int    // replicas that must hold what is acknowledged
+	Disk   bool   // on their disks, and on the primary's own
+	Cut    bool   // connections of older rules are ended, and the barrier may be written
+}
+
 // Tail says which part of a server's stream was read.
 type Tail struct {
 	RunID  string
@@ -115,6 +127,9 @@ type Tail struct {
 type Settings struct {
 	MinReplicas       int // min-replicas-to-write in quorum mode; 0 in async
 	MinReplicasMaxLag int // seconds
+	// Disk has the server sync every write before it says that it has it. When it is no longer asked for, a managed server goes
+	// back to what its configuration says.
+	Disk bool
 	// Admit is what replicas of this server must present; it is demanded again if somebody changed the server's ACLs. Zero
 	// leaves it as it is: that is for replicas, and for a primary whose order holds no secret.
 	Admit Credentials
@@ -152,6 +167,20 @@ func WithRule(name string, rule uint64) string {
 
 // ruleMark stands between a proxy's id, which has no such character, and the number of its rule.
 const ruleMark = "#"
+
+// ConfirmsDisk says why a server of that version cannot be asked what is on its disk; empty when it can. WAITAOF came with Redis
+// 7.2. There, and in Valkey 7.2, it is not answered for what is replicated and is not data, as a marker is, before data follow.
+func ConfirmsDisk(version string) string {
+	name, number, _ := strings.Cut(version, " ")
+	major, rest, _ := strings.Cut(number, ".")
+	minor, _, _ := strings.Cut(rest, ".")
+	x, _ := strconv.Atoi(major)
+	y, _ := strconv.Atoi(minor)
+	if name == "valkey" && x >= 8 || x*100+y >= 704 {
+		return ""
+	}
+	return version + " cannot confirm what is on disk as quorum+disk needs it: run Redis 7.4 or Valkey 8.0, or newer ones, or use durability quorum"
+}
 
 // RuleOf reads the name of a client's connection. ok is false for one that carries nothing of a proxy's clients.
 func RuleOf(name string) (proxy string, rule uint64, ok bool) {

@@ -23,16 +23,20 @@ const (
 // holds the marker; what is executed behind it comes from connections that carry the rule's number, because all others are gone
 // and no proxy can make one with a table of before any more. The barrier has a connection of its own: nothing may wait behind
 // its WAIT.
-func (n *Node) Enforce(ctx context.Context, law uint64, acks int, cut bool) (late []string, held bool, err error) {
-	if law > 0 {
-		if late, err = n.lateProxies(ctx, law, cut); err != nil {
+func (n *Node) Enforce(ctx context.Context, r redis.Rule) (late []string, held bool, err error) {
+	if r.Law > 0 {
+		if late, err = n.lateProxies(ctx, r.Law, r.Cut); err != nil {
 			return nil, false, fmt.Errorf("look for proxies of an older rule at %s: %w", n.addr, err)
 		}
 	}
-	if len(late) > 0 || !cut {
+	if len(late) > 0 || !r.Cut {
+		n.gate.close()
 		return late, false, nil
 	}
-	if held, err = n.barrier(ctx, acks); err != nil {
+	if held, err = n.barrier(ctx, r); err != nil || held {
+		n.gate.close()
+	}
+	if err != nil {
 		return nil, false, fmt.Errorf("write a barrier to %s: %w", n.addr, err)
 	}
 	return nil, held, nil
@@ -76,22 +80,51 @@ func clientFields(line string) map[string]string {
 	return m
 }
 
-// barrier writes a marker and reports whether acks replicas hold it a moment later.
-func (n *Node) barrier(ctx context.Context, acks int) (bool, error) {
-	c, err := dial(ctx, n.addr, append(n.credentials(), []string{"CLIENT", "SETNAME", barrierName}), nil)
-	if err != nil {
-		return false, err
+// barrier is a marker that was written for a change. It is asked about again as long as its connection lives, because disks may
+// take longer than one question does.
+type barrier struct {
+	c      *conn
+	change uint64
+}
+
+func (b *barrier) close() {
+	if b.c != nil {
+		b.c.close()
 	}
-	defer c.close()
-	reps, err := c.do(ctx, []string{"PUBLISH", barrierChannel, "1"}, []string{"WAIT", strconv.Itoa(acks), barrierWaitMS}, []string{"ROLE"})
+	*b = barrier{}
+}
+
+// barrier writes a marker, unless that was done for this change, and reports whether it is held a moment later.
+func (n *Node) barrier(ctx context.Context, r redis.Rule) (bool, error) {
+	var cmds [][]string
+	if n.gate.c == nil || n.gate.change != r.Change || n.gate.c.ended() {
+		n.gate.close()
+		c, err := dial(ctx, n.addr, append(n.credentials(), []string{"CLIENT", "SETNAME", barrierName}), nil)
+		if err != nil {
+			return false, err
+		}
+		n.gate = barrier{c, r.Change}
+		cmds = append(cmds, []string{"PUBLISH", barrierChannel, "1"})
+	}
+	acks := strconv.Itoa(r.Acks)
+	cmds = append(cmds, []string{"WAIT", acks, barrierWaitMS})
+	if r.Disk { // behind WAIT, because a replica that is asked too early answers again a second later
+		cmds = append(cmds, []string{"WAITAOF", "1", acks, barrierWaitMS})
+	}
+	cmds = append(cmds, []string{"ROLE"})
+	reps, err := n.gate.c.do(ctx, cmds...)
 	if err == nil {
 		err = firstError(reps)
 	}
 	if err != nil {
 		return false, err
 	}
-	if len(reps[2].items) == 0 || reps[2].items[0].text != "master" {
+	waited, role := reps[len(reps)-2], reps[len(reps)-1]
+	if len(role.items) == 0 || role.items[0].text != "master" {
 		return false, fmt.Errorf("%w: it is not a %s", redis.ErrRefused, topo.RolePrimary)
 	}
-	return reps[1].num >= int64(acks), nil
+	if !r.Disk {
+		return waited.num >= int64(r.Acks), nil
+	}
+	return len(waited.items) == 2 && waited.items[0].num == 1 && waited.items[1].num >= int64(r.Acks), nil
 }

@@ -22,14 +22,14 @@ func TestProxiesOfAnOlderRuleAreNamedAndCut(t *testing.T) {
 	listener := client(t, n.addr, "") // a subscriber of RESP2 can write nothing, so that its rule does not matter
 	must(t, listener, "CLIENT", "SETNAME", redis.PinnedClientName+"g")
 	must(t, listener, "SUBSCRIBE", "x")
-	late, held, err := n.Enforce(within(t, 2*time.Second), 2, 0, false)
+	late, held, err := n.Enforce(within(t, 2*time.Second), redis.Rule{Change: 1, Law: 2, Acks: 0, Cut: false})
 	if err != nil || held || !slices.Equal(late, []string{"b"}) {
 		t.Fatalf("late are %v, held %v: %v", late, held, err)
 	}
-	if late, held, err = n.Enforce(within(t, 2*time.Second), 2, 0, true); err != nil || held || !slices.Equal(late, []string{"b"}) {
+	if late, held, err = n.Enforce(within(t, 2*time.Second), redis.Rule{Change: 1, Law: 2, Acks: 0, Cut: true}); err != nil || held || !slices.Equal(late, []string{"b"}) {
 		t.Fatalf("when they are cut, late are %v, held %v: %v", late, held, err)
 	}
-	if late, held, err = n.Enforce(within(t, 2*time.Second), 2, 0, true); err != nil || !held || len(late) > 0 {
+	if late, held, err = n.Enforce(within(t, 2*time.Second), redis.Rule{Change: 1, Law: 2, Acks: 0, Cut: true}); err != nil || !held || len(late) > 0 {
 		t.Fatalf("afterwards late are %v, held %v: %v", late, held, err)
 	}
 }
@@ -37,7 +37,7 @@ func TestProxiesOfAnOlderRuleAreNamedAndCut(t *testing.T) {
 func TestABarrierIsHeldByReplicasThatFollow(t *testing.T) {
 	t.Parallel()
 	n := primary(t, nil)
-	if late, held, err := n.Enforce(within(t, 2*time.Second), 1, 1, true); err != nil || held || len(late) > 0 {
+	if late, held, err := n.Enforce(within(t, 2*time.Second), redis.Rule{Change: 1, Law: 1, Acks: 1, Cut: true}); err != nil || held || len(late) > 0 {
 		t.Fatalf("without a replica: late %v, held %v: %v", late, held, err)
 	}
 	r := open(t, nil)
@@ -48,7 +48,7 @@ func TestABarrierIsHeldByReplicasThatFollow(t *testing.T) {
 	see(t, r, "a link", func(o redis.Observation) bool { return o.LinkUp && o.Whole })
 	end := time.Now().Add(5 * time.Second) // a replica acknowledges for the first time after its sync
 	for {
-		_, held, err := n.Enforce(within(t, 2*time.Second), 1, 1, true)
+		_, held, err := n.Enforce(within(t, 2*time.Second), redis.Rule{Change: 1, Law: 1, Acks: 1, Cut: true})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -59,7 +59,7 @@ func TestABarrierIsHeldByReplicasThatFollow(t *testing.T) {
 			t.Fatal("the replica does not hold the barrier")
 		}
 	}
-	if _, held, err := r.Enforce(within(t, 2*time.Second), 0, 0, true); err == nil || held {
+	if _, held, err := r.Enforce(within(t, 2*time.Second), redis.Rule{Change: 1, Law: 0, Acks: 0, Cut: true}); err == nil || held {
 		t.Fatalf("a replica wrote a barrier: held %v, %v", held, err)
 	}
 }

@@ -54,6 +54,9 @@ func Managed(ctx context.Context, o Options) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
+	if o.SyncAlways && version < confirmsDisk {
+		return nil, fmt.Errorf("durability quorum+disk: %s is version %d.%d and cannot confirm what is on disk: run Redis 7.4 or Valkey 8.0, or newer ones (node.binary), or use durability quorum", binary, version/100, version%100)
+	}
 	if o.Dir, err = filepath.Abs(o.Dir); err != nil {
 		return nil, fmt.Errorf("managed server: %w", err)
 	}

@@ -57,6 +57,8 @@ type Node struct {
 	pinged   string            // verbs only: address of the primary that is known to send something every second
 	admitted redis.Credentials // verbs only: what Configure demanded last, …
 	rules    []string          // … and the access rules after that
+	disk     bool              // verbs only: Configure asked for every write to be synced
+	gate     barrier           // verbs only: the latest that was written
 
 	mu         sync.Mutex // guards everything below; never held across I/O
 	closed     bool
@@ -132,6 +134,7 @@ func (n *Node) Close() error {
 	if n.peer != nil {
 		n.peer.close()
 	}
+	n.gate.close()
 	if proc != nil {
 		proc.release()
 	}

@@ -137,7 +137,7 @@ func (n *Node) question(ctx context.Context, c *conn, withSettings bool) (info, 
 	cmds := [][]string{{"INFO"}} // one section by name would need one command each before Redis 7.0
 	if withSettings {
 		cmds = append(cmds, configGets(watchedSettings())...)
-		cmds = append(cmds, []string{"ACL", "LOG", aclLogMax})
+		cmds = append(cmds, []string{"ACL", "LOG", aclLogMax}, []string{"COMMAND", "INFO", "WAITAOF"})
 		if n.managed == nil { // whether its access rules may be changed shows only in the attempt; this user has no rights yet
 			cmds = append(cmds, admissionProbe())
 		}
@@ -160,6 +160,7 @@ func (n *Node) question(ctx context.Context, c *conn, withSettings bool) (info, 
 		}
 	}
 	cfg[aclTurnedAway] = turnedAway(reps[1+len(watchedSettings())])
+	cfg[waitsForDisk] = knowsCommand(reps[2+len(watchedSettings())])
 	if last := reps[len(reps)-1]; n.managed == nil && last.err() != nil {
 		cfg[aclRefusal] = last.text
 	}
@@ -227,7 +228,8 @@ func (n *Node) fill(o *redis.Observation, m info, cfg map[string]string) {
 		o.Problems = append(o.Problems, "replication-open: the server refuses to have its access rules changed, so anybody may replicate and be counted: give the agent's user +acl ("+why+")")
 	}
 	o.PID, o.Version = int(m.num("process_id")), m.version()
-	o.Settings, o.Problems = violations(cfg, m.major()), append(o.Problems, m.problems(cfg)...)
+	o.Settings, o.Problems = violations(cfg, m.major(), n.disk), append(o.Problems, m.problems(cfg)...)
+	o.Disk, o.NoDisk = n.diskState(cfg, o.Version)
 	n.mu.Lock()
 	n.frozen = o.Frozen && o.Health == topo.HealthUp
 	n.role, n.runID, n.version, n.verText, n.answered = o.Role, o.RunID, m.major(), o.Version, true

@@ -34,6 +34,7 @@ type Options struct {
 	Directives   map[string]string // further configuration directives; a value of several lines is a directive repeated
 	Password     string            // requirepass: of the default user; empty: none
 	Persistence  Persistence       // empty: PersistAOF
+	SyncAlways   bool              // start with appendfsync always, whatever the directives say: for durability quorum+disk
 	GuardCommand []string          // argv that runs RunGuard; empty: no guard, and then an agent that dies leaves its primary writable
 	Log          *slog.Logger      // nil: silent
 	Clock        clock.Clock       // nil: the machine's
@@ -103,7 +104,7 @@ func renames(value string) []error {
 	var errs []error
 	for line := range strings.Lines(value) {
 		f := strings.Fields(strings.ToLower(line))
-		if len(f) > 0 && slices.Contains([]string{"replicaof", "config", "info", "client", "multi", "exec", "role", "psync", "replconf", "auth", "acl", "sync", "ping"}, f[0]) {
+		if len(f) > 0 && slices.Contains([]string{"replicaof", "config", "info", "client", "multi", "exec", "role", "wait", "waitaof", "publish", "psync", "replconf", "auth", "acl", "sync", "ping"}, f[0]) {
 			errs = append(errs, fmt.Errorf("directive rename-command %s: the agent needs this command; restrict other users by ACL instead", f[0]))
 		}
 	}
@@ -194,6 +195,9 @@ func (o Options) directives(secret string) string {
 	user := map[string]string{}
 	for name, value := range o.Directives {
 		user[strings.ToLower(name)] = value
+	}
+	if o.SyncAlways {
+		user[appendFsync] = "always"
 	}
 	lines = slices.DeleteFunc(lines, func(l [2]string) bool { _, ok := user[l[0]]; return ok })
 	names := make([]string, 0, len(user))

@@ -32,10 +32,10 @@ func (d demand) ok(actual string) bool {
 }
 
 // demands are the settings of SAFETY A10, A3 and C5.
-func demands() []demand {
+func demands(disk bool) []demand {
 	notEmptyDB := func(v string) bool { return v == "disabled" || v == "swapdb" }
 	bigEnough := func(v string) bool { n, _ := strconv.ParseInt(v, 10, 64); return n >= backlogMin }
-	return []demand{
+	all := []demand{
 		{name: "replica-read-only", value: "yes", lies: true},
 		{name: "replica-ignore-maxmemory", value: "yes", lies: true},
 		{name: "propagation-error-behavior", value: "panic-on-replicas", since: 700, lies: true},
@@ -44,12 +44,16 @@ func demands() []demand {
 		{name: "repl-backlog-ttl", value: "0"},
 		{name: "repl-backlog-size", value: strconv.Itoa(backlogMin), holds: bigEnough},
 	}
+	if disk { // a server that syncs once a second may say too early that it has (SAFETY A12), and one that waits for a rewrite says nothing
+		all = append(all, demand{name: appendFsync, value: "always", lies: true}, demand{name: noFsyncOnRewrite, value: "no", lies: true})
+	}
+	return all
 }
 
 // watchedSettings are the names that an observation needs.
 func watchedSettings() []string {
-	names := []string{"stop-writes-on-bgsave-error", "save", "min-replicas-to-write", "min-replicas-max-lag"}
-	for _, d := range demands() {
+	names := []string{"stop-writes-on-bgsave-error", "save", "min-replicas-to-write", "min-replicas-max-lag", "appendonly"}
+	for _, d := range demands(true) {
 		names = append(names, d.name)
 	}
 	return names
@@ -79,9 +83,9 @@ func mergeConfig(reps []reply) (map[string]string, error) {
 
 // violations names the settings that would make the server lie. A setting that the server must know and does not show
 // counts as violated: it may have been hidden by rename-command or by an ACL.
-func violations(cfg map[string]string, version int) []string {
+func violations(cfg map[string]string, version int, disk bool) []string {
 	var out []string
-	for _, d := range demands() {
+	for _, d := range demands(disk) {
 		if !d.lies || version < d.since {
 			continue
 		}
@@ -114,14 +118,19 @@ func (n *Node) settle(ctx context.Context, c *conn, s redis.Settings) error {
 	if err != nil {
 		return fmt.Errorf("configure %s: %w", n.addr, err)
 	}
-	want := append(demands(), demand{name: "min-replicas-to-write", value: strconv.Itoa(s.MinReplicas)})
+	want := append(demands(s.Disk), demand{name: "min-replicas-to-write", value: strconv.Itoa(s.MinReplicas)})
 	if s.MinReplicas > 0 {
 		want = append(want, demand{name: "min-replicas-max-lag", value: strconv.Itoa(max(1, s.MinReplicasMaxLag))})
 	}
+	want = append(want, n.syncing(s.Disk)...)
 	want = slices.DeleteFunc(want, func(d demand) bool { return version < d.since })
 	wrong, err := n.differing(ctx, c, want)
-	if err != nil || len(wrong) == 0 {
+	if err != nil {
 		return err
+	}
+	n.disk = s.Disk
+	if len(wrong) == 0 {
+		return nil
 	}
 	for _, d := range wrong {
 		reps, err := c.do(ctx, []string{"CONFIG", "SET", d.name, d.value})

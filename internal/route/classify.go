@@ -129,6 +129,19 @@ func classifyConfig(args [][]byte) (Class, string) {
 	return Write, ""
 }
 
+// ChangesSyncing reports whether the command changes what a server syncs to its disk, and when.
+func ChangesSyncing(args [][]byte) bool {
+	if len(args) < 4 || !Is(args[0], "CONFIG") || !Is(args[1], "SET") {
+		return false
+	}
+	for i := 2; i < len(args); i += 2 {
+		if Is(args[i], "APPENDONLY") || Is(args[i], "APPENDFSYNC") || Is(args[i], "NO-APPENDFSYNC-ON-REWRITE") {
+			return true
+		}
+	}
+	return false
+}
+
 func classifyDebug(args [][]byte) (Class, string) {
 	if len(args) > 1 {
 		for _, ok := range [...]string{"OBJECT", "DIGEST", "DIGEST-VALUE", "SLEEP", "JMAP", "SDSLEN", "LISTPACK", "ZIPLIST", "QUICKLIST",

@@ -46,7 +46,7 @@ func (w *world) checkTick() {
 func (w *world) checkServing() {
 	a := w.store.doc.Assigned
 	p := w.host(a.Primary).srv
-	if w.store.doc.Spec.Durability != topo.Quorum {
+	if !w.store.doc.Spec.Durability.Waits() {
 		w.keepHeld(p)
 		return
 	}
@@ -116,7 +116,7 @@ func (w *world) checkEnd() {
 			return
 		}
 	}
-	if w.store.doc.Spec.Durability == topo.Quorum {
+	if w.store.doc.Spec.Durability.Waits() {
 		w.checkHolds(p, "primary at the end")
 	}
 	w.checkRoster()

@@ -62,7 +62,7 @@ func (w *world) mayForget(h *host) bool {
 func (w *world) kill(h *host) {
 	wipe := w.rng.IntN(4) == 0
 	forgets := wipe || w.persist != persistAOF
-	if w.persist == persistAOF && (w.changing || w.spec.Durability == topo.Quorum) {
+	if w.persist == persistAOF && (w.changing || w.spec.Durability.Waits()) {
 		wipe, forgets = false, false
 	}
 	if !h.srv.alive || forgets && !w.mayForget(h) {

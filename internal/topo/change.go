@@ -39,7 +39,7 @@ type Change struct {
 func (c Change) String() string {
 	switch c.Kind {
 	case ChangeAck:
-		return fmt.Sprintf("to durability quorum with %d acknowledging replicas", c.AckReplicas)
+		return fmt.Sprintf("to durability %s with %d acknowledging replicas", c.Durability, c.AckReplicas)
 	case ChangeRejoin:
 		return "back to more than one copy"
 	}
@@ -77,7 +77,7 @@ func (c Change) Validate(s Spec) error {
 
 // Replicas returns how many replicas must hold a write before it is acknowledged, by the specification alone.
 func (s Spec) Replicas() int {
-	if s.Durability == Quorum {
+	if s.Durability.Waits() {
 		return s.AckReplicas
 	}
 	return 0
@@ -85,7 +85,7 @@ func (s Spec) Replicas() int {
 
 // MayShrink reports whether the primary may acknowledge alone when its only replica is gone.
 func (s Spec) MayShrink() bool {
-	return s.Durability == Quorum && len(s.Nodes) == 2 && s.MinCopies == 1
+	return s.Durability.Waits() && len(s.Nodes) == 2 && s.MinCopies == 1
 }
 
 // Agreed returns how many replicas must hold a write for elections to find it: what is promised now.
@@ -109,6 +109,14 @@ func (s Shard) Acks() int {
 		n = s.Spec.Replicas()
 	}
 	return n
+}
+
+// OnDisk reports whether a proxy acknowledges a write only when it is on the disks of the primary and of Acks replicas: because
+// that is promised now, or because a change that is under way will promise it (SAFETY A7). A primary that goes on alone waits for
+// its own disk.
+func (s Shard) OnDisk() bool {
+	c := s.Assigned.Change
+	return s.Spec.Durability.OnDisk() || c != nil && c.Kind == ChangeAck && c.Durability.OnDisk()
 }
 
 // Withdraw takes a change back. A node that replicates from the primary already has to stand still first: its word would count

@@ -83,12 +83,12 @@ func (s Spec) Validate() []error {
 	}
 	switch s.Durability {
 	case Async:
-	case Quorum:
+	case Quorum, QuorumDisk:
 		if s.AckReplicas < 1 || s.AckReplicas >= len(s.Nodes) {
-			errs = append(errs, fmt.Errorf("durability quorum with %d nodes needs 1 to %d acknowledging replicas, not %d", len(s.Nodes), len(s.Nodes)-1, s.AckReplicas))
+			errs = append(errs, fmt.Errorf("durability %s with %d nodes needs 1 to %d acknowledging replicas, not %d", s.Durability, len(s.Nodes), len(s.Nodes)-1, s.AckReplicas))
 		}
 	default:
-		errs = append(errs, fmt.Errorf("durability %q: use quorum or async", s.Durability))
+		errs = append(errs, fmt.Errorf("durability %q: use quorum, quorum+disk or async", s.Durability))
 	}
 	if err := s.MaxLoss.Validate(s.Durability); err != nil {
 		errs = append(errs, err)
@@ -104,8 +104,8 @@ func (l Loss) Validate(d Durability) error {
 	switch {
 	case l == Loss{}:
 		return nil
-	case d == Quorum:
-		return errors.New("max-loss is for durability async: with quorum nothing acknowledged is lost; remove it")
+	case d.Waits():
+		return fmt.Errorf("max-loss is for durability async: with %s nothing acknowledged is lost; remove it", d)
 	case l.Time < 0 || l.Time > 0 && l.Time < Duration(10*time.Millisecond):
 		return fmt.Errorf("max-loss.time %s < 10ms: a replica's answer can take that long; raise it", l.Time)
 	case l.Bytes < 0 || l.Bytes > 0 && l.Bytes < 64<<10:

@@ -29,10 +29,28 @@ const (
 // Durability is what an acknowledged write means.
 type Durability string
 
-// The two durability modes of a shard.
+// The durability modes of a shard.
 const (
-	Async  Durability = "async"  // acknowledged by the primary alone; bounded loss is possible
-	Quorum Durability = "quorum" // acknowledged after AckReplicas replicas hold it
+	Async      Durability = "async"       // acknowledged by the primary alone; bounded loss is possible
+	Quorum     Durability = "quorum"      // acknowledged after AckReplicas replicas hold it
+	QuorumDisk Durability = "quorum+disk" // acknowledged after it is on the disks of the primary and of AckReplicas replicas
+)
+
+// Waits reports whether a write waits for replicas before it is acknowledged.
+func (d Durability) Waits() bool { return d == Quorum || d == QuorumDisk }
+
+// OnDisk reports whether it waits for disks, too.
+func (d Durability) OnDisk() bool { return d == QuorumDisk }
+
+// DiskState says whether a server can be believed about what is on its disk (WAITAOF).
+type DiskState string
+
+// The states of a server's append-only file. A server that reports none has an agent that does not know this yet.
+const (
+	DiskUnknown DiskState = ""
+	DiskUnable  DiskState = "unable" // Sighting.NoDisk says why, and what to do
+	DiskAble    DiskState = "able"   // it has what it takes, and does not sync every write at the moment
+	DiskSynced  DiskState = "synced" // it syncs every write
 )
 
 // Node is one data node in a shard's roster.
@@ -238,7 +256,10 @@ type Sighting struct {
 	Waits    string   `json:"waits,omitempty"`    // what its part of the change waits for
 	Unlinked Duration `json:"unlinked,omitempty"` // for how long a replica's link to the primary has been down
 
-	Impaired    string   `json:"impaired,omitempty"`     // the problem under which it answers but refuses writes: "disk-full"; empty when there is none
+	Disk   DiskState `json:"disk,omitempty"`
+	NoDisk string    `json:"no_disk,omitempty"` // DiskUnable: why, and what to do
+
+	Impaired    string   `json:"impaired,omitempty"`     // the problem under which it answers but refuses writes: "disk-full", "no-disk"; empty when there is none
 	ImpairedFor Duration `json:"impaired_for,omitempty"` // how long that has been so
 
 	Addr     string `json:"addr,omitempty"` // where the server listens
@@ -268,7 +289,7 @@ func (s Spec) Node(id NodeID) (Node, bool) {
 // Witnesses returns how many frozen, enrolled nodes an election needs: N − k, so that any such set intersects every
 // set of holders of an acknowledged write (SAFETY 0). An asynchronous shard needs one.
 func (s Spec) Witnesses() int {
-	if s.Durability == Quorum {
+	if s.Durability.Waits() {
 		return len(s.Nodes) - s.AckReplicas
 	}
 	return 1

@@ -42,6 +42,7 @@ type Fake struct {
 	kept      bool
 	settings  []string
 	problems  []string
+	disk      topo.DiskState
 	bad       string // the data that no start can read
 	faults    map[string]error
 	wants     redis.Settings
@@ -65,6 +66,9 @@ func (f *Fake) boot() {
 	f.pos = topo.Position{ReplID: w.newID("hist"), Offset2: -1}
 	f.role, f.following, f.linkUp, f.backlog, f.cached, f.queued = topo.RoleReplica, "", false, false, false, false
 	f.promoted = topo.Elected{}
+	if f.disk != topo.DiskUnable {
+		f.disk = topo.DiskAble
+	}
 	f.admits, f.presents = redis.Credentials{}, redis.Credentials{}
 	f.setHealth(topo.HealthUp)
 }
@@ -116,6 +120,13 @@ func (f *Fake) SetReport(settings, problems []string) {
 	f.net.mu.Lock()
 	defer f.net.mu.Unlock()
 	f.settings, f.problems = slices.Clone(settings), slices.Clone(problems)
+}
+
+// SetDisk scripts whether the server can say what is on its disk. One that is able syncs every write once Configure asks for it.
+func (f *Fake) SetDisk(s topo.DiskState) {
+	f.net.mu.Lock()
+	defer f.net.mu.Unlock()
+	f.disk = s
 }
 
 // SetUnreadable ends the process: no start works before the data at path is set aside.
@@ -222,6 +233,9 @@ func (f *Fake) Observe(ctx context.Context) redis.Observation {
 	o.Keys, o.Kept = int64(len(f.data)), f.kept
 	o.Replicas = f.net.replicas(f)
 	o.Settings, o.Problems = slices.Clone(f.settings), slices.Clone(f.problems)
+	if o.Disk = f.disk; o.Disk == topo.DiskUnable {
+		o.NoDisk = "it has no append-only file"
+	}
 	o.AOFBusy = slices.Contains(f.problems, "aof-rewrite")
 	return o
 }
@@ -385,31 +399,34 @@ func (f *Fake) SetLate(late ...string) {
 }
 
 // Enforce goes by the script, and by how many replicas are attached.
-func (f *Fake) Enforce(ctx context.Context, law uint64, acks int, cut bool) ([]string, bool, error) {
+func (f *Fake) Enforce(ctx context.Context, rule redis.Rule) ([]string, bool, error) {
 	if err := f.enter(ctx, "Enforce"); err != nil {
 		return nil, false, err
 	}
 	defer f.net.mu.Unlock()
-	if law > 0 && len(f.late) > 0 {
+	if rule.Law > 0 && len(f.late) > 0 {
 		late := f.late
-		if cut {
+		if rule.Cut {
 			f.late = nil
 		}
 		return late, false, nil
 	}
-	if !cut {
+	if !rule.Cut {
 		return nil, false, nil
 	}
 	if f.role != topo.RolePrimary {
 		return nil, false, fmt.Errorf("write a barrier to %s: %w", f.addr, redis.ErrRefused)
 	}
+	if rule.Disk && f.disk != topo.DiskSynced {
+		return nil, false, fmt.Errorf("write a barrier to %s: its file is not synced: %w", f.addr, redis.ErrRefused)
+	}
 	n := 0
 	for _, r := range f.net.fakes {
-		if r.following == f.addr && r.linkUp {
+		if r.following == f.addr && r.linkUp && (!rule.Disk || r.disk == topo.DiskSynced) {
 			n++
 		}
 	}
-	return nil, n >= acks, nil
+	return nil, n >= rule.Acks, nil
 }
 
 // Configure applies s and mends all settings.
@@ -419,6 +436,13 @@ func (f *Fake) Configure(ctx context.Context, s redis.Settings) error {
 	}
 	defer f.net.mu.Unlock()
 	f.wants, f.settings = s, nil
+	switch {
+	case f.disk == topo.DiskUnable:
+	case s.Disk:
+		f.disk = topo.DiskSynced
+	default:
+		f.disk = topo.DiskAble
+	}
 	if !s.Admit.Open() && f.admits != s.Admit {
 		f.admits = s.Admit
 		f.net.cutReplicas(f)
