@@ -330,3 +330,25 @@ func TestExactRetryWaitsForDisks(t *testing.T) {
 	}
 	c.want("3", "INCR", "n")
 }
+
+// TestAPrimaryThatGoesOnAloneWaitsForItsOwnDisk: one copy was agreed, and that one has to be on a disk.
+func TestAPrimaryThatGoesOnAloneWaitsForItsOwnDisk(t *testing.T) {
+	t.Parallel()
+	s, disk := diskShard(t, func(sp *topo.Spec, _ *Options) { sp.MinCopies = 1 })
+	s.nodes[1].signal(syscall.SIGSTOP)
+	c := s.client()
+	c.send("SET", "a", "1")
+	c.silent("although no replica has it")
+	s.write(func(a *topo.Assigned) { a.Alone = "n0" })
+	if got := c.recv(); got != "OK" {
+		t.Fatal(got)
+	}
+	c.want("quorum+disk", "PROXY", "DURABILITY")
+	disk.set(false, "")
+	c.send("SET", "a", "2")
+	c.silent("although the primary's disk does not have it")
+	disk.set(true, "")
+	if got := c.recv(); got != "OK" {
+		t.Fatal(got)
+	}
+}

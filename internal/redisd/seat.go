@@ -4,6 +4,7 @@ package redisd
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -113,7 +114,8 @@ func overwriteJSON(dir, name string, v any) error {
 	return f.Close()
 }
 
-// loadJSON reads such a file; v is unchanged when there is none.
+// loadJSON reads such a file; v is unchanged when there is none, or when nothing is in it: that is what a loss of power leaves of a
+// file that was not synced, and what it said does not matter after that.
 func loadJSON(dir, name string, v any) error {
 	b, err := os.ReadFile(filepath.Join(dir, name))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -121,6 +123,9 @@ func loadJSON(dir, name string, v any) error {
 	}
 	if err != nil {
 		return fmt.Errorf("read %s: %w", name, err)
+	}
+	if len(bytes.Trim(b, "\x00")) == 0 {
+		return nil
 	}
 	if err := json.Unmarshal(b, v); err != nil {
 		return fmt.Errorf("read %s in %s: %w; remove it if this directory is to start afresh", name, dir, err)

@@ -176,3 +176,27 @@ func TestKeptIsOnlySaidWhenTheFileHoldsEverything(t *testing.T) {
 		t.Fatalf("after appendonly no: %+v", o)
 	}
 }
+
+// TestASeatStartsAfterALossOfPower: files that were not synced are there with nothing in them, or with zero bytes.
+func TestASeatStartsAfterALossOfPower(t *testing.T) {
+	t.Parallel()
+	for _, left := range []string{"", "\x00\x00\x00\x00"} {
+		n := open(t, func(o *Options) { o.Persistence = PersistAOF })
+		promote(t, n)
+		must(t, client(t, n.addr, ""), "SET", "k", "v")
+		if err := n.Kill(within(t, time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		dir := n.managed.o.Dir
+		for _, name := range []string{seatFile, serverFile, bootFile, adminFile, promotedFile, secretFile} {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(left), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		again := open(t, func(o *Options) { o.Persistence, o.Dir = PersistAOF, dir })
+		o := see(t, again, "the next process", func(o redis.Observation) bool { return isUp(o) && o.Frozen })
+		if o.Kept || o.Keys != 1 {
+			t.Errorf("%q: kept %v, %d keys", left, o.Kept, o.Keys)
+		}
+	}
+}
