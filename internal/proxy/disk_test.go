@@ -263,6 +263,9 @@ func TestConnectionsBeginToWaitForDisksWithTheRule(t *testing.T) {
 		a.Begin(topo.Change{Kind: topo.ChangeAck, Durability: topo.QuorumDisk, AckReplicas: 1})
 	})
 	waitFor(t, "the proxy has the rule", func() bool { return c.do("PROXY", "DURABILITY") == "quorum+disk" })
+	waitFor(t, "the pop waits under the rule", func() bool {
+		return strings.Contains(s.nodes[0].do(t, "CLIENT", "LIST"), "name=redoubt-pinned:p1#1 ") && s.nodes[0].info("blocked_clients") == "1"
+	})
 	c.send("RPUSH", "l", "x")
 	for _, w := range []*wire{c, b} {
 		w.silent("although the primary's disk does not have it")
@@ -281,6 +284,7 @@ func TestWhatASessionMayAskForWithDisks(t *testing.T) {
 	t.Parallel()
 	s, disk := diskShard(t, nil)
 	c := s.client()
+	c.want("OK", "SET", "a", "0") // from here on the proxy knows its deployment
 	c.want("-ERR this deployment promises quorum+disk: a session has that, or asks for ASYNC", "PROXY", "DURABILITY", "QUORUM")
 	c.want("OK", "PROXY", "DURABILITY", "async")
 	c.want("async", "PROXY", "DURABILITY")
