@@ -86,6 +86,10 @@ bench-quorum: build ## what quorum costs against async: 1, 50, 500 clients, inte
 bench-exact: build ## what retry: exact costs against plain quorum: 1, 50, 500 clients, interleaved
 	@$(E2E) -run TestWhatExactCosts -args -rounds $(or $(ROUNDS),7)
 
+.PHONY: bench-disk
+bench-disk: build ## what quorum+disk costs against quorum (REDOUBT_TEST_SERVER=a server of Redis 7.4 or Valkey 8.0)
+	@$(E2E) -run TestWhatDisksCost -args -rounds $(or $(ROUNDS),5)
+
 .PHONY: bench-proxy
 bench-proxy: build ## the proxy beside a direct connection, twemproxy, predixy, HAProxy (ARGS="-rounds 3", OUT=file.md)
 	@scripts/bench-proxy.sh $(if $(OUT),-out $(OUT)) $(ARGS)
@@ -97,6 +101,10 @@ show-first-ack: build ## kill the first primary right after its first acknowledg
 .PHONY: show-exact
 show-exact: build ## retry: exact: 100 × kill -9 of the primary's server under counters: the keys are what was acknowledged
 	@$(E2E) -run TestExactThroughKills -args -rounds $(or $(ROUNDS),100)
+
+.PHONY: show-disk
+show-disk: build ## quorum+disk: the primary, then everything killed at once; the power cut off (REDOUBT_TEST_SERVER as for bench-disk; root)
+	@$(E2E) -run 'TestQuorumDisk|TestALossOfPower' -args -rounds $(or $(ROUNDS),10)
 
 .PHONY: show-restarts
 show-restarts: build ## everything killed at once, wiped primaries, forgetful replicas, a long script

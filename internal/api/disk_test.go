@@ -87,3 +87,25 @@ func TestWhatIsStrongerInOneWayIsAChange(t *testing.T) {
 		t.Fatalf("%+v", s)
 	}
 }
+
+// TestAChangeIsSeenByWhoOrderedIt: a verb that waits for its change must not take an answer from before it for the end of it.
+func TestAChangeIsSeenByWhoOrderedIt(t *testing.T) {
+	r := newRig(t)
+	r.set(shard())
+	for i := range 40 {
+		k := 2 - i%2
+		if _, err := r.client.Status(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.client.Set(t.Context(), Settings{AckReplicas: &k}); err != nil {
+			t.Fatal(err)
+		}
+		st, err := r.client.Status(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c := st.Deployments[0].Shards[0].Change; (c != nil) != (k == 2) {
+			t.Fatalf("round %d: ordered %d acknowledging replicas, the change is %v", i, k, c)
+		}
+	}
+}

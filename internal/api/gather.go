@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"redoubt/internal/coord"
@@ -27,7 +28,9 @@ type gatherer struct {
 	turn chan struct{}
 	last Status // guarded by turn
 	rev  coord.Rev
-	at   time.Duration
+	at   time.Duration // before it was read
+
+	ordered atomic.Int64 // uptime of the latest order that this member recorded: answers from before show nothing of it
 }
 
 func newGatherer(o Options) *gatherer {
@@ -45,16 +48,20 @@ func (g *gatherer) status(ctx context.Context) (Status, error) {
 	if snap := g.o.View.Load(); snap != nil {
 		rev = snap.Rev
 	}
-	if g.at > 0 && g.rev == rev && g.o.Clock.Uptime()-g.at < statusAge {
+	now := g.o.Clock.Uptime()
+	if g.at > time.Duration(g.ordered.Load()) && g.rev == rev && now-g.at < statusAge {
 		return g.last, nil
 	}
 	f := g.facts(ctx)
 	if ctx.Err() != nil {
 		return Status{}, ctx.Err()
 	}
-	g.last, g.rev, g.at = f.status(), rev, g.o.Clock.Uptime()
+	g.last, g.rev, g.at = f.status(), rev, now
 	return g.last, nil
 }
+
+// noteOrder has the next status read what was just recorded, although this member's own view may not show it yet.
+func (g *gatherer) noteOrder() { g.ordered.Store(int64(g.o.Clock.Uptime())) }
 
 // facts asks the store, and falls back on what this member knew last.
 func (g *gatherer) facts(ctx context.Context) facts {

@@ -113,6 +113,7 @@ func (s *Server) postNode(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	err := s.orders.AddNode(r.Context(), req)
+	s.gather.noteOrder()
 	if err == nil {
 		s.o.Log.Info("a node is to join", "shard", s.o.Shard, "node", req.ID, "addr", req.Addr, "by", req.By)
 	}
@@ -122,6 +123,7 @@ func (s *Server) postNode(w http.ResponseWriter, r *http.Request) {
 func (s *Server) deleteNode(w http.ResponseWriter, r *http.Request) {
 	id := r.PathValue("id")
 	err := s.orders.RemoveNode(r.Context(), topo.NodeID(id), "api "+r.RemoteAddr)
+	s.gather.noteOrder()
 	if err == nil {
 		s.o.Log.Info("a node is to leave", "shard", s.o.Shard, "node", id, "by", r.RemoteAddr)
 	}

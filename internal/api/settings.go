@@ -104,6 +104,7 @@ func (s *Server) set(w http.ResponseWriter, r *http.Request) {
 	if err == nil {
 		err = s.orders.Set(r.Context(), want)
 	}
+	s.gather.noteOrder()
 	if err == nil {
 		s.o.Log.Info("settings changed", "shard", s.o.Shard, "by", want.By, "durability", said(want.Durability), "ack-replicas", said(want.AckReplicas),
 			"min-copies", said(want.MinCopies), "max-loss", said(want.MaxLoss))

@@ -336,31 +336,6 @@ func (k *link) identify(asked bool) error {
 	return k.awaitReplicas(replication)
 }
 
-// awaitReplicas gives the primary a moment until it has the replicas without which it refuses writes. They attach within
-// milliseconds of a promotion, and in the middle of a pipeline: a write that was refused cannot be sent again once a later one
-// of its session has run.
-func (k *link) awaitReplicas(info []byte) error {
-	want := k.l.p.order.Load().need.acks
-	if k.to.t == nil || k.l.readsOnly {
-		return nil
-	}
-	for until := time.Now().Add(replicasPatience); ; {
-		have, err := strconv.Atoi(infoField(info, "min_slaves_good_slaves"))
-		if err != nil || have >= want || !time.Now().Before(until) {
-			return nil // without them it can still be read
-		}
-		k.l.p.o.Clock.Nap(redoWaitMin)
-		if _, err := k.conn.Write(resp.AppendCommand(nil, "INFO", "replication")); err != nil {
-			return err
-		}
-		f, err := k.frameNow()
-		if err != nil {
-			return err
-		}
-		info = resp.Text(f)
-	}
-}
-
 func infoField(info []byte, name string) string {
 	for line := range bytes.Lines(info) {
 		if v, ok := bytes.CutPrefix(line, []byte(name)); ok && len(v) > 0 && v[0] == ':' {

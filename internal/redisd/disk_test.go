@@ -191,3 +191,38 @@ func TestAnAnswerAboutTheDiskIsTrue(t *testing.T) {
 		}
 	}
 }
+
+func TestWhyAServerCannotSpeakOfItsDisk(t *testing.T) {
+	t.Parallel()
+	on := func(more ...string) map[string]string {
+		m := map[string]string{"appendonly": "yes", appendFsync: "always", noFsyncOnRewrite: "no"}
+		for i := 0; i+1 < len(more); i += 2 {
+			m[more[i]] = more[i+1]
+		}
+		return m
+	}
+	ours, theirs := &Node{managed: &managed{}}, &Node{}
+	for _, c := range []struct {
+		n       *Node
+		cfg     map[string]string
+		version string
+		state   topo.DiskState
+		why     string
+	}{
+		{ours, on(), "redis 7.4.1", topo.DiskSynced, ""},
+		{theirs, on(), "valkey 8.0.0", topo.DiskSynced, ""},
+		{ours, on(), "redis 8.2.0", topo.DiskSynced, ""},
+		{ours, on(appendFsync, everySecond), "valkey 9.0.1", topo.DiskAble, ""},
+		{ours, on(noFsyncOnRewrite, "yes"), "valkey 9.0.1", topo.DiskAble, ""},
+		{ours, on(), "redis 7.0.15", topo.DiskUnable, "run Redis 7.4 or Valkey 8.0"},
+		{ours, on(), "redis 7.2.6", topo.DiskUnable, "run Redis 7.4 or Valkey 8.0"},
+		{theirs, on(), "valkey 7.2.8", topo.DiskUnable, "run Redis 7.4 or Valkey 8.0"},
+		{theirs, on(waitsForDisk, "no"), "redis 8.0.0", topo.DiskUnable, "remove its rename-command"},
+		{ours, on("appendonly", "no"), "redis 8.0.0", topo.DiskUnable, "set node.persistence to aof"},
+		{theirs, on("appendonly", "no"), "redis 8.0.0", topo.DiskUnable, "set appendonly yes in its configuration file and by CONFIG SET"},
+	} {
+		if state, why := c.n.diskState(c.cfg, c.version); state != c.state || !strings.Contains(why, c.why) || (why == "") != (c.why == "") {
+			t.Errorf("%s %v: %s %q", c.version, c.cfg, state, why)
+		}
+	}
+}

@@ -109,6 +109,12 @@ func (s *setters) total() (n int) {
 	return n
 }
 
+func (s *setters) errors() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.wild
+}
+
 // missing counts the acknowledged keys that a server does not have.
 func (s *setters) missing(t *testing.T, addr string) (n int) {
 	t.Helper()
@@ -162,7 +168,7 @@ func TestQuorumDiskThroughKills(t *testing.T) {
 		s.wg.Wait()
 		c.startAll()
 		now := c.d.waitHealthy(60 * time.Second)
-		t.Logf("round %d: %d writes acknowledged, %d others; primary %s, after its kill another, after the kill of all %s", i+1, s.total(), s.wild, before, now.primary())
+		t.Logf("round %d: %d writes acknowledged, %d unanswered; primary %s, after its kill another, after the kill of all %s", i+1, s.total(), s.wild, before, now.primary())
 		for n := 1; n <= 3; n++ {
 			if lost := s.missing(t, c.at(100, n)); lost > 0 {
 				t.Errorf("n%d: %d of %d acknowledged writes are missing", n, lost, s.total())
@@ -259,8 +265,9 @@ func (c *crew) anotherBoot() {
 // TestALossOfPowerTakesNothingThatWasAcknowledged: the power of all machines ends at once, under load. A person is asked
 // which data set goes on, and told where everything is. With plain quorum the same loses writes, or the test could not see it.
 func TestALossOfPowerTakesNothingThatWasAcknowledged(t *testing.T) {
-	for _, durability := range []string{"quorum+disk", "quorum"} {
-		t.Run(durability, func(t *testing.T) {
+	for _, story := range []string{"quorum+disk", "quorum+disk, after a failover", "quorum"} {
+		t.Run(story, func(t *testing.T) {
+			durability, failover, _ := strings.Cut(story, ", ")
 			disk := newPowered(t) // first, because it goes last
 			c := newDiskCrew(t, durability)
 			c.d.dir = disk.dir
@@ -268,6 +275,17 @@ func TestALossOfPowerTakesNothingThatWasAcknowledged(t *testing.T) {
 			st := c.d.waitHealthy(60 * time.Second)
 			s := c.startSetters("p", 12)
 			c.d.until(30*time.Second, "some writes are acknowledged", func() (bool, string) { return s.total() > 2000, strconv.Itoa(s.total()) })
+			if failover != "" { // and only a moment later
+				old := st.primary()
+				c.endManaged(old)
+				c.d.until(20*time.Second, "another primary serves", func() (bool, string) {
+					now, err := c.d.status()
+					if err == nil && now.phase() == "serving" && now.primary() != old {
+						st = now
+					}
+					return st.primary() != old, fmt.Sprint(err)
+				})
+			}
 			c.killAllAtOnce() // first, so that nothing is acknowledged between two of the steps
 			disk.cut()
 			close(s.stop)
@@ -288,7 +306,7 @@ func TestALossOfPowerTakesNothingThatWasAcknowledged(t *testing.T) {
 			}
 			c.d.waitHealthy(60 * time.Second)
 			lost := s.missing(t, c.at(100, number(t, st.primary())))
-			t.Logf("%s: %d writes acknowledged, %d lost with the power", durability, s.total(), lost)
+			t.Logf("%s: %d writes acknowledged, %d lost with the power", story, s.total(), lost)
 			if durability == "quorum+disk" && lost > 0 {
 				t.Errorf("%d of %d acknowledged writes are missing", lost, s.total())
 			}
@@ -334,6 +352,15 @@ func TestQuorumDiskBeginsAndEndsUnderLoad(t *testing.T) {
 		want := map[bool]string{true: "always", false: "everysec"}[durability == "quorum+disk"]
 		c.d.until(10*time.Second, "appendfsync "+want, func() (bool, string) { return policy() == want, policy() })
 		c.d.until(20*time.Second, "writes go on", func() (bool, string) { return s.total() > at+300, strconv.Itoa(s.total()) })
+	}
+	for range roundsOr(2) {
+		c.d.waitHealthy(30 * time.Second)
+		if out, err := c.d.run("switchover", "--yes"); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	if n := s.errors(); n > 0 {
+		t.Errorf("%d writes got an error", n)
 	}
 	c.killAllAtOnce()
 	close(s.stop)
