@@ -154,7 +154,7 @@ show-frameworks: build test-matrix-deps ## BullMQ, Celery, Sidekiq and express-s
 
 .PHONY: show-cold
 show-cold: build ## everything killed at once, started in every order; then one disk deleted
-	@$(E2E) -run TestColdStartsInEvery -args -rounds 1
+	@$(E2E) -run "TestColdStartsInEvery|TestColdStartsTake" -args -rounds 1
 
 .PHONY: show-outage
 show-outage: build ## the store's majority stopped for 30 s: service goes on; then with an agent dead: the primary fences itself

@@ -58,6 +58,7 @@ type Agent struct {
 	settings  redis.Settings
 	checkedAt time.Duration // uptime of the latest Configure
 	synced    string        // run id of the server that was told to sync every write
+	markedAt  time.Duration // uptime of the latest Mark
 	impaired  impairment
 
 	refused   string
@@ -141,6 +142,7 @@ func (a *Agent) Run(ctx context.Context) error {
 			pause = a.carryOut(ctx, in, order)
 		}
 		a.configure(ctx, in)
+		a.mark(ctx, in)
 		if pause > 0 {
 			a.wait(ctx, changed, a.patience(pause))
 		}

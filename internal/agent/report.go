@@ -18,7 +18,7 @@ import (
 func sighting(o redis.Observation) topo.Sighting {
 	s := topo.Sighting{
 		Health: o.Health, HealthFor: topo.Duration(o.HealthFor), Role: o.Role, Frozen: o.Frozen, Whole: o.Whole, RunID: o.RunID, Pos: o.Pos,
-		Backlog: o.Backlog, Following: o.Following, LinkUp: o.LinkUp, Keys: o.Keys, Kept: o.Kept, Settings: o.Settings, Problems: slices.Clone(o.Problems), Open: o.Open,
+		Backlog: o.Backlog, Following: o.Following, LinkUp: o.LinkUp, Keys: o.Keys, Kept: o.Kept, Mark: o.Mark, Settings: o.Settings, Problems: slices.Clone(o.Problems), Open: o.Open,
 		PID: o.PID, Version: o.Version, Disk: o.Disk, NoDisk: o.NoDisk,
 	}
 	if o.AOFBusy && !slices.Contains(s.Problems, "aof-rewrite") {

@@ -87,6 +87,10 @@ func everyoneForgot(f *facts) (bool, string) {
 	if len(f.present) < seats {
 		return false, f.say("%d of %d seats are there; missing: %s", len(f.present), seats, list(f.missing))
 	}
+	if who, waits := f.unread(); waits && f.PhaseFor.D() < markPatience {
+		f.recheck = markPatience - f.PhaseFor.D()
+		return false, f.say("all seats are there; the commit marker of %s is not read yet", who)
+	}
 	c := f.coldBest()
 	if c.lossy != "" {
 		c.why = f.say("%s (%s)", c.why, c.lossy)
@@ -104,6 +108,10 @@ type choice struct {
 // coldBest picks the seat to go on with after so many restarted that no election is possible. All seats are there, so
 // nothing that is missing now can come back: the best that is left goes on, and the report says what that may have cost.
 func (f *facts) coldBest() choice {
+	marks, settled := f.byMark()
+	if settled {
+		return marks
+	}
 	last, _ := f.a.Latest()
 	empty, placed := true, true
 	var best *rank
@@ -121,7 +129,7 @@ func (f *facts) coldBest() choice {
 		}
 	}
 	if f.maybeNewer(best) {
-		return choice{why: "a seat with an aborted sync may hold newer data than every other: look at it, and choose with redoubt failover --to NODE --accept-data-loss"}
+		return choice{why: "a seat with an aborted sync may hold newer data than every other: look at it, and choose with redoubt failover --to NODE --accept-data-loss; " + f.holdings()}
 	}
 	switch {
 	case invariant.Planted("cold-start-with-n-k") && best == nil:
@@ -136,10 +144,10 @@ func (f *facts) coldBest() choice {
 		return choice{&most, f.say("asynchronous, so %s with the most keys (%d) goes on", most.Node, most.Keys), "the newest data set cannot be proven"}
 	}
 	if f.spec.Durability.OnDisk() {
-		return choice{why: f.say("all seats are there and nobody can tell which data set is the newest; every write that was acknowledged while %s served is on the disk of %s: "+
-			"if that disk is as it was, choose it with redoubt failover --to %s --accept-data-loss", last.Node, last.Node, last.Node)}
+		return choice{why: f.say("all seats are there and nobody can tell which data set is the newest (%s); every write that was acknowledged while %s served is on the disk of %s: "+
+			"if that disk is as it was, choose it with redoubt failover --to %s --accept-data-loss; %s", marks.why, last.Node, last.Node, last.Node, f.holdings())}
 	}
-	return choice{why: "all seats are there and nobody can tell which data set is the newest: compare them (redoubt status) and choose with redoubt failover --to NODE --accept-data-loss"}
+	return choice{why: f.say("all seats are there and nobody can tell which data set is the newest (%s): compare them and choose with redoubt failover --to NODE --accept-data-loss; %s", marks.why, f.holdings())}
 }
 
 // maybeNewer reports whether a seat that has forgotten nothing, but was in the middle of a sync, stands beyond best. Its

@@ -24,7 +24,7 @@ import (
 //	    [change=ack:2[:disk]|rejoin|add:n4[:n2]|remove:n3[:cut]] [alone=n1]
 //	history 1:A:0:0:n1 …                          epoch:replid:start:parent:node
 //	clock [term=1] [led=10s] [vacant=10s] [phase=10ms] [read-age=(n1=900ms)] [wall=1000]
-//	see n1 [age=5ms] [epoch=] [phase=] [health=up] [for=0s] [role=replica] [run=r1] [at=A:100] [from=B:90] [frozen] [fenced] [link] [sync=5] [kept] [keys=3] [impaired=disk-full impaired-for=11s] [disk=unable|able|synced] …
+//	see n1 [age=5ms] [epoch=] [phase=] [health=up] [for=0s] [role=replica] [run=r1] [at=A:100] [from=B:90] [frozen] [fenced] [link] [sync=5] [kept] [keys=3] [mark=5:100|none] [impaired=disk-full impaired-for=11s] [disk=unable|able|synced] …
 //	unsee n1                                      nothing is heard from it
 //	decide                                        what Decide says; with "apply" its result becomes what is assigned
 //	explain                                       the whole list with what settled each rule
@@ -211,6 +211,11 @@ func (w *story) see(a storytest.Args) {
 	s.Change, s.Barrier, s.Unlinked = uint64(a.Num("change", 0)), uint64(a.Num("barrier", 0)), a.Dur("unlinked", 0)
 	s.Disk, s.NoDisk = topo.DiskState(a.Str("disk", "")), a.Str("no-disk", "")
 	s.Impaired, s.ImpairedFor = a.Str("impaired", ""), a.Dur("impaired-for", 0)
+	if f := strings.Split(a.Str("mark", ""), ":"); len(f) == 2 { // "none" is one that was read and is not there
+		s.Mark = &topo.Mark{Epoch: topo.Epoch(storytest.Num(a.T, f[0])), Offset: storytest.Num(a.T, f[1])}
+	} else if f[0] == "none" {
+		s.Mark = &topo.Mark{}
+	}
 	if f := strings.Split(a.Str("at", ""), ":"); len(f) == 2 {
 		s.Pos.ReplID, s.Pos.Offset, s.Pos.Offset2 = f[0], storytest.Num(a.T, f[1]), -1
 	}

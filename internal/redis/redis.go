@@ -39,15 +39,16 @@ type Observation struct {
 	RunID     string
 	Pos       topo.Position
 	Backlog   bool
-	Following string // host:port, empty for a primary
-	LinkUp    bool   // to Following, and heard from it lately
-	Keys      int64
-	Kept      bool     // see topo.Sighting
-	Settings  []string // settings that would make it lie (SAFETY A10), each as "name is value, must be value"
-	Problems  []string // "disk-full: …", "oom: …", "aof-rewrite", …
-	Replicas  []string // host:port of each server that replicates from this one, as the server tells
-	Open      bool     // the server cannot be told who may replicate from it: it refuses to have its ACLs changed
-	AOFBusy   bool     // an append-only rewrite is in progress or scheduled: enrolment waits (SAFETY A1)
+	Following string     // host:port, empty for a primary
+	LinkUp    bool       // to Following, and heard from it lately
+	Keys      int64      // the commit marker does not count
+	Kept      bool       // see topo.Sighting
+	Mark      *topo.Mark // see topo.Sighting
+	Settings  []string   // settings that would make it lie (SAFETY A10), each as "name is value, must be value"
+	Problems  []string   // "disk-full: …", "oom: …", "aof-rewrite", …
+	Replicas  []string   // host:port of each server that replicates from this one, as the server tells
+	Open      bool       // the server cannot be told who may replicate from it: it refuses to have its ACLs changed
+	AOFBusy   bool       // an append-only rewrite is in progress or scheduled: enrolment waits (SAFETY A1)
 	PID       int
 	Version   string
 	Detail    string // one sentence for people
@@ -92,6 +93,9 @@ type Node interface {
 	// carry what was sent under an older rule than r.Law and returns whose they are. With r.Cut it ends them; when there are none
 	// it writes a marker and waits a moment for r.Acks replicas to hold it: held says whether they do.
 	Enforce(ctx context.Context, r Rule) (late []string, held bool, err error)
+	// Mark writes the commit marker into the data of a primary, unless nothing was written there since the last one. A server that
+	// refuses writes at the moment is no error: there is no new marker then.
+	Mark(ctx context.Context, m topo.Mark) error
 	// Configure applies the settings that safety needs (SAFETY A10, B2, C5), and is a no-op when they hold.
 	Configure(ctx context.Context, s Settings) error
 	// Restart brings a server that exited back, frozen. Managed nodes only; ErrRefused otherwise.

@@ -79,6 +79,7 @@ type Node struct {
 	cfg        map[string]string
 	cfgAt      time.Duration
 	readBack   readBack
+	marks      markState
 	promoted   topo.Elected // the promotion that made this process primary; survives priming, which clears replid2
 	connecting time.Duration
 	renewed    time.Duration // verbs only: when a silent link was last started anew

@@ -127,6 +127,9 @@ func (n *Node) examine(ctx context.Context) (info, map[string]string, error) {
 	if fresh == nil {
 		return m, cfg, nil
 	}
+	if err := n.readMark(ctx, c, m); err != nil {
+		return nil, nil, err
+	}
 	n.mu.Lock()
 	n.cfg, n.cfgAt = fresh, n.clk.Uptime()
 	n.mu.Unlock()
@@ -232,6 +235,7 @@ func (n *Node) fill(o *redis.Observation, m info, cfg map[string]string) {
 	o.Disk, o.NoDisk = n.diskState(cfg, o.Version)
 	n.mu.Lock()
 	n.frozen = o.Frozen && o.Health == topo.HealthUp
+	n.fillMark(o, m)
 	n.role, n.runID, n.version, n.verText, n.answered = o.Role, o.RunID, m.major(), o.Version, true
 	n.loadedAt = 0
 	if o.Health == topo.HealthLoading {

@@ -26,9 +26,11 @@ type Command struct {
 // errBoundary: the bytes are not commands, so that the place where the histories part is not where a command begins.
 var errBoundary = errors.New("the stream does not begin with a command")
 
-// noData are commands of a replication stream that change no data.
-func noData(name string) bool {
+// noData are commands of a replication stream that change no data of users. rest is what follows the name.
+func noData[T string | []byte](name string, rest []T) bool {
 	switch name {
+	case "SET":
+		return len(rest) > 0 && string(rest[0]) == topo.MarkKey
 	case "PING", "REPLCONF", "SELECT", "MULTI", "EXEC", "PUBLISH", "SPUBLISH":
 		return true
 	}
@@ -60,7 +62,7 @@ func (b *body) Write(p []byte) (int, error) {
 			break
 		}
 		done += n
-		if len(b.parser.Args) > 0 && !noData(strings.ToUpper(string(b.parser.Args[0]))) {
+		if len(b.parser.Args) > 0 && !noData(strings.ToUpper(string(b.parser.Args[0])), b.parser.Args[1:]) {
 			b.commands++
 		}
 	}
@@ -110,7 +112,7 @@ func Read(r io.Reader) (topo.Salvage, []Command, error) {
 				return head, nil, fmt.Errorf("salvage %s is damaged: SELECT %.20q", head.ID, args[1])
 			}
 		}
-		if !noData(name) {
+		if !noData(name, args[1:]) {
 			out = append(out, Command{DB: db, Args: args, Keys: keysOf(args)})
 		}
 	}

@@ -88,6 +88,10 @@ func (w *world) checkEnd() {
 			d := failover.Decide(c.state())
 			why = d.Rule + ": " + d.Why
 		}
+		if strings.Contains(why, "have the same commit marker") {
+			w.asked = true // the primary's disk is lost, and its replicas differ in less than a beat
+			return
+		}
 		if strings.Contains(why, "aborted load or sync") {
 			// Every data set that is left is a forgotten one or may be half a one (SAFETY C3): a person has to look.
 			w.asked = true

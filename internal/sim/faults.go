@@ -94,8 +94,8 @@ func (w *world) killAll(*host) {
 		return
 	}
 	w.log("FAULT all servers and agents die")
+	w.allDie()
 	for _, h := range w.hosts {
-		h.srv.die(false)
 		h.restartAt = w.now + w.between(0, 2*time.Second)
 		w.crashAgent(h, w.between(0, time.Second))
 	}

@@ -49,6 +49,8 @@ type host struct {
 	restartAt  time.Duration
 	drainFrom  time.Duration
 	slowAgent  time.Duration
+	markedAt   time.Duration
+	marked     *entry // the latest marker that this agent wrote
 
 	proxy *proxy
 }
@@ -264,6 +266,7 @@ func (h *host) tick() {
 	o := converge.Next(in)
 	h.report(in)
 	h.sponsor(in)
+	h.noteMark(in)
 	if o.Do == converge.Nothing || !h.perform(in, o) {
 		h.tickIn(h.idle(in))
 		return
@@ -306,6 +309,10 @@ func (h *host) observe() topo.Sighting {
 		g.Frozen = !s.primary && s.following == nil
 		g.Whole, g.RunID, g.Backlog, g.Kept, g.Open = s.whole, s.run, s.backlog, s.kept, h.w.open
 		g.Pos = topo.Position{ReplID: s.replid, Offset: s.offset(), ReplID2: s.replid2, Offset2: s.offset2}
+		if h.w.marks() && g.Frozen && s.whole {
+			mark := s.mark()
+			g.Mark = &mark
+		}
 		if s.following != nil {
 			g.Following = s.following.name
 		}

@@ -52,6 +52,7 @@ func TestPlantedBugsAreFound(t *testing.T) {
 		{"secret-outlives-epoch", 5000, stranger},
 		{"switchover-fenced-by-pause", 5000, two},
 		{"cold-start-with-n-k", 5000, lost},
+		{"cold-start-ignores-marker", 5000, lost},
 		{"no-freeze-before-measuring", 5000, lost},
 		{"offset-before-history", 5000, lost},
 		{"too-few-witnesses", 5000, lost},

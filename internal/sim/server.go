@@ -14,7 +14,8 @@ import (
 type entry struct {
 	prev  *entry
 	off   int64
-	write uint64 // 0: a PING
+	write uint64    // 0: a PING
+	mark  topo.Mark // the latest commit marker up to here
 }
 
 // at returns the entry of e's path with that offset, or nil.
@@ -50,6 +51,7 @@ type server struct {
 	link      *link   // to following, when connected
 	replicas  []*link // attached to us
 	kept      bool
+	lacking   bool        // its disk was lost, and nobody has given it everything since
 	admits    topo.Secret // what replicas must present (SAFETY A7)
 	presents  topo.Secret // to whom it follows
 
@@ -123,7 +125,7 @@ func (s *server) die(wipe bool) {
 		c.close()
 	}
 	s.conns = nil
-	s.kept = s.w.persist == persistAOF && !wipe && s.whole
+	s.kept = s.w.persist == persistAOF && !wipe && s.whole && !s.lacking
 	if wipe {
 		s.saved, s.head, s.kept = nil, nil, false
 	}
@@ -206,7 +208,7 @@ func (s *server) promote(e topo.Elected, secret topo.Secret) string {
 	}
 	s.freeze()
 	s.closeLinks()
-	s.primary, s.admits = true, secret
+	s.primary, s.admits, s.lacking = true, secret, false
 	s.replid2, s.offset2 = s.replid, s.offset()+1
 	s.replid = s.w.newID("id")
 	return ""
@@ -234,11 +236,15 @@ func (s *server) write(id uint64) *entry {
 	if !s.backlog {
 		s.extra += step // writes do not move the offset before there is a backlog (SAFETY A3)
 	}
-	s.head = &entry{prev: s.head, off: base + step, write: id}
-	for _, l := range s.replicas {
-		l.send(s.head)
-	}
+	s.append(&entry{prev: s.head, off: base + step, write: id, mark: s.mark()})
 	return s.head
+}
+
+func (s *server) append(e *entry) {
+	s.head = e
+	for _, l := range s.replicas {
+		l.send(e)
+	}
 }
 
 // send streams entries in order; a cut holds them back, as TCP does.
@@ -382,7 +388,7 @@ func (s *server) fullSync(l *link, p *server) {
 		}
 		s.head, s.extra = snapshot, p.extra
 		s.replid, s.replid2, s.offset2 = p.replid, p.replid2, p.offset2
-		s.whole, s.backlog = true, true
+		s.whole, s.backlog, s.lacking = true, true, false
 		s.saved, s.savedID, s.savedExtra = snapshot, p.replid, p.extra
 		l.sent = s.dataOff()
 		l.acked = s.dataOff()

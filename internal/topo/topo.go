@@ -246,6 +246,7 @@ type Sighting struct {
 	InSync     Epoch    `json:"in_sync,omitempty"`   // this run id reached an offset of that epoch's primary that was read after the link came up
 	Keys       int64    `json:"keys"`                // in all databases
 	Kept       bool     `json:"kept"`                // this process loaded all that the seat ever held (append-only file intact)
+	Mark       *Mark    `json:"mark,omitempty"`      // the commit marker in its data, while it is frozen; nil: not read, or a sync may have left a part of its data only
 	Settings   []string `json:"settings,omitempty"`  // settings that would make it lie (SAFETY A10)
 	Problems   []string `json:"problems,omitempty"`  // named troubles: disk-full, oom, …
 	Open       bool     `json:"open,omitempty"`      // its server cannot be told who may replicate: an election must not demand a secret

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -68,15 +69,20 @@ func TestColdStartsInEveryOrder(t *testing.T) {
 	}
 }
 
-// choose is the operator who decides where Redoubt must not: the primary's disk is gone, and positions after a restart from
-// append-only files cannot be compared. What was acknowledged one after the other is all on the node with the most keys.
+// choose is the operator who decides where Redoubt must not: the primary's disk is gone, and its replicas have the same commit
+// marker. If their markers differ, it goes on by itself. What was acknowledged one after the other is all on the node with the most keys.
 func (c *crew) choose(lost string) {
 	c.t.Helper()
-	why := ""
-	c.d.until(30*time.Second, "it asks an operator", func() (bool, string) {
+	why, asks := "", false
+	c.d.until(30*time.Second, "it asks an operator, or goes on", func() (bool, string) {
 		why, _ = c.d.run("explain")
-		return strings.Contains(strings.SplitN(why, "\n", 2)[0], "choose with redoubt failover --to NODE --accept-data-loss"), why
+		first := strings.SplitN(why, "\n", 2)[0]
+		asks = strings.Contains(first, "choose with redoubt failover --to NODE --accept-data-loss")
+		return asks || strings.Contains(first, "steady"), why
 	})
+	if !asks {
+		return
+	}
 	best, most := "", int64(-1)
 	for i := 1; i <= 3; i++ {
 		client := redis.NewClient(&redis.Options{Addr: c.at(100, i), MaxRetries: -1})
@@ -97,11 +103,15 @@ func (c *crew) choose(lost string) {
 	}
 }
 
-// writeUntilDead writes keys one after the other through the second proxy, kills everything meanwhile, and returns how
+// writeUntilDead writes keys one after the other through the second proxy, or that of a member, kills everything meanwhile, and returns how
 // many keys were acknowledged, ever.
-func (c *crew) writeUntilDead(from int) int {
+func (c *crew) writeUntilDead(from int, at ...string) int {
 	c.t.Helper()
-	client := redis.NewClient(&redis.Options{Addr: c.at(0, 2), MaxRetries: -1, DialTimeout: time.Second, ReadTimeout: 5 * time.Second})
+	through := 2
+	if len(at) > 0 {
+		through = slices.Index([]string{"n1", "n2", "n3"}, at[0]) + 1
+	}
+	client := redis.NewClient(&redis.Options{Addr: c.at(0, through), MaxRetries: -1, DialTimeout: time.Second, ReadTimeout: 5 * time.Second})
 	defer client.Close()
 	stop := make(chan struct{})
 	done := make(chan int)
@@ -117,8 +127,8 @@ func (c *crew) writeUntilDead(from int) int {
 		}
 	}()
 	wait(300 * time.Millisecond)
-	for _, id := range []string{"n1", "n2", "n3"} {
-		_ = c.members[id].Process.Kill()
+	for _, cmd := range c.members {
+		_ = cmd.Process.Kill()
 	}
 	c.endManaged("*")
 	for _, id := range []string{"n1", "n2", "n3"} {
@@ -130,6 +140,18 @@ func (c *crew) writeUntilDead(from int) int {
 		c.t.Fatal("nothing was acknowledged before the kill")
 	}
 	return n
+}
+
+// marked tells whether all nodes have the same commit marker, of that tenure.
+func (c *crew) marked(epoch uint64) (bool, string) {
+	var marks []string
+	for i := 1; i <= 3; i++ {
+		client := redis.NewClient(&redis.Options{Addr: c.at(100, i), MaxRetries: -1})
+		m, _ := client.Get(context.Background(), "__redoubt:commit").Result()
+		client.Close()
+		marks = append(marks, m)
+	}
+	return strings.HasPrefix(marks[0], fmt.Sprintf("%d ", epoch)) && marks[0] == marks[1] && marks[1] == marks[2], fmt.Sprint(marks)
 }
 
 // requireKeys checks on every node's server that every acknowledged key is there.
@@ -153,5 +175,52 @@ func (c *crew) requireKeys(n int) {
 		if missing > 0 {
 			c.t.Errorf("n%d: %d of %d acknowledged keys are missing", i, missing, n)
 		}
+	}
+}
+
+// TestColdStartsTakeTheNewestData kills one replica's member earlier than the others, then everything, and deletes the disk of the
+// primary: nobody is left who served, and positions say nothing after a start from append-only files. In every order of starts,
+// the replica that lived longer leads without an operator, and every acknowledged write is there.
+func TestColdStartsTakeTheNewestData(t *testing.T) {
+	c := newCrew(t)
+	ids := []string{"n1", "n2", "n3"}
+	for _, id := range ids {
+		c.start(id, "")
+	}
+	turns := orders()
+	if *rounds == 0 {
+		turns = turns[1:3]
+	}
+	acked := 0
+	for i, turn := range turns {
+		s := c.d.waitHealthy(60 * time.Second)
+		var replicas []string
+		for _, id := range ids {
+			if id != s.primary() {
+				replicas = append(replicas, id)
+			}
+		}
+		early, late := replicas[i%2], replicas[1-i%2]
+		c.d.until(10*time.Second, "every node has a commit marker of this tenure", func() (bool, string) { return c.marked(s.epoch()) })
+		_ = c.members[early].Process.Kill()
+		c.endManaged(early)
+		c.kill(early)
+		acked = c.writeUntilDead(acked, s.primary())
+		if err := os.RemoveAll(filepath.Join(c.d.dir, s.primary(), "data", "redis")); err != nil {
+			t.Fatal(err)
+		}
+		begun := time.Now()
+		for _, id := range turn {
+			c.start(id, "")
+			wait(300 * time.Millisecond)
+		}
+		now := c.d.waitHealthy(60 * time.Second)
+		t.Logf("round %d: %s was killed first, %s lost its disk, started as %v: enrolled after %s, primary %s, %d keys acknowledged so far",
+			i+1, early, s.primary(), turn, time.Since(begun).Round(time.Millisecond), now.primary(), acked)
+		c.d.until(5*time.Second, late+" is elected by its commit marker", func() (bool, string) {
+			why, _ := c.d.run("history")
+			return strings.Contains(why, late+" has the newest commit marker"), why
+		})
+		c.requireKeys(acked)
 	}
 }

@@ -231,6 +231,7 @@ func (f *Fake) Observe(ctx context.Context) redis.Observation {
 	o.Whole = f.health != topo.HealthLoading && (f.role == topo.RolePrimary || f.cached)
 	o.Following, o.LinkUp = f.following, f.linkUp
 	o.Keys, o.Kept = int64(len(f.data)), f.kept
+	f.fillMark(&o)
 	o.Replicas = f.net.replicas(f)
 	o.Settings, o.Problems = slices.Clone(f.settings), slices.Clone(f.problems)
 	if o.Disk = f.disk; o.Disk == topo.DiskUnable {
