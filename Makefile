@@ -82,6 +82,10 @@ bench-switchover: build test-clients-deps ## 20 × planned switchover under load
 bench-quorum: build ## what quorum costs against async: 1, 50, 500 clients, interleaved
 	@$(E2E) -run TestWhatQuorumCosts -args -rounds $(or $(ROUNDS),7)
 
+.PHONY: bench-reads
+bench-reads: build ## what reads cost with quorum: local, lease, linearizable, interleaved
+	@$(E2E) -run TestWhatReadsCost -args -rounds $(or $(ROUNDS),5)
+
 .PHONY: bench-exact
 bench-exact: build ## what retry: exact costs against plain quorum: 1, 50, 500 clients, interleaved
 	@$(E2E) -run TestWhatExactCosts -args -rounds $(or $(ROUNDS),7)

@@ -144,7 +144,7 @@ type Proxy struct {
 	MaxStaleness   topo.Duration `yaml:"max-staleness"`   // of split reads
 	UnknownOutcome string        `yaml:"unknown-outcome"` // error or disconnect
 	ReadonlyLag    Bytes         `yaml:"readonly-lag"`    // a replica further behind serves no reads
-	Reads          string        `yaml:"reads"`           // "local" or "linearizable"
+	Reads          string        `yaml:"reads"`           // "local", "lease" or "linearizable"
 
 	SocketMode      string        `yaml:"socket-mode"`       // permissions of Unix sockets, in octal
 	ProxyProtocol   string        `yaml:"proxy-protocol"`    // "off", "optional" or "required"

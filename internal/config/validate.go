@@ -322,7 +322,7 @@ func (c Config) validateFaces(f *findings) {
 		f.add("proxy.max-staleness", "must be 200ms or more: what replicas have is measured every 100ms")
 	}
 	f.oneOf("proxy.unknown-outcome", c.Proxy.UnknownOutcome, "error", "disconnect")
-	f.oneOf("proxy.reads", c.Proxy.Reads, "local", "linearizable")
+	f.oneOf("proxy.reads", c.Proxy.Reads, "local", "lease", "linearizable")
 	c.Proxy.validateClients(f)
 	f.oneOf("sentinel.addresses", c.Sentinel.Addresses, "proxy", "direct")
 	if c.Sentinel.Listen != "" && c.Sentinel.Addresses == "proxy" && c.Proxy.Listen == "" {

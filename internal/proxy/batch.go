@@ -22,6 +22,7 @@ const (
 	moved                        // not part of its batch any more: on the redo list, or given up
 	long                         // too long to be kept: it passed through, and cannot be sent again
 	fence                        // on an own connection: the batch before it must be sealed, because no marker may follow
+	leased                       // a read that needs no marker while nothing is in doubt (lease.go)
 	exact                        // may travel in a transaction of the proxy's own, beside a marker
 )
 
@@ -118,6 +119,8 @@ type batch struct {
 	ends    []int  // where each entry's reply ends in held
 	at      uint32 // stamp of when its replies were complete
 	refs    atomic.Int32
+	shows   bool   // its writes are counted as visible and not acknowledged
+	doubts  uint64 // of the proxy, when it was sent: its acknowledgement settles them
 
 	// Of a lane with exact retry:
 	stage  stage      // stageNone: no group

@@ -78,7 +78,7 @@ func (s *session) stays(heavy bool) bool {
 
 // shared returns the shared lane for the next commands of a session without commands in flight.
 func (s *session) shared(heavy bool) *lane {
-	if s.p.o.SplitReads && !heavy && !s.main && !s.ro && s.p.o.ReadConsistency != ReadLinearizable {
+	if s.p.o.SplitReads && !heavy && !s.main && !s.ro && !s.p.strict() {
 		if l := s.replicaLane(); l != nil {
 			return l
 		}

@@ -466,6 +466,7 @@ func (l *lane) seal(k *link, b *batch) {
 		l.waiting++
 		l.p.prod.opened()
 	}
+	l.p.visible.sending(l.p, b)
 	b.wrote = len(b.buf)
 	b.refs.Store(2)
 	if l.key.own {

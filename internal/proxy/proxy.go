@@ -33,10 +33,13 @@ import (
 // Consistency is what a read promises in a shard with quorum durability.
 type Consistency string
 
-// The consistencies of reads. In an asynchronous shard both mean ReadLocal.
+// The consistencies of reads. In an asynchronous shard all mean ReadLocal.
 const (
 	// ReadLocal answers from the primary under its lease: it may show a write that is not on k replicas yet.
 	ReadLocal Consistency = "local"
+	// ReadLease answers from the primary while its lease is certainly good and no write of this proxy waits for replicas; otherwise
+	// it does as ReadLinearizable. See lease.go.
+	ReadLease Consistency = "lease"
 	// ReadLinearizable withholds reads as well until [marker][WAIT k] (SAFETY B4): no clock is trusted.
 	ReadLinearizable Consistency = "linearizable"
 )
@@ -121,8 +124,8 @@ func (o Options) Validate() []error {
 	need(o.Clock != nil, "proxy: a clock is needed")
 	need(o.ID != "", "proxy: an id is needed")
 	need(o.Listen != "", "proxy: an address to listen at is needed")
-	need(o.ReadConsistency == "" || o.ReadConsistency == ReadLocal || o.ReadConsistency == ReadLinearizable,
-		"proxy: read consistency is local or linearizable")
+	need(o.ReadConsistency == "" || o.ReadConsistency == ReadLocal || o.ReadConsistency == ReadLease || o.ReadConsistency == ReadLinearizable,
+		"proxy: read consistency is local, lease or linearizable")
 	need(o.ProxyProtocol == "" || o.ProxyProtocol == HeaderOff || o.ProxyProtocol == HeaderOptional || o.ProxyProtocol == HeaderRequired,
 		"proxy: the PROXY protocol is off, optional or required")
 	for _, v := range []int{o.Limits.Clients, o.Limits.ParkedCommands, o.Limits.ParkedBytes, o.Limits.Pipeline, o.Limits.Query,
@@ -158,6 +161,7 @@ type Proxy struct {
 	paused   atomic.Pointer[pause]
 	tick     atomic.Uint32 // seconds, as the sweep counts them
 	prod     prod
+	visible  visibility
 	loss     loss
 	absent   truants
 	lore     lore

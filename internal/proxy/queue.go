@@ -9,6 +9,9 @@ import "slices"
 // push queues a session's commands: chunk holds their bytes one behind the other. errParkFull: nothing was queued,
 // because there is no primary and the parking limits are reached. On the loop, errFull takes the place of waiting for room.
 func (l *lane) push(s *session, chunk []byte, items []item, onLoop bool) error {
+	if l.p.o.ReadConsistency == ReadLease {
+		l.coverReads(items)
+	}
 	l.mu.Lock()
 	for l.up && (len(l.pend.buf) > batchBytesMax || len(l.queue) > groupsQueued && l.ex != nil) && !l.closed {
 		if onLoop {

@@ -181,6 +181,10 @@ func (k *link) answer(b *batch, e *entry, f []byte) {
 	if k.to.t == nil {
 		fate = k.replicaFate(e, fate)
 	}
+	if fate == route.Deliver && e.flags&leased != 0 && b.acks == 0 && k.to.t != nil && !k.l.p.sure(k.to.t) {
+		k.readAgain(b, e)
+		return
+	}
 	if fate == route.Deliver && (e.s.redo.Load() == 0 || !k.l.waitsBefore(e)) && !(k.demoted.Load() && e.flags&resendable != 0) {
 		k.emit(b, e, f, 1)
 		return
@@ -411,6 +415,7 @@ func (k *link) acknowledge(b *batch, f []byte) error {
 	}
 	l.mu.Unlock()
 	for i, u := range k.kept {
+		l.p.visible.acknowledged(u)
 		k.hand(u)
 		l.p.landed()
 		l.p.release(u)

@@ -75,6 +75,7 @@ func (l *lane) recover(k *link) {
 	l.mu.Unlock()
 	deliver(out)
 	for _, b := range lost {
+		l.p.visible.gaveUp(b)
 		if b.primary {
 			l.p.landed()
 		}
@@ -381,7 +382,7 @@ func (l *lane) expireUnacked(now, limit uint32, o *order, out *[]answer) int {
 			if e.s == nil || e.flags&moved != 0 {
 				continue
 			}
-			if e.flags&resendable == 0 || l.p.o.ReadConsistency == ReadLinearizable {
+			if e.flags&resendable == 0 || l.p.strict() {
 				reply := unknownOutcome(l.p.withAbsent(b.need.short(b.got, o.parkFor())))
 				l.p.stats.unknown.Add(1)
 				*out = append(*out, e.verdict(reply, true)...)
@@ -390,6 +391,7 @@ func (l *lane) expireUnacked(now, limit uint32, o *order, out *[]answer) int {
 			*out = append(*out, answer{e.s, b.reply(i), e.answers()})
 		}
 		l.commit--
+		l.p.visible.gaveUp(b)
 		n++
 	}
 	l.unacked = slices.Delete(l.unacked, 0, n)

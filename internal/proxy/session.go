@@ -444,6 +444,9 @@ func (s *session) classed(it *item, v route.Verdict) {
 		if s.p.o.ReadConsistency == ReadLinearizable && v.Row.Flags&route.Readonly != 0 && !s.ro {
 			it.flags |= commits
 		}
+		if s.p.o.ReadConsistency == ReadLease && v.Row.Flags&route.Readonly != 0 && !s.ro && !s.lax {
+			it.flags |= leased
+		}
 		return
 	}
 	it.flags |= s.commit() | writes

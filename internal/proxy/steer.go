@@ -23,6 +23,7 @@ type tenure struct {
 	node    topo.NodeID
 	addr    string
 	lease   time.Duration
+	margin  time.Duration
 	from    atomic.Int64 // clock.Uptime from which the lease counts: view.Snapshot.LeaseStart in phase serving
 }
 
@@ -31,6 +32,9 @@ func (t *tenure) good(now time.Duration) bool {
 	from := time.Duration(t.from.Load())
 	return from > 0 && now < from+t.lease
 }
+
+// certain reports whether the lease has not ended by a clock that is slower than ours by margin over its length.
+func (t *tenure) certain(now time.Duration) bool { return t.good(now + t.margin) }
 
 // order is what the steering loop last told the lanes. It is immutable.
 type order struct {
@@ -72,7 +76,8 @@ func (p *Proxy) obey(s *view.Snapshot) {
 		o.sending = true
 		if !same || old.t.epoch != a.Epoch || old.t.lease != spec.Timing.Lease.D() {
 			latest, _ := a.Latest()
-			o.t = &tenure{history: latest.ReplID, epoch: a.Epoch, runID: a.RunID, node: a.Primary, addr: node.Addr, lease: spec.Timing.Lease.D()}
+			o.t = &tenure{history: latest.ReplID, epoch: a.Epoch, runID: a.RunID, node: a.Primary, addr: node.Addr, lease: spec.Timing.Lease.D(), margin: spec.Timing.Margin.D()}
+			p.visible.doubt() // what survived the tenure before need not be on enough replicas yet
 		}
 		if from := s.LeaseStart(); from > 0 {
 			// An order of the same tenure shares its lease. It must not be renewed for the order before this one, whose rule

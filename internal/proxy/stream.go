@@ -38,7 +38,7 @@ func (k *link) beginStream() bool {
 		return false
 	}
 	e := &b.ents[b.head]
-	if e.s == nil || e.op != opNone || e.flags&(muted|moved|blocks) != 0 || e.x != nil && e.x.more > 0 || e.s.redo.Load() > 0 {
+	if e.s == nil || e.op != opNone || e.flags&(muted|moved|blocks) != 0 || e.flags&leased != 0 && k.to.t != nil && !k.l.p.sure(k.to.t) || e.x != nil && e.x.more > 0 || e.s.redo.Load() > 0 {
 		return false
 	}
 	if e.flags&writes != 0 {

@@ -123,6 +123,7 @@ func (k *link) commitAside(b *batch) {
 					e.s.out.flush()
 				}
 			}
+			l.p.visible.settled(b)
 			l.p.landed()
 			l.p.release(b)
 			l.nudge()
