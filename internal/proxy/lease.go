@@ -24,7 +24,7 @@ func (p *Proxy) strict() bool {
 // sure reports whether a reply that is here now needs no marker behind it.
 func (p *Proxy) sure(t *tenure) bool {
 	o := p.order.Load()
-	if o.acks == 0 {
+	if o.need.nothing() {
 		return true
 	}
 	v := &p.visible
@@ -59,7 +59,7 @@ func (v *visibility) doubt() { v.raised.Add(1) }
 
 // sending notes what the batch makes visible, before it is sent.
 func (v *visibility) sending(p *Proxy, b *batch) {
-	if p.o.ReadConsistency != ReadLease || b.acks == 0 || b.bare {
+	if p.o.ReadConsistency != ReadLease || !b.withheld() || b.bare {
 		return
 	}
 	b.doubts = v.raised.Load()

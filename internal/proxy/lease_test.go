@@ -20,15 +20,6 @@ func leaseShard(t *testing.T, replicas int) *shard {
 	})
 }
 
-// silent makes sure that nothing is answered for a while.
-func (w *wire) silent(why string) {
-	w.t.Helper()
-	_ = w.c.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
-	if f, err := w.frame(); err == nil {
-		w.t.Fatalf("%s: answered %q", why, f)
-	}
-}
-
 func TestALeaseReadNeedsNoReplica(t *testing.T) {
 	t.Parallel()
 	s := leaseShard(t, 1)

@@ -181,7 +181,7 @@ func (k *link) answer(b *batch, e *entry, f []byte) {
 	if k.to.t == nil {
 		fate = k.replicaFate(e, fate)
 	}
-	if fate == route.Deliver && e.flags&leased != 0 && b.acks == 0 && k.to.t != nil && !k.l.p.sure(k.to.t) {
+	if fate == route.Deliver && e.flags&leased != 0 && !b.withheld() && k.to.t != nil && !k.l.p.sure(k.to.t) {
 		k.readAgain(b, e)
 		return
 	}
