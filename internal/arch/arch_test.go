@@ -23,7 +23,7 @@ const module = "redoubt/"
 // layers is the table: each package stands once. A package may import its own layer only where the table says so.
 var layers = map[int][]string{
 	0: {"internal/invariant", "internal/topo", "internal/resp"},
-	1: {"internal/failover", "internal/converge", "internal/route"},
+	1: {"internal/failover", "internal/converge", "internal/route", "internal/ring"},
 	2: {"internal/clock", "internal/coord", "internal/redis", "internal/event"},
 	3: {"internal/coord/memstore", "internal/coord/raftstore", "internal/redisd", "internal/view", "internal/salvage"},
 	4: {"internal/accord", "internal/agent", "internal/controller", "internal/proxy", "internal/sentinel", "internal/api"},
@@ -53,6 +53,7 @@ var modules = map[string][]string{
 	"golang.org/x/sys":               {"internal/clock", "internal/redisd", "internal/coord/raftstore", "internal/cli", "internal/app", "internal/proxy", "internal/agent"},
 	"github.com/goccy/go-yaml":       {"internal/config", "internal/cli"},
 	"github.com/spf13/cobra":         {"internal/cli"},
+	"github.com/cespare/xxhash/v2":   {"internal/ring"},  // Envoy's hash
 	"github.com/pires/go-proxyproto": {"internal/proxy"}, // the PROXY protocol's header
 }
 
