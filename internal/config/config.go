@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package config reads one member's file: what runs on this machine and which roster it belongs to.
+// Package config reads one member's file: what runs on this machine and which roster it belongs to. It also reads the
+// nutcracker.yml of a twemproxy that a deployment is to replace.
 //
 // It is not the place for what the cluster has agreed: the file seeds a shard's document when that is first created,
 // and is compared with it afterwards. Its invariant: Load returns either a configuration that Validate accepts, or all
@@ -229,11 +230,16 @@ func Parse(data []byte, name, base string) (Config, error) {
 	if len(d.problems) == 0 {
 		return c, nil
 	}
+	return c, d.of(name)
+}
+
+// of returns the problems of the file with this name, in the order of its lines.
+func (d *decoder) of(name string) Problems {
 	for i := range d.problems {
 		d.problems[i].File = name
 	}
 	sort.SliceStable(d.problems, func(i, j int) bool { return d.problems[i].Line < d.problems[j].Line })
-	return c, Problems(d.problems)
+	return d.problems
 }
 
 // complete fills in what follows from other settings. Relative directories start at base.

@@ -110,16 +110,23 @@ func covered(decoded []Problem, path string) bool {
 }
 
 func (d *decoder) file(data []byte, into any) {
+	if body := d.document(data, "start from `redoubt config sample`"); body != nil {
+		d.value(body, reflect.ValueOf(into).Elem(), "")
+	}
+}
+
+// document returns the one YAML document of a file, or nil after saying what is wrong. hint says what to do about an empty one.
+func (d *decoder) document(data []byte, hint string) ast.Node {
 	f, err := parser.ParseBytes(data, 0)
 	if err != nil {
 		d.fatal = true
 		var se yaml.Error
 		if errors.As(err, &se) && se.GetToken() != nil {
 			d.problem(se.GetToken().Position.Line, "", "not valid YAML: %s", se.GetMessage())
-			return
+			return nil
 		}
 		d.problem(0, "", "not valid YAML: %s", strings.TrimSpace(err.Error()))
-		return
+		return nil
 	}
 	var body ast.Node
 	for _, doc := range f.Docs {
@@ -134,10 +141,9 @@ func (d *decoder) file(data []byte, into any) {
 	}
 	if body == nil {
 		d.fatal = true
-		d.problem(0, "", "the file is empty: start from `redoubt config sample`")
-		return
+		d.problem(0, "", "the file is empty: %s", hint)
 	}
-	d.value(body, reflect.ValueOf(into).Elem(), "")
+	return body
 }
 
 func lineOf(n ast.Node) int {
