@@ -85,7 +85,7 @@ func ParseTwemproxy(data []byte, name string) ([]TwemproxyPool, error) {
 	var pools []TwemproxyPool
 	if body := d.document(data, "a nutcracker.yml has a block for each pool"); body != nil {
 		entries, ok := mapping(body)
-		if !ok {
+		if !ok || len(entries) == 0 {
 			d.problem(lineOf(body), "", "must have a block of settings for each pool")
 		}
 		for _, e := range entries {

@@ -148,3 +148,27 @@ func TestTwemproxyProblems(t *testing.T) {
 		t.Errorf("two problems are reported as %v", err)
 	}
 }
+
+// FuzzTwemproxy: whatever the file, there are pools with valid names and servers, or problems.
+func FuzzTwemproxy(f *testing.F) {
+	f.Add(nutcrackerFile)
+	for _, s := range []string{"", "{}", "p: {}", "? a\n: b", "p: &x\n  servers: *x\n", "p:\n  servers:\n  -\n  - - a\n", "p:\n  <<: *a\n", "[a]: b", "p:\n  listen: |\n    a:1\n", "p: !!map\n  redis: true"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		pools, err := ParseTwemproxy([]byte(text), "f")
+		if (err == nil) != (len(pools) > 0) {
+			t.Fatalf("%d pools, %v", len(pools), err)
+		}
+		for _, p := range pools {
+			if len(p.Servers) == 0 || p.Listen == (TwemproxyListen{}) || len(p.HashTag) != 0 && len(p.HashTag) != 2 {
+				t.Fatalf("accepted: %+v", p)
+			}
+			for _, s := range p.Servers {
+				if s.Name == "" || s.Weight == 0 || s.Host == "" {
+					t.Fatalf("accepted: %+v", s)
+				}
+			}
+		}
+	})
+}

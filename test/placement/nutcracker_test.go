@@ -150,6 +150,19 @@ func TestManyWeights(t *testing.T) {
 	compareAll(t, append(pools, long), testKeys()[:2500], false)
 }
 
+// TestEmptyKey: it has the hash 0, whatever the function.
+func TestEmptyKey(t *testing.T) {
+	var pools []*pool
+	for shape, fill := range shapes(t) {
+		for _, d := range []ring.Distribution{ring.Ketama, ring.Modula} {
+			p := &pool{title: fmt.Sprintf("empty/%s/%s", d, shape), spec: ring.Spec{Distribution: d, Hash: ring.MD5}}
+			fill(p)
+			pools = append(pools, p)
+		}
+	}
+	compareAll(t, pools, [][]byte{{}}, false)
+}
+
 // compareAll asks one nutcracker for all pools and compares each answer.
 func compareAll(t *testing.T, pools []*pool, keys [][]byte, write bool) {
 	t.Helper()
@@ -209,7 +222,7 @@ func writeCase(b *bytes.Buffer, p *pool, got []int) {
 		fmt.Fprintf(b, " %s=%d", n.Name, n.Weight)
 	}
 	b.WriteString("\n\t")
-	for _, number := range got[:keysRecorded] {
+	for _, number := range got[:min(keysRecorded, len(got))] {
 		for i, n := range p.numbers {
 			if n == number {
 				b.WriteByte('a' + byte(i))
