@@ -22,6 +22,8 @@ type Scanner struct {
 	pos    int   // bytes of the frame passed over
 	levels []int // elements still to come at each level; empty: at the start of a frame
 	chunks bool  // inside a streamed string
+	rest   int   // bytes of a string that are still to come behind what Drop gave away
+	piece  bool  // that string is a piece of a streamed one
 }
 
 // Next looks at buf, which starts with the first byte of a reply and, after an incomplete call, again with the same
@@ -30,6 +32,15 @@ func (s *Scanner) Next(buf []byte) (n int, err error) {
 	if len(s.levels) == 0 {
 		s.pos = 0
 		s.levels = append(s.levels, 1)
+	}
+	if s.rest > 0 {
+		if len(buf) < s.rest {
+			return 0, nil
+		}
+		if s.pos = s.rest; !s.piece {
+			s.pass(0)
+		}
+		s.rest = 0
 	}
 	for len(s.levels) > 0 {
 		if s.levels[len(s.levels)-1] == 0 && !s.chunks {
@@ -42,6 +53,35 @@ func (s *Scanner) Next(buf []byte) (n int, err error) {
 		}
 	}
 	return s.pos, nil
+}
+
+// Drop is for a reply that is handed on while it arrives. After a call of Next(buf) that returned 0, it returns how many bytes
+// of buf are known to belong to the reply; the next call of Next gets a buffer that starts behind them.
+func (s *Scanner) Drop(buf []byte) int {
+	if len(s.levels) == 0 {
+		return 0 // nothing of the reply was seen
+	}
+	if s.rest > 0 {
+		s.rest -= len(buf)
+		return len(buf)
+	}
+	n := s.pos
+	s.pos = 0
+	tail := buf[n:]
+	end := bytes.IndexByte(tail, '\n')
+	if end < 2 {
+		return n
+	}
+	switch tail[0] {
+	case '$', '=', '!', ';':
+		size, valid := integer(tail[1 : end-1])
+		if !valid || size < 0 {
+			return n
+		}
+		s.rest, s.piece = end+1+int(size)+2-len(tail), tail[0] == ';'
+		return len(buf)
+	}
+	return n
 }
 
 // Missing returns how many bytes at least are needed behind a buffer of length have to complete the present reply.

@@ -88,6 +88,35 @@ func TestRepliesOfEveryTypeAreMeasuredWhereverTheyAreSplit(t *testing.T) {
 	}
 }
 
+func TestAReplyMayBeHandedOnWhileItArrives(t *testing.T) {
+	for _, f := range append(replies, "*3\r\n$10\r\n0123456789\r\n%1\r\n+a\r\n$4\r\nabcd\r\n:1\r\n") {
+		for step := 1; step <= len(f); step++ {
+			var s Scanner
+			var held, passed []byte
+			for rest := []byte(f + "+next\r\n"); ; {
+				n, err := s.Next(held)
+				if err != nil {
+					t.Fatalf("%q in steps of %d: %v", f, step, err)
+				}
+				if n > 0 {
+					passed = append(passed, held[:n]...)
+					break
+				}
+				n = s.Drop(held)
+				passed, held = append(passed, held[:n]...), held[n:]
+				more := min(step, len(rest))
+				if more == 0 {
+					t.Fatalf("%q in steps of %d: its end was not found", f, step)
+				}
+				held, rest = append(bytes.Clone(held), rest[:more]...), rest[more:]
+			}
+			if string(passed) != f {
+				t.Fatalf("%q in steps of %d: passed %q", f, step, passed)
+			}
+		}
+	}
+}
+
 func TestElementsAndTextTakeRepliesApart(t *testing.T) {
 	e := Elements([]byte("*3\r\n$1\r\na\r\n*1\r\n:2\r\n=5\r\ntxt:b\r\n"), nil)
 	if len(e) != 3 || string(Text(e[0])) != "a" || string(e[1]) != "*1\r\n:2\r\n" || string(Text(e[2])) != "b" {

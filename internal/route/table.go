@@ -43,6 +43,8 @@ type Row struct {
 	verb  verb
 	words int8 // see Plain; 0: not plain
 	odd   bool // its flags keep it from being plain
+
+	places []place // of its keys
 }
 
 // Resendable reports whether the command may be sent again when its reply was lost.
@@ -87,6 +89,7 @@ func Builtin() *Table {
 	t.add(builtinWrites, 0, Write)
 	t.special()
 	t.markPlain()
+	t.markKeys()
 	return t
 }
 
@@ -137,7 +140,7 @@ func FromCommand(reply []byte) (t *Table, ok bool) {
 			continue
 		}
 		ok = true
-		row := &Row{Name: name, Class: Write}
+		row := &Row{Name: name, Class: Write, places: placesOf(fields)}
 		for _, f := range resp.Elements(fields[2], nil) {
 			flag := string(resp.Text(f))
 			row.odd = row.odd || strings.Contains(notPlain, " "+flag+" ")
@@ -159,5 +162,6 @@ func FromCommand(reply []byte) (t *Table, ok bool) {
 	}
 	t.special()
 	t.markPlain()
+	t.markKeys()
 	return t, ok
 }

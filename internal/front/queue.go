@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package front
+
+import (
+	"bytes"
+	"slices"
+
+	"redoubt/internal/resp"
+)
+
+// op says what is done with the reply that an entry of the queue waits for.
+type op uint8
+
+const (
+	opPass   op = iota // it goes to the client
+	opCanned           // there is none: the client gets entry.canned
+	opDrop             // nobody gets it
+	opMust             // nobody gets it, but an error ends the client
+	opID               // it is the connection's id
+	opAsk              // the client's goroutine gets it
+	opTell             // both get it
+	opJoin             // several become one
+	opScan             // its cursor is made one of all shards
+	opSub              // the shards confirm a subscription, or its end
+	opScript           // it may say that the shard does not know a script or function
+)
+
+// expect is an entry of a client's queue: one reply that it is owed, or one that a shard owes to the front.
+type expect struct {
+	from   *conn // opCanned, opJoin, opSub: nil
+	x      *extra
+	canned []byte
+	op     op
+	silent bool // the client has switched its replies off
+	blocks bool
+}
+
+// extra is what only some entries need.
+type extra struct {
+	parts  []*conn // opJoin, opSub
+	join   join
+	order  []int  // of a split command: for each key the index of its part
+	reply  []byte // opAsk, opTell; opSub: an error
+	sub    *subscription
+	raw    []byte // opScript: the command; nil: it is not to be repeated
+	row    string
+	before int // replies of from to be dropped before the one that counts
+}
+
+// push appends an entry, with what is to be sent to e.from for it. Only the client's goroutine calls it.
+func (c *client) push(e expect, command []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.pushLocked(e, command)
+}
+
+func (c *client) pushLocked(e expect, command []byte) {
+	if k := e.from; k != nil {
+		c.give(k, command)
+		k.owed++
+	}
+	if e.blocks {
+		c.blocked++
+	}
+	if c.head == len(c.queue) {
+		c.queue, c.head = c.queue[:0], 0
+	} else if c.head > 256 && 2*c.head > len(c.queue) {
+		n := copy(c.queue, c.queue[c.head:])
+		clear(c.queue[n:])
+		c.queue, c.head = c.queue[:n], 0
+	}
+	c.queue = append(c.queue, e)
+	if e.from == nil {
+		c.local = true // it may be due at once
+	}
+}
+
+// give puts a command into what is to be written to a shard. The caller holds c.mu.
+func (c *client) give(k *conn, command []byte) {
+	k.out.buf = append(k.out.buf, command...)
+	if !k.dirty {
+		k.dirty = true
+		c.dirty = append(c.dirty, k)
+	}
+	if k.gone {
+		c.fail("ERR the connection to shard " + k.name() + " ended")
+	}
+}
+
+// say answers the client itself, behind what it is owed.
+func (c *client) say(reply []byte) {
+	c.push(expect{op: opCanned, canned: reply, silent: c.mute}, nil)
+}
+
+// refuse answers with an error.
+func (c *client) refuse(text string) { c.say(resp.AppendError(nil, text)) }
+
+// append gives the client bytes. The caller holds c.mu.
+func (c *client) append(b []byte) {
+	if c.out.broken || c.over {
+		return
+	}
+	c.out.buf = append(c.out.buf, b...)
+	c.measure()
+}
+
+// measure ends a client that does not take what it is given.
+func (c *client) measure() {
+	if c.out.size() > c.f.o.Limits.Output && !c.over {
+		c.f.log.Warn("client disconnected: it does not take its replies", "client", c.id, "bytes", c.out.size())
+		c.over, c.out.broken, c.out.buf = true, true, nil
+		_ = c.sock.Close()
+		c.cond.Broadcast()
+	}
+}
+
+// drain gives the client what it is owed, as far as the shards have answered. The caller holds c.mu.
+func (c *client) drain() {
+	for c.head < len(c.queue) && !c.over {
+		e := &c.queue[c.head]
+		if !c.one(e) {
+			break
+		}
+		if e.blocks {
+			c.blocked--
+		}
+		*e = expect{}
+		c.head++
+	}
+	if c.stream == nil {
+		for _, k := range c.conns { // messages do not wait for a turn
+			if k != nil && k.size == 0 && k.pos < len(k.view) {
+				k.front()
+			}
+		}
+	}
+	c.stir()
+}
+
+// one handles the entry at the head of the queue and reports whether it is done.
+func (c *client) one(e *expect) bool {
+	switch e.op {
+	case opCanned:
+		if !e.silent {
+			c.append(e.canned)
+		}
+		return true
+	case opJoin:
+		return c.joined(e)
+	case opSub:
+		return c.subscribed(e)
+	}
+	k := e.from
+	for e.x != nil && e.x.before > 0 {
+		if k.front() == nil {
+			return false
+		}
+		c.take(k)
+		e.x.before--
+	}
+	if c.stream == k {
+		return c.passOn(e)
+	}
+	f := k.front()
+	if f == nil {
+		return e.op == opPass && c.passOn(e)
+	}
+	switch e.op {
+	case opPass:
+		if !e.silent {
+			c.append(f)
+		}
+	case opMust:
+		if f[0] == '-' {
+			c.fail(string(resp.Text(f)))
+		}
+	case opID:
+		if f[0] == ':' {
+			k.id = bytes.Clone(resp.Text(f))
+		}
+	case opAsk:
+		e.x.reply = bytes.Clone(f)
+	case opTell:
+		e.x.reply = bytes.Clone(f)
+		if !e.silent {
+			c.append(f)
+		}
+	case opScan:
+		if !e.silent {
+			c.out.buf = c.scanned(c.out.buf, f, k.i)
+			c.measure()
+		}
+	case opScript:
+		if f[0] == '-' && c.repeat(e, f) {
+			return false
+		}
+		if !e.silent {
+			c.append(f)
+		}
+	}
+	c.take(k)
+	return true
+}
+
+// take takes a reply that a shard owed.
+func (c *client) take(k *conn) {
+	k.taken()
+	k.owed--
+}
+
+// passOn hands on as much of the reply at the head as has arrived, if it is a long one, and reports whether that was all of it.
+func (c *client) passOn(e *expect) bool {
+	k := e.from
+	have := k.view[k.pos:]
+	if len(have) == 0 || c.stream == nil && (len(have) < streamFrom || have[0] == '>' || k.subs > 0) {
+		return false
+	}
+	n := 0
+	done := false
+	if c.stream == k {
+		var err error
+		if n, err = k.scan.Next(have); err != nil {
+			c.endLocked() // in the middle of a reply, nothing can be said
+			return false
+		}
+		done = n > 0
+	}
+	if !done {
+		n = k.scan.Drop(have)
+	}
+	if !e.silent {
+		c.append(have[:n])
+	}
+	k.pos += n
+	if done {
+		k.owed--
+		c.stream = nil
+	} else if n > 0 {
+		c.stream = k
+	}
+	return done
+}
+
+// joined makes one reply of those of several shards, when they are all there.
+func (c *client) joined(e *expect) bool {
+	frames := make([][]byte, 0, 8)
+	held := 0
+	for _, k := range e.x.parts {
+		f := k.front()
+		if f == nil {
+			held += len(k.view) - k.pos
+		}
+		held += len(f)
+		frames = append(frames, f)
+	}
+	if held > c.f.o.Limits.Output {
+		c.fail("ERR the replies of the shards are longer than the limit for one client")
+		return false
+	}
+	if slices.ContainsFunc(frames, func(f []byte) bool { return f == nil }) {
+		return false
+	}
+	if !e.silent {
+		if bad := slices.IndexFunc(frames, func(f []byte) bool { return f[0] == '-' }); bad >= 0 && !e.x.join.forgives {
+			c.append(frames[bad])
+		} else {
+			c.out.buf = e.x.join.make(c.out.buf, c, e.x, frames)
+			c.measure()
+		}
+	}
+	for _, k := range e.x.parts {
+		c.take(k)
+	}
+	return true
+}
+
+// ask sends a command to some connections, when everything before it is answered, and returns their replies; nil when the client
+// is gone.
+func (c *client) ask(command []byte, to ...*conn) [][]byte {
+	if !c.settle() {
+		return nil
+	}
+	xs := make([]*extra, len(to))
+	for i, k := range to {
+		xs[i] = &extra{}
+		c.push(expect{op: opAsk, from: k, x: xs[i]}, command)
+	}
+	if !c.settle() {
+		return nil
+	}
+	replies := make([][]byte, len(to))
+	for i, x := range xs {
+		if replies[i] = x.reply; x.reply == nil {
+			return nil
+		}
+	}
+	return replies
+}
