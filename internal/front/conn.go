@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"runtime"
 
 	"redoubt/internal/resp"
 )
@@ -113,9 +114,12 @@ func (k *conn) arrived(b []byte, ended bool) bool {
 	if ended {
 		c.lost(k)
 	}
-	again := c.retried
+	again, more := c.retried, c.head < len(c.queue)
 	c.retried = nil
 	c.mu.Unlock()
+	if more {
+		runtime.Gosched() // other shards may have answered, too: the client gets all that in one write
+	}
 	c.write(again)
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -143,7 +143,7 @@ type filter struct {
 }
 
 func (f filter) fits(me, o *client) bool {
-	return !(f.skipMe && o == me) && !slices.ContainsFunc(f.tests, func(test func(*client) bool) bool { return !test(o) })
+	return !(f.skipMe && o == me) && !o.isOver() && !slices.ContainsFunc(f.tests, func(test func(*client) bool) bool { return !test(o) })
 }
 
 // filters reads the conditions of CLIENT LIST and CLIENT KILL; text is an error's.
