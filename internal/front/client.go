@@ -18,6 +18,7 @@ const (
 	batchMax  = 256 << 10 // bytes for one shard that are not kept for the end of what was read
 	behindMax = 1 << 20   // bytes that a shard has not taken; beyond it, the client is not read from
 	lastWords = time.Second
+	atOnce    = 1024 // commands between two looks at whether there are too many
 )
 
 // client is one client. Its goroutine reads and gives out its commands; the readers of its connections to shards give it the
@@ -152,7 +153,7 @@ func (c *client) quietNow() bool {
 func (c *client) serve() {
 	defer c.end()
 	for {
-		bad := c.commands()
+		more, bad := c.commands()
 		c.flush()
 		switch {
 		case bad != nil:
@@ -166,6 +167,7 @@ func (c *client) serve() {
 			return
 		case !c.room(c.f.o.Limits.Pipeline, c.f.o.Limits.Pipeline/2):
 			return
+		case more:
 		case !c.fill():
 			if c.eof && !c.isOver() {
 				c.settle() // it may have closed only its own side
@@ -176,18 +178,15 @@ func (c *client) serve() {
 	}
 }
 
-// commands handles all complete commands that were read. The error is one of the protocol.
-func (c *client) commands() error {
+// commands handles the complete commands that were read; more: not all of them. The error is one of the protocol.
+func (c *client) commands() (more bool, err error) {
 	lim := resp.Limits{Bulk: c.f.o.Limits.Bulk, Unauth: !c.authed}
 	n := uint64(0)
 	defer func() { c.f.stats.commands.Add(n) }()
 	for c.r < c.w && !c.leaving {
 		size, err := c.parser.Next(c.in[c.r:c.w], lim)
-		if err != nil {
-			return err
-		}
-		if size == 0 {
-			return nil
+		if err != nil || size == 0 {
+			return false, err
 		}
 		raw := c.in[c.r : c.r+size]
 		c.r += size
@@ -201,11 +200,11 @@ func (c *client) commands() error {
 		n++
 		c.handle(c.parser.Args, raw)
 		lim.Unauth = !c.authed
-		if n%64 == 0 && c.isOver() {
-			return nil
+		if n == atOnce {
+			return true, nil
 		}
 	}
-	return nil
+	return false, nil
 }
 
 // flush writes what the shards and the client are to get: to the shard of the earliest command first, so that a shard that
@@ -298,10 +297,13 @@ func (c *client) fill() bool {
 	have := c.w - c.r
 	switch {
 	case have == 0:
-		c.r, c.w = 0, 0
-		if len(c.in) == 0 || len(c.in) > inputKept {
+		switch size := len(c.in); {
+		case size == 0 || size > inputKept:
 			c.in = make([]byte, inputMin)
+		case c.w == size && size < inputKept: // it sends more than that at a time
+			c.in = make([]byte, 2*size)
 		}
+		c.r, c.w = 0, 0
 	case c.w == len(c.in) && c.r > 0:
 		copy(c.in, c.in[c.r:c.w])
 		c.r, c.w = 0, have
@@ -348,7 +350,7 @@ func (c *client) end() {
 	c.mu.Lock()
 	c.over = true
 	until := time.Now().Add(lastWords)
-	for !c.out.broken && c.out.size() > 0 {
+	for !c.out.broken && (c.out.busy || c.out.size() > 0) {
 		if !c.out.busy {
 			c.mu.Unlock()
 			c.out.flush()

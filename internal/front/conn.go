@@ -109,6 +109,9 @@ func (k *conn) arrived(b []byte, ended bool) bool {
 			k.view = k.store
 		}
 		c.drain()
+		if len(k.view)-k.pos > c.f.o.Limits.Output {
+			c.fail(tooLong)
+		}
 		k.own() // b is the reader's
 	}
 	if ended {

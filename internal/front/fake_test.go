@@ -140,6 +140,7 @@ func TestAnErrorOfOneShardIsTheAnswer(t *testing.T) {
 	for _, c := range []struct{ command, a, b, want string }{
 		{"MGET a b", "*1\r\n$1\r\nx\r\n", "-ERR b\r\n", "-ERR b\r\n"},
 		{"MGET b a b", "*1\r\n$1\r\nx\r\n", "*2\r\n$-1\r\n$1\r\ny\r\n", "*3\r\n$-1\r\n$1\r\nx\r\n$1\r\ny\r\n"},
+		{"MGET b a b", "*1\r\n$1\r\nx\r\n", "*1\r\n$-1\r\n", "-ERR a shard answered for fewer keys than it was asked for\r\n"},
 		{"MSET a 1 b 2", "+OK\r\n", "-OOM b\r\n", "-OOM b\r\n"},
 		{"DEL a b", "-ERR a\r\n", "-ERR b\r\n", "-ERR a\r\n"},
 		{"DEL a b", ":1\r\n", ":2\r\n", ":3\r\n"},
@@ -251,6 +252,17 @@ func TestAClientThatTakesNothingIsDisconnected(t *testing.T) {
 	go func() { _, _ = w.conn.Write([]byte(strings.Repeat("GET a\r\n", 10_000))) }()
 	if !until(20*time.Second, func() bool { return f.Stats().Clients == 0 && a.conns.Load() == 0 }) {
 		t.Fatal("it is still there")
+	}
+}
+
+func TestAReplyThatIsPutTogetherIsBounded(t *testing.T) {
+	f, a, b := fakes(t, func(o *Options) { o.Limits.Output = 1 << 20 })
+	a.says(says("*1\r\n" + bulk(strings.Repeat("v", 600_000))))
+	b.says(says("*1\r\n" + bulk(strings.Repeat("v", 600_000))))
+	w := f.client(t)
+	w.want("-"+tooLong+"\r\n", "KEYS *")
+	if err := w.ended(); err != nil {
+		t.Fatal(err)
 	}
 }
 

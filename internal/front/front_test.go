@@ -108,7 +108,9 @@ func TestOneErrorStandsForTheWholeCommand(t *testing.T) {
 	f, addrs := servers(t, 3)
 	w := f.client(t)
 	keys := []string{keyOn(3, 0, "x"), keyOn(3, 1, "x"), keyOn(3, 2, "x")}
-	dial(t, addrs[1]).want("+OK\r\n", "CONFIG SET maxmemory 1 maxmemory-policy noeviction")
+	tight := dial(t, addrs[1])
+	tight.want("+OK\r\n", "CONFIG SET maxmemory 1 maxmemory-policy noeviction")
+	defer tight.do("CONFIG", "SET", "maxmemory", "0")
 	got := w.do("MSET", keys[0], "1", keys[1], "2", keys[2], "3")
 	if !strings.HasPrefix(got, "-OOM ") {
 		t.Fatalf("%q", got)

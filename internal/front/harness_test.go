@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
@@ -141,13 +142,20 @@ func runFront(t testing.TB, shards []Shard, change ...func(*Options)) *Front {
 	return f
 }
 
-// servers starts plain servers and a front of them, which has the servers' own table of commands.
+// servers starts plain servers and a front of them, which has the servers' own table of commands. With REDOUBT_SHARDS, addresses
+// between commas, the shards are those.
 func servers(t testing.TB, n int, change ...func(*Options)) (*Front, []string) {
 	t.Helper()
 	var shards []Shard
 	var addrs []string
+	given := strings.Split(os.Getenv("REDOUBT_SHARDS"), ",")
 	for i := range n {
-		addrs = append(addrs, startServer(t))
+		if len(given) >= n {
+			addrs = append(addrs, given[i])
+			dial(t, given[i]).want("+OK\r\n", "FLUSHALL")
+		} else {
+			addrs = append(addrs, startServer(t))
+		}
 		shards = append(shards, Shard{Name: "s" + strconv.Itoa(i), Dial: dialer(addrs[i])})
 	}
 	table, ok := route.FromCommand([]byte(dial(t, addrs[0]).do("COMMAND")))

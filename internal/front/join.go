@@ -152,14 +152,13 @@ func inOrder(dst []byte, order []int, frames [][]byte) []byte {
 	for i, f := range frames {
 		rests[i] = f[bytes.IndexByte(f, '\n')+1:]
 	}
+	start := len(dst)
 	dst = resp.AppendArray(dst, len(order))
 	var s resp.Scanner
 	for _, part := range order {
 		n, err := s.Next(rests[part])
-		if err != nil || n == 0 { // not what MGET answers
-			s = resp.Scanner{}
-			dst = append(dst, "$-1\r\n"...)
-			continue
+		if err != nil || n == 0 {
+			return resp.AppendError(dst[:start], "ERR a shard answered for fewer keys than it was asked for")
 		}
 		dst = append(dst, rests[part][:n]...)
 		rests[part] = rests[part][n:]

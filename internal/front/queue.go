@@ -26,6 +26,8 @@ const (
 	opScript           // it may say that the shard does not know a script or function
 )
 
+const tooLong = "ERR a reply is longer than what is held for one client"
+
 // expect is an entry of a client's queue: one reply that it is owed, or one that a shard owes to the front.
 type expect struct {
 	from   *conn // opCanned, opJoin, opSub: nil
@@ -164,7 +166,7 @@ func (c *client) one(e *expect) bool {
 	}
 	f := k.front()
 	if f == nil {
-		return e.op == opPass && c.passOn(e)
+		return (e.op == opPass || e.op == opScript) && c.passOn(e)
 	}
 	switch e.op {
 	case opPass:
@@ -213,7 +215,7 @@ func (c *client) take(k *conn) {
 func (c *client) passOn(e *expect) bool {
 	k := e.from
 	have := k.view[k.pos:]
-	if len(have) == 0 || c.stream == nil && (len(have) < streamFrom || have[0] == '>' || k.subs > 0) {
+	if len(have) == 0 || c.stream == nil && (len(have) < streamFrom || have[0] == '>' || have[0] == '-' || k.subs > 0) {
 		return false
 	}
 	n := 0
@@ -247,15 +249,11 @@ func (c *client) joined(e *expect) bool {
 	frames := make([][]byte, 0, 8)
 	held := 0
 	for _, k := range e.x.parts {
-		f := k.front()
-		if f == nil {
-			held += len(k.view) - k.pos
-		}
-		held += len(f)
-		frames = append(frames, f)
+		frames = append(frames, k.front())
+		held += len(k.view) - k.pos
 	}
 	if held > c.f.o.Limits.Output {
-		c.fail("ERR the replies of the shards are longer than the limit for one client")
+		c.fail(tooLong)
 		return false
 	}
 	if slices.ContainsFunc(frames, func(f []byte) bool { return f == nil }) {

@@ -4,6 +4,7 @@ package front
 
 import (
 	"bytes"
+	"strconv"
 	"strings"
 
 	"redoubt/internal/resp"
@@ -16,8 +17,15 @@ type transaction struct {
 	to    *conn    // nil: not known yet
 	held  [][]byte // commands that are answered with QUEUED and not sent yet
 	bytes int
-	bad   bool   // EXEC is refused
-	db    string // that a SELECT in it asks for
+	bad   bool // EXEC is refused
+	n     int  // commands so far
+	dbs   []selected
+}
+
+// selected is a SELECT in a transaction: which of its commands it is, and the database.
+type selected struct {
+	at int
+	db string
 }
 
 func ok() []byte     { return []byte("+OK\r\n") }
@@ -141,9 +149,10 @@ func (c *client) enqueue(v route.Verdict, args [][]byte, raw []byte) {
 	if (v.Row.Name == "PUBLISH" || v.Row.Name == "SPUBLISH") && len(args) == 3 {
 		shard, keyed = c.place(args[1]), true
 	}
-	if v.Row.Name == "SELECT" && len(args) == 2 {
-		t.db = string(args[1])
+	if v.Row.Name == "SELECT" && len(args) == 2 && len(t.dbs) < selectsMax {
+		t.dbs = append(t.dbs, selected{t.n, string(args[1])})
 	}
+	t.n++
 	switch {
 	case text != "" || keyed && t.to != nil && t.to.i != shard:
 		if text == "" {
@@ -219,29 +228,32 @@ func (c *client) exec(raw []byte) {
 	c.endTransaction()
 }
 
-// carryOut sends EXEC. After a SELECT in the transaction, the other connections follow it to its database.
+// selectsMax bounds how many SELECTs of a transaction are looked at.
+const selectsMax = 1000
+
+// carryOut sends EXEC. After a SELECT in the transaction, all connections follow it to its database.
 func (c *client) carryOut(raw []byte) {
-	k, db := c.txn.to, c.txn.db
-	if db == "" {
+	k, dbs := c.txn.to, c.txn.dbs
+	if len(dbs) == 0 {
 		c.send(expect{from: k, silent: c.mute}, raw, false)
 		return
 	}
 	x := &extra{}
 	c.send(expect{op: opTell, from: k, x: x, silent: c.mute}, raw, false)
-	if !c.settle() || len(x.reply) == 0 || x.reply[0] != '*' || bytes.HasPrefix(x.reply, []byte("*-1")) {
+	if !c.settle() {
 		return
 	}
-	// The connection itself tells which database it is in: SELECT may have failed.
-	info := c.ask(resp.AppendCommand(nil, "CLIENT", "INFO"), k)
-	if info == nil {
-		return
-	}
-	if _, after, found := strings.Cut(string(resp.Text(info[0])), " db="); found {
-		db, _, _ = strings.Cut(after, " ")
-		c.setDB(db)
-		if conns, err := c.open(); err == nil {
-			c.ask(resp.AppendCommand(nil, "SELECT", db), conns...)
+	results, was := resp.Elements(x.reply, nil), c.db
+	for _, s := range dbs {
+		if s.at < len(results) && results[s.at][0] == '+' {
+			c.setDB(s.db)
 		}
+	}
+	if c.db == was {
+		return
+	}
+	if conns, err := c.open(); err == nil {
+		c.ask(resp.AppendCommand(nil, "SELECT", strconv.Itoa(c.db)), conns...)
 	}
 }
 
