@@ -176,6 +176,10 @@ show-grow: build ## durability, ack-replicas and the roster change under load; t
 show-upgrade: build ## replace the process of each member under 600 idle, 12 writing, blocked, subscribed and transacting clients; then of one with 10,000
 	@$(E2E) -run TestUpgrade -args -matrix -rounds $(or $(ROUNDS),3)
 
+.PHONY: bench-ring
+bench-ring: build ## 4 × (1+2) ring: kill, SIGSTOP and switchover of one shard's primary under load: that shard, and the others
+	@$(E2E) -run TestRingUnderLoad -args -rounds $(or $(ROUNDS),8)
+
 .PHONY: show-stress
 show-stress: build ## MINUTES=10 of CPU stress with stalls of 500 ms: no failover
 	@$(E2E) -run TestStress -args -minutes $(or $(MINUTES),10)

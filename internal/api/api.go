@@ -8,6 +8,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"embed"
 	"encoding/json"
@@ -38,21 +39,27 @@ const (
 	waitMax        = 60 * time.Second
 )
 
-// Options are what the face needs. All fields but Metrics and Log are required.
+// Shard is what the face needs of one shard. Store and View are required.
+type Shard struct {
+	ID      string
+	Store   coord.Store // as the shard sees it
+	View    *view.View
+	Outage  func() string // how this member goes on without the store, in words; empty while it answers; nil: nobody knows
+	Salvage SalvageFiles  // nil: nothing is kept here
+}
+
+// Options are what the face needs. All fields but Metrics, Mode and Log are required.
 type Options struct {
 	Listen  string
 	Version string
-	Member  string // this member's id
-	Shard   string // id of the shard
-	Store   coord.Store
-	View    *view.View
+	Member  string  // this member's id
+	Mode    string  // of the deployment; default "single"
+	Shards  []Shard // of the deployment, in its order
 	Clock   clock.Clock
 	Log     *slog.Logger
 	Metrics func(io.Writer) // further lines for /metrics; nil: none
-	Outage  func() string   // how this member goes on without the store, in words; empty while it answers; nil: nobody knows
 
-	Salvage  SalvageFiles // nil: nothing is kept here
-	Password string       // of the deployment: asked for where users' data are read; empty: there is none
+	Password string // of the deployment: asked for where users' data are read; empty: there is none
 
 	Listener net.Listener                               // in place of Listen: one that an earlier process opened
 	Upgrade  func(context.Context) (pid int, err error) // hands this member over to a new process; nil: refused
@@ -61,8 +68,7 @@ type Options struct {
 // Server is the face. Addr and Handler are safe for concurrent use.
 type Server struct {
 	o       Options
-	orders  *Orders
-	gather  *gatherer
+	parts   []*part // one for each shard
 	ln      net.Listener
 	http    *http.Server
 	streams chan struct{}
@@ -72,14 +78,20 @@ type Server struct {
 
 // New listens on o.Listen and returns the face; nothing is answered before Run.
 func New(o Options) (*Server, error) {
-	if o.Store == nil || o.View == nil || o.Clock == nil || o.Shard == "" || o.Member == "" {
-		return nil, errors.New("api: Store, View, Clock, Shard and Member are required")
+	if o.Clock == nil || len(o.Shards) == 0 || o.Member == "" {
+		return nil, errors.New("api: Clock, Shards and Member are required")
 	}
+	o.Mode = cmp.Or(o.Mode, "single")
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	if o.Outage == nil {
-		o.Outage = func() string { return "" }
+	var parts []*part
+	for _, sh := range o.Shards {
+		p, err := newPart(o, sh)
+		if err != nil {
+			return nil, err
+		}
+		parts = append(parts, p)
 	}
 	ln := o.Listener
 	if ln == nil {
@@ -90,7 +102,7 @@ func New(o Options) (*Server, error) {
 	}
 	base, stop := context.WithCancel(context.Background())
 	s := &Server{
-		o: o, orders: NewOrders(o.Store, o.Shard), gather: newGatherer(o), ln: limit(ln, connectionsMax),
+		o: o, parts: parts, ln: limit(ln, connectionsMax),
 		streams: make(chan struct{}, streamsMax), began: o.Clock.Now(), stop: stop,
 	}
 	s.http = &http.Server{
@@ -134,16 +146,16 @@ func (s *Server) Handler() http.Handler {
 	m.HandleFunc("GET /{$}", s.page)
 	m.HandleFunc("GET /healthz", s.healthz)
 	m.HandleFunc("GET /metrics", s.metrics)
-	m.HandleFunc("GET /v1/status", answers(s.gather.status))
-	m.HandleFunc("GET /v1/explain", answers(s.gather.report))
-	m.HandleFunc("GET /v1/history", answers(s.gather.timeline))
-	m.HandleFunc("GET /v1/state", answers(s.gather.state))
+	m.HandleFunc("GET /v1/status", answers(s.status))
+	m.HandleFunc("GET /v1/explain", ofOne(s, (*gatherer).report))
+	m.HandleFunc("GET /v1/history", ofOne(s, (*gatherer).timeline))
+	m.HandleFunc("GET /v1/state", ofOne(s, (*gatherer).state))
 	m.HandleFunc("GET /v1/events", s.events)
 	m.HandleFunc("POST /v1/intents", s.postIntent)
 	m.HandleFunc("GET /v1/intents/{id}", s.getIntent)
 	m.HandleFunc("GET /v1/members", s.getMembers)
 	m.HandleFunc("DELETE /v1/members/{id}", s.deleteMember)
-	m.HandleFunc("GET /v1/salvage", answers(s.gather.salvaged))
+	m.HandleFunc("GET /v1/salvage", answers(s.salvaged))
 	m.HandleFunc("GET /v1/salvage/{id}", s.getSalvage)
 	m.HandleFunc("POST /v1/salvage/{id}/replayed", s.postReplayed)
 	m.HandleFunc("POST /v1/pause", s.pause)
@@ -170,14 +182,16 @@ func (s *Server) page(w http.ResponseWriter, _ *http.Request) {
 
 // healthz answers 200 when this member knows what was agreed, 503 otherwise. It says nothing about the shard.
 func (s *Server) healthz(w http.ResponseWriter, _ *http.Request) {
-	snap := s.o.View.Load()
-	if snap == nil {
-		http.Error(w, "no agreed state yet", http.StatusServiceUnavailable)
-		return
-	}
-	if !snap.Fresh(s.o.Clock.Uptime()) {
-		http.Error(w, "the agreed state could not be confirmed lately: the store has no majority that this member can reach", http.StatusServiceUnavailable)
-		return
+	for _, p := range s.parts {
+		snap := p.View.Load()
+		if snap == nil {
+			http.Error(w, "no agreed state yet", http.StatusServiceUnavailable)
+			return
+		}
+		if !snap.Fresh(s.o.Clock.Uptime()) {
+			http.Error(w, "the agreed state could not be confirmed lately: the store has no majority that this member can reach", http.StatusServiceUnavailable)
+			return
+		}
 	}
 	fmt.Fprintln(w, "ok")
 }
@@ -199,9 +213,14 @@ func (s *Server) postIntent(w http.ResponseWriter, r *http.Request) {
 	if req.By == "" {
 		req.By = "api " + r.RemoteAddr
 	}
-	in, err := s.orders.Submit(r.Context(), req)
+	p, err := s.one(r)
+	var in topo.Intent
 	if err == nil {
-		s.o.Log.Info("intent accepted", "shard", s.o.Shard, "intent", in.ID, "kind", in.Kind, "to", in.To, "by", in.By)
+		in, err = p.orders.Submit(r.Context(), req)
+		p.gather.noteOrder()
+	}
+	if err == nil {
+		s.o.Log.Info("intent accepted", "shard", p.ID, "intent", in.ID, "kind", in.Kind, "to", in.To, "by", in.By)
 	}
 	reply(w, in, err)
 }
@@ -216,16 +235,34 @@ func (s *Server) getIntent(w http.ResponseWriter, r *http.Request) {
 		}
 		wait = min(d, waitMax)
 	}
-	st, err := s.awaitIntent(r.Context(), r.PathValue("id"), wait)
+	p, err := s.holder(r, r.PathValue("id"))
+	var st IntentStatus
+	if err == nil {
+		st, err = p.awaitIntent(r.Context(), r.PathValue("id"), wait)
+	}
 	reply(w, st, err)
 }
 
+// holder returns the shard that knows an intent.
+func (s *Server) holder(r *http.Request, id string) (*part, error) {
+	p, err := s.one(r)
+	if err == nil || r.URL.Query().Get("shard") != "" {
+		return p, err
+	}
+	for _, p := range s.parts {
+		if _, err = p.orders.Lookup(r.Context(), id); err == nil {
+			return p, nil
+		}
+	}
+	return nil, err
+}
+
 // awaitIntent is the long poll: the view's pushes wake it, the document decides.
-func (s *Server) awaitIntent(ctx context.Context, id string, wait time.Duration) (IntentStatus, error) {
+func (s *part) awaitIntent(ctx context.Context, id string, wait time.Duration) (IntentStatus, error) {
 	deadline := time.NewTimer(wait)
 	defer deadline.Stop()
 	for {
-		next := s.o.View.Next()
+		next := s.View.Next()
 		st, err := s.orders.Lookup(ctx, id)
 		if err != nil || st.State != StatePending {
 			return st, err
@@ -238,8 +275,8 @@ func (s *Server) awaitIntent(ctx context.Context, id string, wait time.Duration)
 			case <-deadline.C:
 				return st, nil
 			case <-next:
-				next = s.o.View.Next()
-				snap := s.o.View.Load()
+				next = s.View.Next()
+				snap := s.View.Load()
 				moved = snap != nil && snap.Rev > rev
 			}
 		}
@@ -255,12 +292,12 @@ func (s *Server) pause(w http.ResponseWriter, r *http.Request) {
 	if p.By == "" {
 		p.By = "api " + r.RemoteAddr
 	}
-	err := s.orders.Pause(r.Context(), &p)
+	err := s.each(r, func(of *part) error { return of.orders.Pause(r.Context(), &p) })
 	reply(w, p, err)
 }
 
 func (s *Server) resume(w http.ResponseWriter, r *http.Request) {
-	err := s.orders.Pause(r.Context(), nil)
+	err := s.each(r, func(p *part) error { return p.orders.Pause(r.Context(), nil) })
 	reply(w, struct{}{}, err)
 }
 

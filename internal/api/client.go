@@ -26,6 +26,7 @@ const answerMax = 16 << 20
 // concurrent use.
 type Client struct {
 	addrs []string
+	shard string // that requests are about; empty: the only one, or all
 	http  *http.Client
 }
 
@@ -36,6 +37,9 @@ func NewClient(addrs ...string) *Client {
 		DialContext: dialer.DialContext, MaxIdleConnsPerHost: 2, ResponseHeaderTimeout: waitMax + 5*time.Second,
 	}}}
 }
+
+// About makes the following requests concern one shard. Call it before the client is used.
+func (c *Client) About(shard string) { c.shard = shard }
 
 // Close drops idle connections.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
@@ -51,6 +55,13 @@ func (c *Client) do(ctx context.Context, method, path string, in, out any) error
 			return fmt.Errorf("encode the request: %w", err)
 		}
 		body = b
+	}
+	if c.shard != "" {
+		mark := "?"
+		if strings.Contains(path, mark) {
+			mark = "&"
+		}
+		path += mark + "shard=" + url.QueryEscape(c.shard)
 	}
 	var tried []string
 	for _, addr := range c.addrs {

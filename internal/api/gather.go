@@ -25,6 +25,7 @@ const statusAge = 100 * time.Millisecond
 // gatherer reads the inputs of a status. One caller reads, the others wait for its answer: turn holds the right to.
 type gatherer struct {
 	o    Options
+	sh   Shard
 	turn chan struct{}
 	last Status // guarded by turn
 	rev  coord.Rev
@@ -33,8 +34,8 @@ type gatherer struct {
 	ordered atomic.Int64 // uptime of the latest order that this member recorded: answers from before show nothing of it
 }
 
-func newGatherer(o Options) *gatherer {
-	return &gatherer{o: o, turn: make(chan struct{}, 1)}
+func newGatherer(o Options, sh Shard) *gatherer {
+	return &gatherer{o: o, sh: sh, turn: make(chan struct{}, 1)}
 }
 
 func (g *gatherer) status(ctx context.Context) (Status, error) {
@@ -45,7 +46,7 @@ func (g *gatherer) status(ctx context.Context) (Status, error) {
 	}
 	defer func() { <-g.turn }()
 	var rev coord.Rev
-	if snap := g.o.View.Load(); snap != nil {
+	if snap := g.sh.View.Load(); snap != nil {
 		rev = snap.Rev
 	}
 	now := g.o.Clock.Uptime()
@@ -66,7 +67,7 @@ func (g *gatherer) noteOrder() { g.ordered.Store(int64(g.o.Clock.Uptime())) }
 // facts asks the store, and falls back on what this member knew last.
 func (g *gatherer) facts(ctx context.Context) facts {
 	f := facts{
-		now: g.o.Clock.Now(), member: g.o.Member, version: g.o.Version, controller: g.o.Store.Controller(),
+		now: g.o.Clock.Now(), mode: g.o.Mode, member: g.o.Member, version: g.o.Version, controller: g.sh.Store.Controller(),
 	}
 	s, err := g.document(ctx)
 	switch {
@@ -75,16 +76,16 @@ func (g *gatherer) facts(ctx context.Context) facts {
 	case errors.Is(err, coord.ErrNotFound):
 	default:
 		f.stale = true
-		if snap := g.o.View.Load(); snap != nil {
+		if snap := g.sh.View.Load(); snap != nil {
 			f.shard, f.known = snap.Shard, true
 		}
-		f.outage = g.o.Outage()
+		f.outage = g.sh.Outage()
 	}
-	if snap := g.o.View.Load(); snap != nil && snap.Pledged.From > snap.ReadStart && snap.Leased(g.o.Clock.Uptime()) {
+	if snap := g.sh.View.Load(); snap != nil && snap.Pledged.From > snap.ReadStart && snap.Leased(g.o.Clock.Uptime()) {
 		f.pledgedBy = snap.Pledged.By
 	}
 	f.reports, f.reportsErr = g.reports(ctx)
-	if ms, ok := g.o.Store.(coord.Members); ok && !f.stale {
+	if ms, ok := g.sh.Store.(coord.Members); ok && !f.stale {
 		ctx, cancel := context.WithTimeout(ctx, readTimeout)
 		defer cancel()
 		f.members, _ = ms.Members(ctx) // extra: the members that report are listed anyway
@@ -95,7 +96,7 @@ func (g *gatherer) facts(ctx context.Context) facts {
 func (g *gatherer) document(ctx context.Context) (topo.Shard, error) {
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
-	doc, err := g.o.Store.Get(ctx, topo.KeyShard+g.o.Shard)
+	doc, err := g.sh.Store.Get(ctx, topo.KeyShard+g.sh.ID)
 	if err != nil {
 		return topo.Shard{}, fmt.Errorf("read the shard document: %w", err)
 	}
@@ -105,7 +106,7 @@ func (g *gatherer) document(ctx context.Context) (topo.Shard, error) {
 func (g *gatherer) beats(ctx context.Context) (map[string]coord.Beat, error) {
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
-	beats, err := g.o.Store.All(ctx)
+	beats, err := g.sh.Store.All(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("read the reports: %w", err)
 	}
@@ -121,13 +122,13 @@ func (g *gatherer) reports(ctx context.Context) (view.Reports, error) {
 func (g *gatherer) report(ctx context.Context) (topo.ControllerReport, error) {
 	var r topo.ControllerReport
 	beats, err := g.beats(ctx)
-	if words := g.o.Outage(); err != nil && words != "" { // nobody decides now; what this member does is known
+	if words := g.sh.Outage(); err != nil && words != "" { // nobody decides now; what this member does is known
 		return topo.ControllerReport{Member: g.o.Member, Rule: "store-outage", Why: words, Traces: []topo.Trace{}}, nil
 	}
 	if err != nil {
 		return r, err
 	}
-	b, ok := beats[topo.BeatController+g.o.Shard]
+	b, ok := beats[topo.BeatController+g.sh.ID]
 	if !ok {
 		return r, &Error{503, "no-report", "the controller has not reported: there is none, or it was elected a moment ago; try again"}
 	}
@@ -142,7 +143,7 @@ func (g *gatherer) timeline(ctx context.Context) (topo.Timeline, error) {
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
 	tl := topo.Timeline{Format: topo.Format, Events: []topo.TimelineEvent{}}
-	doc, err := g.o.Store.Get(ctx, topo.KeyTimeline+g.o.Shard)
+	doc, err := g.sh.Store.Get(ctx, topo.KeyTimeline+g.sh.ID)
 	if errors.Is(err, coord.ErrNotFound) {
 		return tl, nil
 	}

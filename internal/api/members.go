@@ -59,7 +59,7 @@ func (l MemberList) Removal(id string) (left, majority, alive int, err error) {
 
 func (s *Server) listMembers(ctx context.Context) (MemberList, coord.Members, error) {
 	l := MemberList{Members: []StoreMember{}}
-	store, ok := s.o.Store.(coord.Members)
+	store, ok := s.parts[0].Store.(coord.Members)
 	if !ok {
 		return l, nil, &Error{http.StatusNotImplemented, "not-here", "this store keeps its members itself: use its own tools"}
 	}
@@ -69,21 +69,25 @@ func (s *Server) listMembers(ctx context.Context) (MemberList, coord.Members, er
 	if err != nil {
 		return l, nil, err
 	}
-	reports, err := s.gather.reports(ctx)
+	reports, err := s.parts[0].gather.reports(ctx)
 	if err != nil {
 		return l, nil, err
 	}
-	var roster topo.Spec
-	switch shard, err := s.gather.document(ctx); {
-	case err == nil:
-		roster = shard.Spec
-	case !errors.Is(err, coord.ErrNotFound):
-		return l, nil, err
+	var rosters []topo.Spec
+	for _, p := range s.parts {
+		switch shard, err := p.gather.document(ctx); {
+		case err == nil:
+			rosters = append(rosters, shard.Spec)
+		case !errors.Is(err, coord.ErrNotFound):
+			return l, nil, err
+		}
 	}
 	for _, m := range all {
 		e := StoreMember{Member: m, Alive: slices.ContainsFunc(reports.Members, func(r topo.MemberReport) bool { return r.ID == m.ID })}
-		if n, ok := roster.Node(topo.NodeID(m.ID)); ok { // a data node has the id of its member
-			e.Node = n.ID
+		for _, roster := range rosters {
+			if n, ok := roster.Node(topo.NodeID(m.ID)); ok { // a data node has the id of its member
+				e.Node = n.ID
+			}
 		}
 		l.Members = append(l.Members, e)
 	}

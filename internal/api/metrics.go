@@ -47,7 +47,7 @@ func flag(b bool) float64 {
 }
 
 func (s *Server) metrics(w http.ResponseWriter, r *http.Request) {
-	st, err := s.gather.status(r.Context())
+	st, err := s.status(r.Context())
 	if err != nil {
 		reply(w, nil, err)
 		return
@@ -66,9 +66,7 @@ func (s *Server) metrics(w http.ResponseWriter, r *http.Request) {
 	e.family("redoubt_problems", "gauge", "Problems that status lists.")
 	e.sample("redoubt_problems", float64(len(st.Problems)))
 	for _, d := range st.Deployments {
-		for _, sh := range d.Shards {
-			e.shard(d.Name, sh)
-		}
+		e.shards(d.Name, d.Shards)
 	}
 	if s.o.Metrics != nil {
 		s.o.Metrics(&e)
@@ -77,47 +75,66 @@ func (s *Server) metrics(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(e.Bytes())
 }
 
-func (e *exposition) shard(deployment string, sh ShardStatus) {
-	l := []string{"deployment", deployment, "shard", sh.ID}
-	with := func(more ...string) []string { return append(l[:len(l):len(l)], more...) }
-	e.family("redoubt_shard_epoch", "counter", "Grows with every change of primary.")
-	e.sample("redoubt_shard_epoch", float64(sh.Epoch), l...)
-	e.family("redoubt_shard_phase", "gauge", "1 for the phase that the shard is in.")
-	for _, p := range []topo.Phase{topo.PhaseNew, topo.PhaseServing, topo.PhaseDraining, topo.PhaseFencing, topo.PhasePromoting} {
-		e.sample("redoubt_shard_phase", flag(sh.Phase == p), with("phase", string(p))...)
+// shards writes what is known of the shards, family by family.
+func (e *exposition) shards(deployment string, all []ShardStatus) {
+	of := func(sh ShardStatus, more ...string) []string {
+		return append([]string{"deployment", deployment, "shard", sh.ID}, more...)
 	}
-	e.family("redoubt_shard_pledged", "gauge", "1 while the store is away and the primary goes on by the pledges of the other nodes.")
-	e.sample("redoubt_shard_pledged", flag(len(sh.PledgedBy) > 0), l...)
-	e.family("redoubt_shard_copies", "gauge", "Nodes that hold a write at least when it is acknowledged.")
-	e.sample("redoubt_shard_copies", float64(sh.Copies), l...)
-	e.family("redoubt_shard_alone", "gauge", "1 while one node alone has every acknowledged write of a shard with quorum.")
-	e.sample("redoubt_shard_alone", flag(sh.Alone != ""), l...)
-	e.family("redoubt_shard_changing", "gauge", "1 while durability, ack-replicas or the roster change.")
-	e.sample("redoubt_shard_changing", flag(sh.Change != nil), l...)
-	e.family("redoubt_shard_paused", "gauge", "1 while automatic failovers are paused.")
-	e.sample("redoubt_shard_paused", flag(sh.Paused != nil), l...)
 	for _, f := range []struct {
-		name, help string
-		value      func(NodeStatus) float64
+		name, kind, help string
+		value            func(ShardStatus) float64
 	}{
-		{"redoubt_node_up", "1 when the server answers as it should.", func(n NodeStatus) float64 {
-			return flag(n.State == StateServing || n.State == StateFollowing || n.State == StateSyncing || n.State == StateFrozen)
-		}},
-		{"redoubt_node_primary", "1 on the agreed primary of a serving shard.", func(n NodeStatus) float64 { return flag(n.State == StateServing && n.ID == sh.Primary) }},
-		{"redoubt_node_enrolled", "1 when the node's position counts in an election.", func(n NodeStatus) float64 { return flag(n.Enrolled) }},
-		{"redoubt_node_offset_bytes", "Replication offset.", func(n NodeStatus) float64 { return float64(n.Offset) }},
-		{"redoubt_node_keys", "Keys in all databases.", func(n NodeStatus) float64 { return float64(n.Keys) }},
-		{"redoubt_node_report_age_seconds", "Since the node's agent reported.", func(n NodeStatus) float64 { return float64(n.AgeMS) / 1000 }},
+		{"redoubt_shard_epoch", "counter", "Grows with every change of primary.", func(sh ShardStatus) float64 { return float64(sh.Epoch) }},
+		{"redoubt_shard_pledged", "gauge", "1 while the store is away and the primary goes on by the pledges of the other nodes.", func(sh ShardStatus) float64 { return flag(len(sh.PledgedBy) > 0) }},
+		{"redoubt_shard_copies", "gauge", "Nodes that hold a write at least when it is acknowledged.", func(sh ShardStatus) float64 { return float64(sh.Copies) }},
+		{"redoubt_shard_alone", "gauge", "1 while one node alone has every acknowledged write of a shard with quorum.", func(sh ShardStatus) float64 { return flag(sh.Alone != "") }},
+		{"redoubt_shard_changing", "gauge", "1 while durability, ack-replicas or the roster change.", func(sh ShardStatus) float64 { return flag(sh.Change != nil) }},
+		{"redoubt_shard_paused", "gauge", "1 while automatic failovers are paused.", func(sh ShardStatus) float64 { return flag(sh.Paused != nil) }},
 	} {
-		e.family(f.name, "gauge", f.help)
-		for _, n := range sh.Nodes {
-			e.sample(f.name, f.value(n), with("node", string(n.ID))...)
+		e.family(f.name, f.kind, f.help)
+		for _, sh := range all {
+			e.sample(f.name, f.value(sh), of(sh)...)
 		}
 	}
-	e.family("redoubt_node_lag_bytes", "gauge", "Bytes behind the primary; absent when unknown.")
-	for _, n := range sh.Nodes {
-		if n.Lag != nil {
-			e.sample("redoubt_node_lag_bytes", float64(*n.Lag), with("node", string(n.ID))...)
+	e.family("redoubt_shard_phase", "gauge", "1 for the phase that the shard is in.")
+	for _, sh := range all {
+		for _, p := range []topo.Phase{topo.PhaseNew, topo.PhaseServing, topo.PhaseDraining, topo.PhaseFencing, topo.PhasePromoting} {
+			e.sample("redoubt_shard_phase", flag(sh.Phase == p), of(sh, "phase", string(p))...)
+		}
+	}
+	e.nodes(all, of)
+}
+
+// nodes writes what is known of the shards' nodes.
+func (e *exposition) nodes(all []ShardStatus, of func(ShardStatus, ...string) []string) {
+	for _, f := range []struct {
+		name, help string
+		value      func(ShardStatus, NodeStatus) (float64, bool)
+	}{
+		{"redoubt_node_up", "1 when the server answers as it should.", func(_ ShardStatus, n NodeStatus) (float64, bool) {
+			return flag(n.State == StateServing || n.State == StateFollowing || n.State == StateSyncing || n.State == StateFrozen), true
+		}},
+		{"redoubt_node_primary", "1 on the agreed primary of a serving shard.", func(sh ShardStatus, n NodeStatus) (float64, bool) {
+			return flag(n.State == StateServing && n.ID == sh.Primary), true
+		}},
+		{"redoubt_node_enrolled", "1 when the node's position counts in an election.", func(_ ShardStatus, n NodeStatus) (float64, bool) { return flag(n.Enrolled), true }},
+		{"redoubt_node_offset_bytes", "Replication offset.", func(_ ShardStatus, n NodeStatus) (float64, bool) { return float64(n.Offset), true }},
+		{"redoubt_node_keys", "Keys in all databases.", func(_ ShardStatus, n NodeStatus) (float64, bool) { return float64(n.Keys), true }},
+		{"redoubt_node_report_age_seconds", "Since the node's agent reported.", func(_ ShardStatus, n NodeStatus) (float64, bool) { return float64(n.AgeMS) / 1000, true }},
+		{"redoubt_node_lag_bytes", "Bytes behind the primary; absent when unknown.", func(_ ShardStatus, n NodeStatus) (float64, bool) {
+			if n.Lag == nil {
+				return 0, false
+			}
+			return float64(*n.Lag), true
+		}},
+	} {
+		e.family(f.name, "gauge", f.help)
+		for _, sh := range all {
+			for _, n := range sh.Nodes {
+				if v, known := f.value(sh, n); known {
+					e.sample(f.name, v, of(sh, "node", string(n.ID))...)
+				}
+			}
 		}
 	}
 }

@@ -25,7 +25,7 @@ func TestAnOutageOfTheStoreIsExplained(t *testing.T) {
 	r.set(sh)
 	const words = "the store is unreachable, n1 goes on by the promise of n2, n3 not to freeze"
 	v := view.New(r.store, clock.Real{}, topo.KeyShard+sh.ID, slog.New(slog.DiscardHandler))
-	s, err := New(Options{Listen: "127.0.0.1:0", Version: "1", Member: "m1", Shard: sh.ID, Store: r.store, View: v, Clock: clock.Real{}, Outage: func() string { return words }})
+	s, err := New(Options{Listen: "127.0.0.1:0", Version: "1", Member: "m1", Clock: clock.Real{}, Shards: []Shard{{ID: sh.ID, Store: r.store, View: v, Outage: func() string { return words }}}})
 	if err != nil {
 		t.Fatal(err)
 	}

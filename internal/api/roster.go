@@ -107,25 +107,33 @@ func (s *Server) postNode(w http.ResponseWriter, r *http.Request) {
 	if req.By == "" {
 		req.By = "api " + r.RemoteAddr
 	}
+	p, err := s.one(r)
+	if err != nil {
+		reply(w, nil, err)
+		return
+	}
 	if req.Addr == "" { // its agent knows
-		if reports, err := s.gather.reports(r.Context()); err == nil {
+		if reports, err := p.gather.reports(r.Context()); err == nil {
 			req.Addr = reports.Nodes[req.ID].Addr
 		}
 	}
-	err := s.orders.AddNode(r.Context(), req)
-	s.gather.noteOrder()
+	err = p.orders.AddNode(r.Context(), req)
+	p.gather.noteOrder()
 	if err == nil {
-		s.o.Log.Info("a node is to join", "shard", s.o.Shard, "node", req.ID, "addr", req.Addr, "by", req.By)
+		s.o.Log.Info("a node is to join", "shard", p.ID, "node", req.ID, "addr", req.Addr, "by", req.By)
 	}
 	reply(w, req, err)
 }
 
 func (s *Server) deleteNode(w http.ResponseWriter, r *http.Request) {
 	id := r.PathValue("id")
-	err := s.orders.RemoveNode(r.Context(), topo.NodeID(id), "api "+r.RemoteAddr)
-	s.gather.noteOrder()
+	p, err := s.one(r)
 	if err == nil {
-		s.o.Log.Info("a node is to leave", "shard", s.o.Shard, "node", id, "by", r.RemoteAddr)
+		err = p.orders.RemoveNode(r.Context(), topo.NodeID(id), "api "+r.RemoteAddr)
+		p.gather.noteOrder()
+	}
+	if err == nil {
+		s.o.Log.Info("a node is to leave", "shard", p.ID, "node", id, "by", r.RemoteAddr)
 	}
 	reply(w, struct{}{}, err)
 }

@@ -64,36 +64,40 @@ func (g *gatherer) salvaged(ctx context.Context) (SalvageList, error) {
 			l.Files = append(l.Files, SalvageFile{f, member, apis[member]})
 		}
 	}
-	slices.SortFunc(l.Files, func(x, y SalvageFile) int {
-		if x.AtMS != y.AtMS {
-			return int(min(max(x.AtMS-y.AtMS, -1), 1))
-		}
-		return strings.Compare(x.ID, y.ID)
-	})
+	slices.SortFunc(l.Files, older)
 	return l, nil
 }
 
-// here returns nil when the file lies at this member; otherwise it says where it does.
-func (s *Server) here(ctx context.Context, id string) error {
-	if s.o.Salvage != nil && slices.ContainsFunc(s.o.Salvage.List(), func(f topo.Salvage) bool { return f.ID == id }) {
-		return nil
+func older(x, y SalvageFile) int {
+	if x.AtMS != y.AtMS {
+		return int(min(max(x.AtMS-y.AtMS, -1), 1))
 	}
-	l, err := s.gather.salvaged(ctx)
+	return strings.Compare(x.ID, y.ID)
+}
+
+// here returns who keeps the file when it lies at this member; otherwise the error says where it does.
+func (s *Server) here(ctx context.Context, id string) (SalvageFiles, error) {
+	for _, p := range s.parts {
+		if p.Salvage != nil && slices.ContainsFunc(p.Salvage.List(), func(f topo.Salvage) bool { return f.ID == id }) {
+			return p.Salvage, nil
+		}
+	}
+	l, err := s.salvaged(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, f := range l.Files {
 		if f.ID == id {
-			return &Error{http.StatusMisdirectedRequest, "elsewhere", fmt.Sprintf("salvage %s lies at member %s: ask its API at %s", id, f.Member, f.API)}
+			return nil, &Error{http.StatusMisdirectedRequest, "elsewhere", fmt.Sprintf("salvage %s lies at member %s: ask its API at %s", id, f.Member, f.API)}
 		}
 	}
-	return &Error{http.StatusNotFound, "unknown-salvage", fmt.Sprintf("no member reports a salvage file %q: see `redoubt salvage list`", id)}
+	return nil, &Error{http.StatusNotFound, "unknown-salvage", fmt.Sprintf("no member reports a salvage file %q: see `redoubt salvage list`", id)}
 }
 
 // getSalvage sends a file as it is. It holds users' data: where the deployment has a password, that is asked for.
 func (s *Server) getSalvage(w http.ResponseWriter, r *http.Request) {
 	id := r.PathValue("id")
-	err := s.here(r.Context(), id)
+	files, err := s.here(r.Context(), id)
 	if _, given, _ := r.BasicAuth(); err == nil && subtle.ConstantTimeCompare([]byte(given), []byte(s.o.Password)) != 1 {
 		err = &Error{http.StatusUnauthorized, "password", "discarded writes are data: the password of the deployment is needed (`redoubt salvage` takes it from REDISCLI_AUTH)"}
 	}
@@ -101,7 +105,7 @@ func (s *Server) getSalvage(w http.ResponseWriter, r *http.Request) {
 		reply(w, nil, err)
 		return
 	}
-	f, err := s.o.Salvage.Open(id)
+	f, err := files.Open(id)
 	if err != nil {
 		reply(w, nil, err)
 		return
@@ -116,11 +120,12 @@ func (s *Server) postReplayed(w http.ResponseWriter, r *http.Request) {
 	id := r.PathValue("id")
 	var note topo.Replay
 	err := decode(w, r, &note)
+	var files SalvageFiles
 	if err == nil {
-		err = s.here(r.Context(), id)
+		files, err = s.here(r.Context(), id)
 	}
 	if err == nil {
-		err = s.o.Salvage.Replayed(id, note)
+		err = files.Replayed(id, note)
 	}
 	if err == nil {
 		s.o.Log.Info("discarded writes were replayed", "salvage", id, "by", note.By, "sent", note.Sent, "failed", note.Failed)

@@ -100,24 +100,25 @@ func (s *Server) set(w http.ResponseWriter, r *http.Request) {
 	if want.By == "" {
 		want.By = "api " + r.RemoteAddr
 	}
-	err := s.provideDisk(r.Context(), want)
+	err := s.each(r, func(p *part) error {
+		if err := p.provideDisk(r.Context(), want); err != nil {
+			return err
+		}
+		return p.orders.Set(r.Context(), want)
+	})
 	if err == nil {
-		err = s.orders.Set(r.Context(), want)
-	}
-	s.gather.noteOrder()
-	if err == nil {
-		s.o.Log.Info("settings changed", "shard", s.o.Shard, "by", want.By, "durability", said(want.Durability), "ack-replicas", said(want.AckReplicas),
+		s.o.Log.Info("settings changed", "shard", r.URL.Query().Get("shard"), "by", want.By, "durability", said(want.Durability), "ack-replicas", said(want.AckReplicas),
 			"min-copies", said(want.MinCopies), "max-loss", said(want.MaxLoss))
 	}
 	reply(w, want, err)
 }
 
 // provideDisk refuses a promise about disks that a node of the roster cannot keep.
-func (s *Server) provideDisk(ctx context.Context, want Settings) error {
+func (s *part) provideDisk(ctx context.Context, want Settings) error {
 	if want.Durability == nil || !want.Durability.OnDisk() {
 		return nil
 	}
-	v := s.o.View.Load()
+	v := s.View.Load()
 	if v == nil {
 		return refuse("busy", "nothing has been agreed about the shard yet")
 	}

@@ -113,6 +113,7 @@ type MemberStatus struct {
 // facts are all inputs of a status. The functions below compute it without I/O.
 type facts struct {
 	now        time.Time
+	mode       string
 	member     string
 	version    string
 	controller string
@@ -151,7 +152,7 @@ func (f facts) status() Status {
 			sh.Witnesses = 1
 		}
 		st.Deployments = append(st.Deployments, DeploymentStatus{
-			Name: s.Deployment, Mode: "single", Durability: s.Durability, AckReplicas: s.AckReplicas, MaxLoss: s.MaxLoss, MinCopies: s.MinCopies,
+			Name: s.Deployment, Mode: f.mode, Durability: s.Durability, AckReplicas: s.AckReplicas, MaxLoss: s.MaxLoss, MinCopies: s.MinCopies,
 			Shards: []ShardStatus{sh}, Proxies: proxies,
 		})
 	}

@@ -40,16 +40,16 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) {
 	}
 	tick := time.NewTicker(statusEvery)
 	defer tick.Stop()
-	known := uint64(0)
+	known, first := uint64(0), s.parts[0] // the others are seen with the next status
 	for {
-		next := s.o.View.Next()
-		if snap := s.o.View.Load(); snap != nil && uint64(snap.Rev) > known {
+		next := first.View.Next()
+		if snap := first.View.Load(); snap != nil && uint64(snap.Rev) > known {
 			known = uint64(snap.Rev)
 			if !send("document", snap.Shard.Redacted()) {
 				return
 			}
 		}
-		st, err := s.gather.status(r.Context())
+		st, err := s.status(r.Context())
 		if err != nil || !send("status", st) {
 			return
 		}
@@ -60,8 +60,8 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) {
 			case <-tick.C:
 				waiting = false
 			case <-next:
-				next = s.o.View.Next()
-				snap := s.o.View.Load()
+				next = first.View.Next()
+				snap := first.View.Load()
 				waiting = snap == nil || uint64(snap.Rev) <= known
 			}
 		}

@@ -16,24 +16,20 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"path/filepath"
-	"runtime"
+	"sync"
 	"sync/atomic"
 	"time"
 
-	"redoubt/internal/accord"
-	"redoubt/internal/agent"
 	"redoubt/internal/api"
 	"redoubt/internal/clock"
 	"redoubt/internal/config"
-	"redoubt/internal/controller"
 	"redoubt/internal/coord"
+	"redoubt/internal/coord/scope"
 	"redoubt/internal/event"
-	"redoubt/internal/proxy"
+	"redoubt/internal/front"
 	"redoubt/internal/redis"
 	"redoubt/internal/sentinel"
 	"redoubt/internal/topo"
-	"redoubt/internal/view"
 )
 
 // StopMode says how a member stops.
@@ -75,20 +71,15 @@ type member struct {
 	clock     clock.Clock
 	deploy    config.Deployment
 	store     coord.Store
-	source    *source // what the view and the proxy read; the store, but during a hand-over
-	view      *view.View
-	orders    *api.Orders
-	node      localNode
-	agent     *agent.Agent   // nil: no data node here
-	accord    *accord.Accord // nil: the members of this store do not reach each other without it
-	proxy     *proxy.Proxy
+	hall      *scope.Hall  // the store as the shards of a ring share it; nil: there is one shard
+	units     []*unit      // one for each shard
+	front     *front.Front // nil: there is one shard, whose proxy clients speak to
 	sentinel  *sentinel.Server
 	api       *api.Server
 	claim     *claimed
 	faces     topo.MemberReport
 	voters    atomic.Int64
 	parts     stack
-	salvaged  *salvaged         // nil: nothing is kept here
 	upgrades  chan upgradeOrder // from the API; capacity one
 	inherited inheritance       // while faces are started
 	firstID   uint64
@@ -165,26 +156,31 @@ func (m *member) stopAs(ctx context.Context, mode StopMode) error {
 // start builds and starts the parts in order. What was started when it fails is stopped by stop.
 func (m *member) start(ctx context.Context) error {
 	c := m.o.Config
-	shard := m.deploy.ShardID()
-	key := topo.KeyShard + shard
 	var err error
 	if m.store, err = openStore(ctx, c, m.clock, m.log); err != nil {
 		return err
 	}
 	m.voters.Store(int64(len(c.Store.Members)))
-	m.source = newSource(m.store)
-	m.view = view.New(m.source, m.clock, key, m.log)
-	m.parts.start("view", m.view.Run)
+	if err := m.open(); err != nil {
+		return err
+	}
 	if m.o.Predecessor != nil {
-		if err := m.awaitFresh(ctx); err != nil {
+		if err := m.units[0].awaitFresh(ctx); err != nil {
 			return err
 		}
 	}
-	if err := m.startProxy(); err != nil {
+	for _, u := range m.units {
+		if err := u.startProxy(); err != nil {
+			return err
+		}
+	}
+	if err := m.startFront(); err != nil {
 		return err
 	}
-	if err := m.startNode(ctx); err != nil {
-		return err
+	for _, u := range m.units {
+		if err := u.startNode(ctx); err != nil {
+			return err
+		}
 	}
 	if err := m.startRest(); err != nil {
 		return err
@@ -196,109 +192,34 @@ func (m *member) start(ctx context.Context) error {
 			return fmt.Errorf("take over from process %d: %w", p.offer.PID, err)
 		}
 		p.up = true
-		m.parts.start("succession", m.succeed)
+		m.parts.start("succession", m.units[0].succeed)
 	}
 	return nil
 }
 
-// startRest starts what ends before a member is handed over, and is started again if that does not work; but for the node.
+// startRest starts what ends before a member is handed over, and is started again if that does not work; but for the nodes.
 func (m *member) startRest() error {
 	c := m.o.Config
-	shard := m.deploy.ShardID()
 	if gone, ok := m.store.(leaver); ok {
 		m.parts.start("store", func(ctx context.Context) error { return m.stay(ctx, gone) })
 	}
-	m.startAccord()
-	m.orders = api.NewOrders(m.store, shard)
-	if m.salvaged != nil {
-		m.parts.start("salvage", m.reportSalvage)
+	for _, u := range m.units {
+		if err := u.startRest(); err != nil {
+			return err
+		}
 	}
-	m.parts.start("seed", func(ctx context.Context) error { return m.seed(ctx, topo.KeyShard+shard) })
-	ctl, err := controller.New(controller.Options{Member: c.Member.ID, Shard: shard, Store: m.store, Clock: m.clock, Log: m.log, Events: m.event})
-	if err != nil {
-		return fmt.Errorf("set up the controller: %w", err)
-	}
-	m.parts.start("controller", ctl.Run)
 	proxyAddr, readonlyAddr := m.faces.ProxyAddr, m.faces.ReadonlyAddr
 	m.faces = topo.MemberReport{ID: c.Member.ID, PID: os.Getpid(), Version: m.o.Version, StartedMS: m.clock.Now().UnixMilli(), StoreAddr: m.reach(c.Store.Listen)}
 	m.faces.ProxyAddr, m.faces.ReadonlyAddr = proxyAddr, readonlyAddr
-	if err := m.startFaces(shard); err != nil {
+	if err := m.startFaces(); err != nil {
 		return err
 	}
 	m.parts.start("report", m.report)
 	return nil
 }
 
-func (m *member) startNode(ctx context.Context) error {
-	local := m.deploy.Node
-	if local == nil {
-		return nil
-	}
-	node, err := openNode(ctx, m.o, m.deploy, m.clock, m.log)
-	if err != nil {
-		return fmt.Errorf("set up node %s: %w", local.ID, err)
-	}
-	m.node = node
-	var keeper agent.Keeper // nil, and not a nil pointer in it, when nothing is kept
-	if m.salvaged, err = m.openSalvage(); err != nil {
-		return err
-	}
-	if m.salvaged != nil {
-		keeper = m.salvaged.keeper
-	}
-	a, err := agent.New(agent.Options{
-		Salvage: keeper,
-		ID:      topo.NodeID(local.ID), Addr: m.deploy.LocalAddr(), Node: node, View: m.view, Beats: m.source, Clock: m.clock,
-		Dir: filepath.Join(m.o.Config.Member.Dir, "agent"), Log: m.log, Events: m.event,
-	})
-	if err != nil {
-		return fmt.Errorf("set up the agent: %w", err)
-	}
-	m.agent = a
-	m.parts.start("agent", a.Run)
-	return nil
-}
-
-func (m *member) startProxy() error {
-	c := m.o.Config
-	if c.Proxy.Listen != "" {
-		limits := proxy.Limits{Clients: c.Proxy.Clients, ParkedCommands: c.Proxy.ParkCommands, ParkedBytes: int(c.Proxy.ParkBytes), LagMax: int64(c.Proxy.ReadonlyLag)}
-		limits.Query, limits.Output, limits.OutputSoft = int(c.Proxy.QueryBytes), int(c.Proxy.OutputBytes), int(c.Proxy.OutputSoftBytes)
-		limits.OutputTime, limits.Idle, limits.Handshake = c.Proxy.OutputSoftTime.D(), c.Proxy.Idle.D(), c.Proxy.Handshake.D()
-		mode, err := c.Proxy.Mode()
-		if err != nil {
-			return fmt.Errorf("set up the proxy: socket mode: %w", err)
-		}
-		limits.Loops = proxy.DefaultLimits().Loops
-		if os.Getenv("GOMAXPROCS") == "" {
-			// A loop that waits for events counts as running for up to 10 ms; nothing else may have to wait for that.
-			runtime.GOMAXPROCS(runtime.NumCPU() + limits.Loops)
-		}
-		p, err := proxy.New(proxy.Options{
-			View: m.view, Clock: m.clock, ID: c.Member.ID, Listen: c.Proxy.Listen, ListenReadonly: c.Proxy.ReadonlyListen,
-			Beats: m.source, Password: m.deploy.Password, ReadConsistency: proxy.Consistency(c.Proxy.Reads), HangUp: c.Proxy.UnknownOutcome == "disconnect",
-			Exact: m.deploy.Retry == "exact",
-			Zone:  c.Zone(), SplitReads: c.Proxy.SplitReads, Staleness: c.Proxy.MaxStaleness.D(), Log: m.log, Events: m.event,
-			Limits:    limits,
-			Inherited: m.inherited.of("proxy"), FirstID: m.firstID,
-			SocketMode: mode, ProxyProtocol: proxy.HeaderPolicy(c.Proxy.ProxyProtocol),
-		})
-		if err != nil {
-			return fmt.Errorf("set up the proxy: %w", err)
-		}
-		m.proxy = p
-		if p.Addr().Network() == "tcp" { // nobody else can reach a Unix socket
-			m.faces.ProxyAddr = m.reach(p.Addr().String())
-		}
-		if ro := p.ReadonlyAddr(); ro != nil && ro.Network() == "tcp" {
-			m.faces.ReadonlyAddr = m.reach(ro.String())
-		}
-		m.parts.start("proxy", p.Run)
-	}
-	return nil
-}
-
-func (m *member) startFaces(shard string) error {
+func (m *member) startFaces() error {
+	first := m.units[0]
 	c := m.o.Config
 	if c.Sentinel.Listen != "" {
 		ln, err := m.inherited.listener("sentinel", c.Sentinel.Listen)
@@ -308,8 +229,8 @@ func (m *member) startFaces(shard string) error {
 		s, err := sentinel.New(sentinel.Options{
 			Listen: c.Sentinel.Listen, Listener: ln, Advertise: m.reach(c.Sentinel.Listen), Name: m.deploy.Name, Mode: sentinel.Mode(c.Sentinel.Addresses),
 			Member: c.Member.ID, ProxyAddr: m.faces.ProxyAddr, Password: c.Sentinel.Password, Version: m.o.Version,
-			View: m.view, Beats: m.store, Clock: m.clock, Log: m.log,
-			Voters: func() int { return int(m.voters.Load()) }, Failover: m.sentinelFailover,
+			View: first.view, Beats: first.store, Clock: m.clock, Log: m.log,
+			Voters: func() int { return int(m.voters.Load()) }, Failover: first.sentinelFailover,
 		})
 		if err != nil {
 			return err
@@ -322,13 +243,13 @@ func (m *member) startFaces(shard string) error {
 	if err != nil {
 		return err
 	}
-	var files api.SalvageFiles
-	if m.salvaged != nil {
-		files = m.salvaged.keeper
+	var shards []api.Shard
+	for _, u := range m.units {
+		shards = append(shards, u.face())
 	}
 	a, err := api.New(api.Options{
-		Salvage: files, Password: m.deploy.Password,
-		Listen: c.API.Listen, Listener: ln, Upgrade: m.orderUpgrade, Version: m.o.Version, Member: c.Member.ID, Shard: shard, Store: m.store, View: m.view, Clock: m.clock, Log: m.log, Metrics: m.metrics, Outage: m.outage,
+		Password: m.deploy.Password, Mode: m.deploy.Mode, Shards: shards,
+		Listen: c.API.Listen, Listener: ln, Upgrade: m.orderUpgrade, Version: m.o.Version, Member: c.Member.ID, Clock: m.clock, Log: m.log, Metrics: m.metrics,
 	})
 	if err != nil {
 		return err
@@ -351,16 +272,8 @@ func (m *member) reach(addr string) string {
 	return net.JoinHostPort(host, port)
 }
 
-func (m *member) sentinelFailover(ctx context.Context) error {
-	_, err := m.orders.Submit(ctx, api.IntentRequest{Kind: topo.IntentSwitchover, By: "sentinel face of " + m.o.Config.Member.ID})
-	return err
-}
-
 // event notes at debug level what the parts have already put into words in the log.
 func (m *member) event(e event.Event) {
-	if e.Kind == agent.SalvageEvent {
-		m.noteSalvage(e)
-	}
 	attrs := []slog.Attr{slog.String("kind", e.Kind), slog.String("shard", e.Shard), slog.Uint64("epoch", e.Epoch), slog.String("text", e.Text)}
 	if e.Node != "" {
 		attrs = append(attrs, slog.String("node", e.Node))
@@ -374,43 +287,31 @@ func (m *member) event(e event.Event) {
 	m.log.LogAttrs(context.Background(), slog.LevelDebug, "event", attrs...)
 }
 
-// handOver asks for a switchover if the primary is here, and waits for it within bounds. Stopping goes on either way:
-// what did not succeed politely is a failover then.
+// handOver moves the primaries that are here to other nodes, all at the same time.
 func (m *member) handOver(ctx context.Context) {
-	snap := m.view.Load()
-	if m.node == nil || snap == nil {
-		return
-	}
-	a := snap.Shard.Assigned
-	if a.Phase != topo.PhaseServing || string(a.Primary) != m.deploy.Node.ID || len(snap.Shard.Spec.Nodes) < 2 {
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, handoverWait)
-	defer cancel()
-	in, err := m.orders.Submit(ctx, api.IntentRequest{Kind: topo.IntentSwitchover, Budget: topo.Duration(handoverBudget), By: m.o.Config.Member.ID + " stopping"})
-	if err != nil {
-		m.log.Warn("handing over before stopping", "err", err)
-		return
-	}
-	st, err := m.orders.Await(ctx, in.ID)
-	switch {
-	case err != nil:
-		m.log.Warn("handing over before stopping", "err", err)
-	case !st.Outcome.OK:
-		m.log.Warn("handing over before stopping was refused", "why", st.Outcome.Why)
-	default:
-		m.log.Info("handed over", "primary", st.Primary, "epoch", st.Epoch)
+	var all sync.WaitGroup
+	defer all.Wait()
+	for _, u := range m.units {
+		all.Go(func() { u.handOver(ctx) })
 	}
 }
 
-// stop ends the parts in reverse order and then the server. It also runs after a start that failed half-way.
+// stop ends the parts in reverse order and then the servers. It also runs after a start that failed half-way.
 func (m *member) stop(ctx context.Context) error {
 	m.parts.stopAll(m.log, "view", "seed")
-	var errs []error
-	if m.node != nil {
-		errs = append(errs, m.stopNode(context.WithoutCancel(ctx)))
+	var stopping sync.WaitGroup
+	stopped := make([]error, len(m.units))
+	for i, u := range m.units {
+		if u.node != nil {
+			stopping.Go(func() { stopped[i] = u.stopNode(context.WithoutCancel(ctx)) })
+		}
 	}
+	stopping.Wait()
+	errs := stopped
 	m.parts.stopAll(m.log)
+	if m.hall != nil {
+		m.hall.Close()
+	}
 	if m.store != nil {
 		if err := m.store.Close(); err != nil {
 			errs = append(errs, fmt.Errorf("close the store: %w", err))
@@ -418,27 +319,4 @@ func (m *member) stop(ctx context.Context) error {
 	}
 	m.log.Info("member has stopped")
 	return errors.Join(errs...)
-}
-
-// stopNode makes sure that no server accepts writes without its agent: a managed one ends, an attached one is fenced.
-func (m *member) stopNode(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, serverStop)
-	defer cancel()
-	defer m.node.Close()
-	if p := m.o.Predecessor; p != nil && !p.up {
-		return nil // the earlier process takes it back
-	}
-	if m.deploy.Node.Kind == "attached" {
-		if err := m.node.Fence(ctx); err != nil {
-			return fmt.Errorf("fence the server of node %s before leaving it: %w", m.deploy.Node.ID, err)
-		}
-		return nil
-	}
-	if err := m.node.Stop(ctx); err != nil {
-		m.log.Warn("the server did not stop; killing it", "err", err)
-		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-		defer cancel()
-		return m.node.Kill(last)
-	}
-	return nil
 }

@@ -113,19 +113,19 @@ func (p *Predecessor) take(o Options) (*claimed, error) {
 }
 
 // awaitFresh waits for a confirmed read of the agreed state: an agent that knows of none would fence a primary.
-func (m *member) awaitFresh(ctx context.Context) error {
+func (u *unit) awaitFresh(ctx context.Context) error {
 	t := time.NewTimer(freshTime)
 	defer t.Stop()
 	for {
-		next := m.view.Next()
-		if m.view.Load().Fresh(m.clock.Uptime()) {
+		next := u.view.Next()
+		if u.view.Load().Fresh(u.clock.Uptime()) {
 			return nil
 		}
 		select {
 		case <-next:
 		case <-t.C:
 			return errors.New("take over: the agreed state could not be confirmed")
-		case err := <-m.parts.failed:
+		case err := <-u.parts.failed:
 			return err
 		case <-ctx.Done():
 			return ctx.Err()
@@ -134,8 +134,8 @@ func (m *member) awaitFresh(ctx context.Context) error {
 }
 
 // succeed serves the earlier process until it has nothing left to hand over: reads of the store, clients.
-func (m *member) succeed(ctx context.Context) error {
-	p := m.o.Predecessor
+func (u *unit) succeed(ctx context.Context) error {
+	p := u.o.Predecessor
 	defer p.close()
 	stop := context.AfterFunc(ctx, p.close)
 	defer stop()
@@ -146,9 +146,9 @@ func (m *member) succeed(ctx context.Context) error {
 	for {
 		f, err := p.receive()
 		if err != nil {
-			m.log.Info("the earlier process is gone", "pid", p.offer.PID, "clients", clients)
+			u.log.Info("the earlier process is gone", "pid", p.offer.PID, "clients", clients)
 			if ctx.Err() == nil && !errors.Is(err, io.EOF) {
-				m.log.Warn("the hand-over ended early", "err", err)
+				u.log.Warn("the hand-over ended early", "err", err)
 			}
 			return nil
 		}
@@ -158,23 +158,23 @@ func (m *member) succeed(ctx context.Context) error {
 			if f.decode(&q) == nil {
 				room <- struct{}{}
 				asks.Go(func() {
-					_ = p.send(whatAnswer, answerFor(ctx, m.store, q)) // an answer that is not taken is asked for again
+					_ = p.send(whatAnswer, answerFor(ctx, u.store, q)) // an answer that is not taken is asked for again
 					<-room
 				})
 			}
 		case whatScript:
 			var body []byte
-			if f.decode(&body) == nil && m.proxy != nil {
-				m.proxy.Learn(body)
+			if f.decode(&body) == nil && u.proxy != nil {
+				u.proxy.Learn(body)
 			}
 		case whatClient:
-			if err := m.adopt(f); err != nil {
-				m.log.Error("a client could not be taken over", "err", err)
+			if err := u.adopt(f); err != nil {
+				u.log.Error("a client could not be taken over", "err", err)
 				continue
 			}
 			clients++
 		case whatDone:
-			m.log.Info("took over the clients", "from", p.offer.PID, "clients", clients)
+			u.log.Info("took over the clients", "from", p.offer.PID, "clients", clients)
 		}
 		if f.what != whatClient {
 			f.close()
@@ -183,9 +183,9 @@ func (m *member) succeed(ctx context.Context) error {
 }
 
 // adopt goes on with a client.
-func (m *member) adopt(f frame) error {
+func (u *unit) adopt(f frame) error {
 	r, err := proxy.DecodeRecord(f.body)
-	if err == nil && (m.proxy == nil || len(f.files) == 0) {
+	if err == nil && (u.proxy == nil || len(f.files) == 0) {
 		err = fmt.Errorf("client %d came with %d sockets, and there may be no proxy here", r.ID, len(f.files))
 	}
 	if err != nil {
@@ -196,5 +196,5 @@ func (m *member) adopt(f frame) error {
 	if len(f.files) > 1 {
 		g.Upstream = f.files[1]
 	}
-	return m.proxy.Adopt(g)
+	return u.proxy.Adopt(g)
 }

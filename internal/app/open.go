@@ -50,13 +50,13 @@ func advertised(c config.Config) string {
 }
 
 // openNode starts or finds the server beside this member.
-func openNode(ctx context.Context, o Options, d config.Deployment, clk clock.Clock, log *slog.Logger) (localNode, error) {
+func openNode(ctx context.Context, o Options, d config.Unit, dir string, clk clock.Clock, log *slog.Logger) (localNode, error) {
 	local := d.Node
 	addr := d.LocalAddr()
 	if local.Kind == "attached" {
 		n, err := redisd.Attached(redisd.AttachOptions{
 			Addr: addr, Username: local.Username, Password: d.Password, PIDFile: local.PIDFile,
-			StateDir: filepath.Join(o.Config.Member.Dir, "attached"), Log: log, Clock: clk,
+			StateDir: dir, Log: log, Clock: clk,
 		})
 		if err != nil {
 			return nil, err

@@ -8,25 +8,25 @@ import (
 )
 
 // startAccord lets this member take part when the store is away.
-func (m *member) startAccord() {
-	peers, ok := m.store.(coord.Peers)
+func (u *unit) startAccord() {
+	peers, ok := u.store.(coord.Peers)
 	if !ok {
 		return
 	}
 	var node accord.Node // nil, and not a nil pointer in it, without a data node
-	if m.agent != nil {
-		node = m.agent
+	if u.agent != nil {
+		node = u.agent
 	}
-	m.accord = accord.New(accord.Options{
-		Member: m.o.Config.Member.ID, View: m.view, Clock: m.clock, Peers: peers, Node: node, Log: m.log, Events: m.event,
+	u.accord = accord.New(accord.Options{
+		Member: u.o.Config.Member.ID, View: u.view, Clock: u.clock, Peers: peers, Node: node, Log: u.log, Events: u.event,
 	})
-	m.parts.start("accord", m.accord.Run)
+	u.parts.start("accord", u.accord.Run)
 }
 
 // outage says how this member goes on without the store; empty while it answers.
-func (m *member) outage() string {
-	if m.accord == nil {
+func (u *unit) outage() string {
+	if u.accord == nil {
 		return ""
 	}
-	return m.accord.Words()
+	return u.accord.Words()
 }

@@ -6,7 +6,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -32,12 +31,12 @@ type salvaged struct {
 }
 
 // openSalvage prepares to keep discarded writes; nil when the configuration does not want it.
-func (m *member) openSalvage() (*salvaged, error) {
-	c := m.o.Config
+func (u *unit) openSalvage() (*salvaged, error) {
+	c := u.o.Config
 	if c.Salvage.Keep == 0 {
 		return nil, nil
 	}
-	k, err := salvage.New(salvage.Options{Dir: filepath.Join(c.Member.Dir, "salvage"), Bytes: int64(c.Salvage.Bytes), Keep: c.Salvage.Keep, Log: m.log})
+	k, err := salvage.New(salvage.Options{Dir: u.dir("salvage"), Bytes: int64(c.Salvage.Bytes), Keep: c.Salvage.Keep, Log: u.log})
 	if err != nil {
 		return nil, err
 	}
@@ -45,41 +44,41 @@ func (m *member) openSalvage() (*salvaged, error) {
 }
 
 // noteSalvage hands an event about discarded writes to the part that writes the timeline. It never blocks.
-func (m *member) noteSalvage(e event.Event) {
-	if m.salvaged == nil {
+func (u *unit) noteSalvage(e event.Event) {
+	if u.salvaged == nil {
 		return
 	}
-	t := topo.TimelineEvent{AtMS: e.At.UnixMilli(), Member: m.o.Config.Member.ID, Epoch: topo.Epoch(e.Epoch), Rule: e.Kind, Why: e.Text}
-	if s := m.view.Load(); s != nil {
+	t := topo.TimelineEvent{AtMS: e.At.UnixMilli(), Member: u.o.Config.Member.ID, Epoch: topo.Epoch(e.Epoch), Rule: e.Kind, Why: e.Text}
+	if s := u.view.Load(); s != nil {
 		t.Phase, t.Primary = s.Shard.Assigned.Phase, s.Shard.Assigned.Primary
 	}
 	select {
-	case m.salvaged.notes <- t:
+	case u.salvaged.notes <- t:
 	default:
-		m.log.Warn("the timeline is slow; an event is kept in this log only", "why", t.Why)
+		u.log.Warn("the timeline is slow; an event is kept in this log only", "why", t.Why)
 	}
 }
 
 // reportSalvage tells the others what is kept here, and writes what was discarded into the timeline.
-func (m *member) reportSalvage(ctx context.Context) error {
+func (u *unit) reportSalvage(ctx context.Context) error {
 	tick := time.NewTicker(salvageLook)
 	defer tick.Stop()
 	var told []topo.Salvage
 	to := ""
 	due := time.Time{}
 	for {
-		list := m.salvaged.keeper.List()
-		controller := m.store.Controller()
-		if now := m.clock.Now(); len(list)+len(told) > 0 && (now.After(due) || to != controller || !slices.EqualFunc(list, told, sameSalvage)) {
-			m.sendSalvage(ctx, list)
+		list := u.salvaged.keeper.List()
+		controller := u.store.Controller()
+		if now := u.clock.Now(); len(list)+len(told) > 0 && (now.After(due) || to != controller || !slices.EqualFunc(list, told, sameSalvage)) {
+			u.sendSalvage(ctx, list)
 			told, to, due = list, controller, now.Add(salvageEvery)
 		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-tick.C:
-		case e := <-m.salvaged.notes:
-			m.writeNote(ctx, e)
+		case e := <-u.salvaged.notes:
+			u.writeNote(ctx, e)
 		}
 	}
 }
@@ -87,7 +86,7 @@ func (m *member) reportSalvage(ctx context.Context) error {
 func sameSalvage(x, y topo.Salvage) bool { return x.ID == y.ID && x.Replayed == y.Replayed }
 
 // sendSalvage reports the latest files, as many as a report may hold.
-func (m *member) sendSalvage(ctx context.Context, list []topo.Salvage) {
+func (u *unit) sendSalvage(ctx context.Context, list []topo.Salvage) {
 	ctx, cancel := context.WithTimeout(ctx, salvageLook)
 	defer cancel()
 	for {
@@ -97,20 +96,20 @@ func (m *member) sendSalvage(ctx context.Context, list []topo.Salvage) {
 			continue
 		}
 		if err == nil {
-			err = m.store.Send(ctx, topo.BeatSalvage+m.o.Config.Member.ID, body, salvageTTL)
+			err = u.store.Send(ctx, topo.BeatSalvage+u.o.Config.Member.ID, body, salvageTTL)
 		}
 		if err != nil {
-			m.log.Debug("report what is salvaged", "err", err)
+			u.log.Debug("report what is salvaged", "err", err)
 		}
 		return
 	}
 }
 
 // writeNote writes one event into the timeline; a store without a majority is tried again for a while.
-func (m *member) writeNote(ctx context.Context, e topo.TimelineEvent) {
+func (u *unit) writeNote(ctx context.Context, e topo.TimelineEvent) {
 	var err error
 	for range noteTries {
-		if err = m.note(ctx, e); err == nil {
+		if err = u.note(ctx, e); err == nil {
 			return
 		}
 		t := time.NewTimer(salvageLook)
@@ -123,13 +122,13 @@ func (m *member) writeNote(ctx context.Context, e topo.TimelineEvent) {
 			break
 		}
 	}
-	m.log.Warn("an event was not written to the timeline; it is kept in this log only", "why", e.Why, "err", err)
+	u.log.Warn("an event was not written to the timeline; it is kept in this log only", "why", e.Why, "err", err)
 }
 
-func (m *member) note(ctx context.Context, e topo.TimelineEvent) error {
+func (u *unit) note(ctx context.Context, e topo.TimelineEvent) error {
 	ctx, cancel := context.WithTimeout(ctx, noteTimeout)
 	defer cancel()
-	if err := m.orders.Note(ctx, e); err != nil {
+	if err := u.orders.Note(ctx, e); err != nil {
 		return fmt.Errorf("note what was discarded: %w", err)
 	}
 	return nil

@@ -26,12 +26,12 @@ const (
 
 // seed creates the shard's document if nobody has yet. It ends when the document exists; until then the store may not
 // even have a majority, because the other members are still starting.
-func (m *member) seed(ctx context.Context, key string) error {
-	s := topo.Shard{Format: topo.Format, ID: m.deploy.ShardID(), Spec: m.deploy.Spec(), Assigned: topo.Assigned{Phase: topo.PhaseNew}}
+func (u *unit) seed(ctx context.Context, key string) error {
+	s := topo.Shard{Format: topo.Format, ID: u.deploy.ID(), Spec: u.deploy.Spec(), Assigned: topo.Assigned{Phase: topo.PhaseNew}}
 	tick := time.NewTicker(seedEvery)
 	defer tick.Stop()
 	for {
-		done, err := m.plant(ctx, key, s)
+		done, err := u.plant(ctx, key, s)
 		if done || err != nil {
 			return err
 		}
@@ -44,13 +44,13 @@ func (m *member) seed(ctx context.Context, key string) error {
 }
 
 // plant tries once and reports whether the document exists.
-func (m *member) plant(ctx context.Context, key string, s topo.Shard) (done bool, err error) {
+func (u *unit) plant(ctx context.Context, key string, s topo.Shard) (done bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	doc, err := m.store.Get(ctx, key)
+	doc, err := u.store.Get(ctx, key)
 	if errors.Is(err, coord.ErrNotFound) {
-		if _, err = m.store.Swap(ctx, key, s.Encode(), 0); err == nil {
-			m.log.Info("created the shard", "shard", s.ID, "nodes", len(s.Spec.Nodes), "durability", s.Spec.Durability)
+		if _, err = u.store.Swap(ctx, key, s.Encode(), 0); err == nil {
+			u.log.Info("created the shard", "shard", s.ID, "nodes", len(s.Spec.Nodes), "durability", s.Spec.Durability)
 		}
 		return err == nil, nil // a conflict or an unknown outcome: look again
 	}
@@ -62,7 +62,7 @@ func (m *member) plant(ctx context.Context, key string, s topo.Shard) (done bool
 		return false, fmt.Errorf("the agreed document of this shard cannot be used: %w", err)
 	}
 	if !reflect.DeepEqual(agreed.Spec, s.Spec) {
-		m.log.Warn("the configuration file differs from what was agreed when the shard was created; what was agreed holds",
+		u.log.Warn("the configuration file differs from what was agreed when the shard was created; what was agreed holds",
 			"file", fmt.Sprintf("%+v", s.Spec), "agreed", fmt.Sprintf("%+v", agreed.Spec))
 	}
 	return true, nil
@@ -125,13 +125,25 @@ func (m *member) countVoters(ctx context.Context) {
 	}
 }
 
-// metrics adds the proxy's numbers to the API's.
+// metrics adds the proxies' numbers to the API's.
 func (m *member) metrics(w io.Writer) {
-	if m.proxy == nil {
-		return
+	said := map[string]bool{}
+	for _, u := range m.units {
+		if u.proxy != nil {
+			u.metrics(w, said)
+		}
 	}
-	s := m.proxy.Stats()
-	age, bytes, held := m.proxy.Loss()
+}
+
+// metrics writes the numbers of the shard's proxy; in a ring each has the label of its shard. said holds the names that were
+// explained.
+func (u *unit) metrics(w io.Writer, said map[string]bool) {
+	s := u.proxy.Stats()
+	age, bytes, held := u.proxy.Loss()
+	label := ""
+	if u.deploy.Shard != "" {
+		label = fmt.Sprintf("{shard=%q}", u.deploy.ID())
+	}
 	for _, x := range []struct {
 		name, kind, help string
 		value            float64
@@ -152,6 +164,10 @@ func (m *member) metrics(w io.Writer) {
 		{"redoubt_proxy_unreplicated_bytes", "gauge", "Bytes of acknowledged writes that no replica is known to hold (max-loss).", float64(bytes)},
 		{"redoubt_proxy_writes_held", "gauge", "1 while writes are held because of max-loss.", map[bool]float64{true: 1}[held]},
 	} {
-		fmt.Fprintf(w, "# HELP %s %s\n# TYPE %s %s\n%s %g\n", x.name, x.help, x.name, x.kind, x.name, x.value)
+		if !said[x.name] {
+			said[x.name] = true
+			fmt.Fprintf(w, "# HELP %s %s\n# TYPE %s %s\n", x.name, x.help, x.name, x.kind)
+		}
+		fmt.Fprintf(w, "%s%s %g\n", x.name, label, x.value)
 	}
 }

@@ -123,8 +123,10 @@ func (m *member) upgrade(ctx context.Context, o upgradeOrder) bool {
 
 // mayUpgrade returns why a hand-over would not be hitless now.
 func (m *member) mayUpgrade() error {
-	s := m.view.Load()
+	s := m.units[0].view.Load()
 	switch {
+	case m.hall != nil:
+		return errors.New("a member of a ring is not handed over in this version: stop it, which moves its primaries to other members, and start it again")
 	case len(m.o.Command) == 0:
 		return errors.New("this process does not know how it was started")
 	case !s.Fresh(m.clock.Uptime()):
@@ -245,8 +247,8 @@ func (m *member) copyPorts(h *heir) error {
 		h.ports = append(h.ports, name+" "+addr)
 		h.files = append(h.files, f)
 	}
-	if m.proxy != nil {
-		ports, err := m.proxy.Ports()
+	if p := m.units[0].proxy; p != nil {
+		ports, err := p.Ports()
 		if err != nil {
 			return err
 		}
@@ -274,23 +276,24 @@ func (m *member) copyPorts(h *heir) error {
 // yield gives up everything but the proxy, and returns when the new process has taken over. The primary's lease goes on
 // meanwhile: if it is about to end, it is an error, so that this agent comes back and carries out what it must.
 func (m *member) yield(ctx context.Context, h *heir) error {
+	u := m.units[0] // there is one: see mayUpgrade
 	m.resign(ctx)
 	m.parts.stopAll(m.log, "view", "proxy")
 	deadline := time.Now().Add(heirUp)
-	if s := m.view.Load(); m.node != nil && string(s.Shard.Assigned.Primary) == m.deploy.Node.ID {
+	if s := u.view.Load(); u.node != nil && string(s.Shard.Assigned.Primary) == u.deploy.Node.ID {
 		left := s.ReadStart + s.Shard.Spec.Timing.Lease.D() - m.clock.Uptime() - heirMargin
 		if left < heirLeast {
 			return fmt.Errorf("the primary's lease ends in %s", left+heirMargin)
 		}
 		deadline = time.Now().Add(left)
 	}
-	if m.node != nil {
-		if err := m.node.Close(); err != nil {
+	if u.node != nil {
+		if err := u.node.Close(); err != nil {
 			return fmt.Errorf("let go of the server: %w", err)
 		}
-		m.node = nil
+		u.node = nil
 	}
-	m.source.set(nil)
+	u.source.set(nil)
 	err := m.store.Close()
 	m.store = nil
 	if err != nil {
@@ -305,13 +308,13 @@ func (m *member) yield(ctx context.Context, h *heir) error {
 		files = append(files, fd)
 	}
 	to := takeover{Ports: h.ports}
-	if m.proxy != nil {
-		to.FirstID = m.proxy.LastID() + idsApart
+	if u.proxy != nil {
+		to.FirstID = u.proxy.LastID() + idsApart
 	}
 	if err := h.send(whatGo, to, files...); err != nil {
 		return err
 	}
-	m.source.set(h.relay)
+	u.source.set(h.relay)
 	f, err := m.hear(ctx, h, deadline)
 	if err == nil && f.what != whatUp {
 		err = fmt.Errorf("it said %c", f.what)
@@ -337,11 +340,12 @@ func (m *member) resign(ctx context.Context) {
 
 // giveClients hands over client by client. Those that cannot be given away in time are disconnected when this process ends.
 func (m *member) giveClients(ctx context.Context, h *heir) error {
-	if m.proxy == nil {
+	p := m.units[0].proxy
+	if p == nil {
 		notify(m.log, fmt.Sprintf("MAINPID=%d", h.cmd.Process.Pid))
 		return h.send(whatDone, struct{}{})
 	}
-	for _, s := range m.proxy.Scripts() {
+	for _, s := range p.Scripts() {
 		if err := h.send(whatScript, s); err != nil {
 			return err
 		}
@@ -364,7 +368,7 @@ func (m *member) giveClients(ctx context.Context, h *heir) error {
 			}
 		}
 	}()
-	left, err := m.proxy.Leave(ctx, func(g proxy.Given) error {
+	left, err := p.Leave(ctx, func(g proxy.Given) error {
 		body, err := g.Record.Encode()
 		if err != nil {
 			return err
@@ -385,7 +389,7 @@ func (m *member) giveClients(ctx context.Context, h *heir) error {
 	if err != nil {
 		return err
 	}
-	m.proxy.GaveAway()
+	p.GaveAway()
 	notify(m.log, fmt.Sprintf("MAINPID=%d", h.cmd.Process.Pid))
 	m.log.Info("clients were handed over", "given", given, "left", left, "took", m.clock.Uptime()-began)
 	return nil
@@ -400,18 +404,19 @@ func (t jsonText) MarshalJSON() ([]byte, error) { return t, nil }
 // takeBack makes this process the member again. The agent comes first: it must be back before the primary's lease ends.
 // The new process is stopped until this agent's guard is in place, because its own would fence a primary whose agent dies.
 func (m *member) takeBack(ctx context.Context, h *heir) {
+	u := m.units[0]
 	_ = h.cmd.Process.Signal(syscall.SIGSTOP)
 	if m.store == nil {
-		m.source.set(nil)
+		u.source.set(nil)
 	}
 	m.inherited = inheritance{h.ports, h.files}
 	defer func() { m.inherited = inheritance{} }()
 	var errs []error
-	if m.node != nil { // it was not given up yet, but its agent was
-		errs = append(errs, m.node.Close())
-		m.node = nil
+	if u.node != nil { // it was not given up yet, but its agent was
+		errs = append(errs, u.node.Close())
+		u.node = nil
 	}
-	errs = append(errs, m.startNode(ctx))
+	errs = append(errs, u.startNode(ctx))
 	h.end()
 	errs = append(errs, m.claim.write(m.o.File), m.reopen(ctx))
 	if err := errors.Join(errs...); err != nil {
@@ -421,8 +426,8 @@ func (m *member) takeBack(ctx context.Context, h *heir) {
 		}
 		return
 	}
-	if m.proxy != nil {
-		m.proxy.Stay()
+	if u.proxy != nil {
+		u.proxy.Stay()
 	}
 	m.log.Info("this process is the member again")
 }
@@ -442,7 +447,9 @@ func (m *member) reopen(ctx context.Context) error {
 		t := time.NewTimer(20 * time.Millisecond)
 		<-t.C
 	}
-	m.source.set(m.store)
+	u := m.units[0]
+	u.store = m.store
+	u.source.set(m.store)
 	return m.startRest()
 }
 

@@ -103,13 +103,14 @@ func codeOf(err error) int {
 
 // env is what the verbs share: the streams and the flags that all of them know.
 type env struct {
-	in   io.Reader
-	out  io.Writer
-	err  io.Writer
-	dir  string
-	api  string
-	json bool
-	yes  bool
+	in    io.Reader
+	out   io.Writer
+	err   io.Writer
+	dir   string
+	api   string
+	shard string
+	json  bool
+	yes   bool
 }
 
 func (e *env) root() *cobra.Command {
@@ -159,6 +160,7 @@ func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
 func (e *env) asks(c *cobra.Command) *cobra.Command {
 	c.Flags().StringVar(&e.dir, "dir", "", "a deployment made by `redoubt up` (default ./.redoubt if it exists)")
 	c.Flags().StringVar(&e.api, "api", "", "API addresses of members, host:port, separated by commas (default "+defaultAPI+")")
+	c.Flags().StringVar(&e.shard, "shard", "", "the shard that is meant, where there are several (its id, as status shows it)")
 	c.MarkFlagsMutuallyExclusive("dir", "api")
 	return c
 }

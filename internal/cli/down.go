@@ -60,8 +60,10 @@ func (e *env) stopAll(ctx context.Context, dir string, p plan) error {
 		if i, err := app.ReadInstance(at); err == nil && i.Alive() {
 			members = append(members, i)
 		}
-		if i, err := app.ReadServer(filepath.Join(at, "redis")); err == nil {
-			servers = append(servers, i)
+		for _, dir := range p.serverDirs(at, m) {
+			if i, err := app.ReadServer(dir); err == nil {
+				servers = append(servers, i)
+			}
 		}
 	}
 	n := len(members)

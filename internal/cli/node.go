@@ -84,7 +84,7 @@ func (e *env) roster(ctx context.Context, client *api.Client, wait time.Duration
 	if e.json {
 		return printJSON(e.out, map[string]any{"durability": st.Deployments[0].Durability, "ack_replicas": st.Deployments[0].AckReplicas, "nodes": nodesOf(st.Deployments[0])})
 	}
-	if st.Deployments[0].Shards[0].Change != nil {
+	if changeOf(st.Deployments[0]) != nil {
 		done = "under way; see `redoubt status`"
 	}
 	fmt.Fprintf(e.out, "%s: %d nodes, %s (%d ms)\n", done, nodesOf(st.Deployments[0]), promise(st.Deployments[0]), time.Since(begun).Milliseconds())
@@ -106,7 +106,7 @@ func (e *env) settled(ctx context.Context, client *api.Client, wait time.Duratio
 		if len(st.Deployments) == 0 || len(st.Deployments[0].Shards) == 0 {
 			return st, fail(ExitFailed, "nothing has been agreed about the shard yet: see `redoubt status`")
 		}
-		c := st.Deployments[0].Shards[0].Change
+		c := changeOf(st.Deployments[0])
 		if c == nil || wait == 0 {
 			return st, nil
 		}
@@ -139,5 +139,15 @@ func promise(d api.DeploymentStatus) string {
 	if !d.Durability.Waits() {
 		return string(d.Durability)
 	}
-	return fmt.Sprintf("%s, %d of %d replicas acknowledge", d.Durability, d.AckReplicas, max(nodesOf(d)-1, 0))
+	return fmt.Sprintf("%s, %d of %d replicas acknowledge", d.Durability, d.AckReplicas, replicasOf(d))
+}
+
+// changeOf is the first change that is under way in a shard; nil: there is none.
+func changeOf(d api.DeploymentStatus) *api.ChangeStatus {
+	for _, s := range d.Shards {
+		if s.Change != nil {
+			return s.Change
+		}
+	}
+	return nil
 }

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"os"
 	"os/user"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -75,7 +77,7 @@ func (e *env) order(ctx context.Context, r api.IntentRequest) error {
 		if err != nil {
 			return "", err
 		}
-		return planOf(st, r)
+		return planOf(st, r, e.shard)
 	}, func(ctx context.Context, client *api.Client) error { return e.submit(ctx, client, r) })
 }
 
@@ -119,12 +121,16 @@ func (e *env) outcome(out api.IntentStatus, took time.Duration) error {
 }
 
 // planOf says what is about to happen.
-func planOf(st api.Status, r api.IntentRequest) (string, error) {
+func planOf(st api.Status, r api.IntentRequest, shard string) (string, error) {
 	if len(st.Deployments) == 0 || len(st.Deployments[0].Shards) == 0 {
 		return "", fail(ExitFailed, "nothing has been agreed about the shard yet: see `redoubt status`")
 	}
 	d := st.Deployments[0]
-	s := d.Shards[0]
+	i := slices.IndexFunc(d.Shards, func(s api.ShardStatus) bool { return s.ID == shard })
+	if i < 0 && (shard != "" || len(d.Shards) > 1) {
+		return "", fail(ExitUsage, "name one of the shards with --shard: there are %s", shardIDs(d))
+	}
+	s := d.Shards[max(i, 0)]
 	to := string(r.To)
 	if to == "" {
 		to = "the best replica"
@@ -196,4 +202,12 @@ func (e *env) setPause(ctx context.Context, p *topo.Pause) error {
 	}
 	fmt.Fprintln(e.out, said)
 	return nil
+}
+
+func shardIDs(d api.DeploymentStatus) string {
+	ids := make([]string, 0, len(d.Shards))
+	for _, s := range d.Shards {
+		ids = append(ids, s.ID)
+	}
+	return strings.Join(ids, ", ")
 }

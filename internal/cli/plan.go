@@ -21,11 +21,15 @@ const planFile = "up.json"
 // replicasMax bounds a deployment of `redoubt up`: seven members have their ports in steps of ten.
 const replicasMax = 6
 
+// shardsMax bounds a ring of `redoubt up`, which has a server for each shard on each member.
+const shardsMax = 16
+
 // plan is a deployment on one machine.
 type plan struct {
 	Format     int             `json:"format"` // 1
 	BasePort   int             `json:"base_port"`
 	Replicas   int             `json:"replicas"`
+	Shards     int             `json:"shards,omitempty"` // 0: mode single
 	Durability topo.Durability `json:"durability"`
 	Persist    string          `json:"persistence,omitempty"`        // aof (default), rdb or none
 	Sentinel   string          `json:"sentinel_addresses,omitempty"` // proxy (default) or direct
@@ -34,25 +38,30 @@ type plan struct {
 
 // planMember is one member and, unless Node is empty, its data node.
 type planMember struct {
-	ID       string `json:"id"`
-	Dir      string `json:"dir"` // relative to the deployment's directory
-	Node     string `json:"node,omitempty"`
-	Server   string `json:"server,omitempty"`
-	Proxy    string `json:"proxy"`
-	Readonly string `json:"readonly"`
-	Sentinel string `json:"sentinel"`
-	API      string `json:"api"`
-	Store    string `json:"store"`
+	ID       string   `json:"id"`
+	Dir      string   `json:"dir"` // relative to the deployment's directory
+	Node     string   `json:"node,omitempty"`
+	Server   string   `json:"server,omitempty"`
+	Servers  []string `json:"servers,omitempty"` // of a ring: one for each shard, in place of Server
+	Proxy    string   `json:"proxy"`
+	Readonly string   `json:"readonly"`
+	Sentinel string   `json:"sentinel"`
+	API      string   `json:"api"`
+	Store    string   `json:"store"`
 }
 
 // newPlan lays out the ports: proxies from base, read-only ones from base + 10, Sentinel faces from base + 20000 (or
-// base + 20 where that does not fit), APIs from base + 30, stores from base + 40, servers from base + 100.
-func newPlan(base, replicas int, d topo.Durability) (plan, error) {
+// base + 20 where that does not fit), APIs from base + 30, stores from base + 40, servers from base + 100, those of the
+// next shard of a ring ten further. shards is 0 in mode single.
+func newPlan(base, replicas, shards int, d topo.Durability) (plan, error) {
 	if replicas < 0 || replicas > replicasMax {
 		return plan{}, fail(ExitUsage, "--replicas %d: use 0 to %d", replicas, replicasMax)
 	}
-	if base < 1024 || base > 65535-120 {
-		return plan{}, fail(ExitUsage, "--base-port %d: use 1024 to %d", base, 65535-120)
+	if shards < 0 || shards > shardsMax {
+		return plan{}, fail(ExitUsage, "--shards %d: use 1 to %d", shards, shardsMax)
+	}
+	if last := 65535 - 120 - 10*shards; base < 1024 || base > last {
+		return plan{}, fail(ExitUsage, "--base-port %d: use 1024 to %d", base, last)
 	}
 	nodes := replicas + 1
 	if d == "" {
@@ -72,15 +81,24 @@ func newPlan(base, replicas int, d topo.Durability) (plan, error) {
 	if base > 40_000 {
 		sentinels = base + 20
 	}
-	p := plan{Format: 1, BasePort: base, Replicas: replicas, Durability: d}
+	p := plan{Format: 1, BasePort: base, Replicas: replicas, Shards: shards, Durability: d}
 	at := func(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
 	for i := range members {
 		m := planMember{
 			ID: fmt.Sprintf("n%d", i+1), Dir: fmt.Sprintf("member-%d", i+1),
-			Proxy: at(base + i), Readonly: at(base + 10 + i), Sentinel: at(sentinels + i), API: at(base + 30 + i), Store: at(base + 40 + i),
+			Proxy: at(base + i), Sentinel: at(sentinels + i), API: at(base + 30 + i), Store: at(base + 40 + i),
+		}
+		if shards == 0 {
+			m.Readonly = at(base + 10 + i)
 		}
 		if i < nodes {
-			m.Node, m.Server = m.ID, at(base+100+i)
+			m.Node = m.ID
+			if shards == 0 {
+				m.Server = at(base + 100 + i)
+			}
+			for k := range shards {
+				m.Servers = append(m.Servers, at(base+100+10*k+i))
+			}
 		} else {
 			m.ID = fmt.Sprintf("arbiter%d", i+1-nodes)
 		}
@@ -139,25 +157,69 @@ func (p plan) file(m planMember) string {
 	for _, o := range p.Members {
 		line("    - {id: %s, addr: %q}", o.ID, o.Store)
 	}
-	line("deployments:\n  - name: mymaster\n    durability: %s\n    nodes:", p.Durability)
-	for _, o := range p.Members {
-		if o.Node != "" {
-			line("      - {id: %s, host: %s, addr: %q}", o.Node, o.ID, o.Server)
+	line("deployments:\n  - name: mymaster\n    durability: %s", p.Durability)
+	if p.Shards == 0 {
+		p.roster(line, "    ", 0, func(o planMember) string { return o.Server })
+	} else {
+		line("    mode: ring\n    shards:")
+		for k := range p.Shards {
+			line("      - name: s%d", k+1)
+			p.roster(line, "        ", k, func(o planMember) string { return o.Servers[k] })
 		}
 	}
 	if m.Node != "" {
 		line("    node: {id: %s, persistence: %s}", m.Node, cmp.Or(p.Persist, "aof"))
 	}
-	line("proxy:\n  listen: %q\n  readonly-listen: %q", m.Proxy, m.Readonly)
+	line("proxy:\n  listen: %q", m.Proxy)
+	if m.Readonly != "" {
+		line("  readonly-listen: %q", m.Readonly)
+	}
 	line("sentinel:\n  listen: %q\n  addresses: %s\napi:\n  listen: %q", m.Sentinel, cmp.Or(p.Sentinel, "proxy"), m.API)
 	return b.String()
 }
 
+// roster writes the nodes of one shard. first is the one that is preferred among equals, so that a ring's primaries are on
+// different members.
+func (p plan) roster(line func(string, ...any), indent string, first int, server func(planMember) string) {
+	line(indent + "nodes:")
+	n := p.Replicas + 1
+	for i, o := range p.Members[:n] {
+		priority := ""
+		if rank := ((i-first)%n + n) % n; p.Shards > 0 && rank > 0 {
+			priority = fmt.Sprintf(", priority: %d", rank)
+		}
+		line(indent+"  - {id: %s, host: %s, addr: %q%s}", o.Node, o.ID, server(o), priority)
+	}
+}
+
 // ports lists who listens where, for the check before the first start.
 func (m planMember) ports() [][2]string {
-	ps := [][2]string{{"proxy", m.Proxy}, {"read-only proxy", m.Readonly}, {"Sentinel", m.Sentinel}, {"API", m.API}, {"store", m.Store}}
-	if m.Server != "" {
-		ps = append(ps, [2]string{"server", m.Server})
+	ps := [][2]string{{"proxy", m.Proxy}, {"Sentinel", m.Sentinel}, {"API", m.API}, {"store", m.Store}}
+	if m.Readonly != "" {
+		ps = append(ps, [2]string{"read-only proxy", m.Readonly})
+	}
+	for _, server := range m.servers() {
+		ps = append(ps, [2]string{"server", server})
 	}
 	return ps
+}
+
+// servers lists the addresses of the member's servers.
+func (m planMember) servers() []string {
+	if m.Server != "" {
+		return []string{m.Server}
+	}
+	return m.Servers
+}
+
+// serverDirs lists where the member's servers keep their data.
+func (p plan) serverDirs(data string, m planMember) []string {
+	if p.Shards == 0 {
+		return []string{filepath.Join(data, "redis")}
+	}
+	var dirs []string
+	for k := range m.Servers {
+		dirs = append(dirs, filepath.Join(data, "redis", fmt.Sprintf("s%d", k+1)))
+	}
+	return dirs
 }

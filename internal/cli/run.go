@@ -158,7 +158,15 @@ func (e *env) check(file string) error {
 	if len(problems) > 0 {
 		return fail(ExitConfig, "%s in %s:\n%w", problemCount(problems), file, problems)
 	}
-	fmt.Fprintf(e.out, "%s is sound: member %s, deployment %s, %d nodes, durability %s\n", file, cfg.Member.ID, cfg.Deployments[0].Name, len(cfg.Deployments[0].Nodes), cfg.Deployments[0].Durability)
+	d := cfg.Deployments[0]
+	nodes, shards := 0, ""
+	for _, u := range d.Units() {
+		nodes += len(u.Nodes)
+	}
+	if d.Mode == "ring" {
+		shards = fmt.Sprintf("%d shards with ", len(d.Shards))
+	}
+	fmt.Fprintf(e.out, "%s is sound: member %s, deployment %s, %s%d nodes, durability %s\n", file, cfg.Member.ID, d.Name, shards, nodes, d.Durability)
 	return nil
 }
 

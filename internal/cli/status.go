@@ -70,7 +70,7 @@ func printStatus(w io.Writer, on bool, st api.Status) {
 	for _, d := range st.Deployments {
 		quorum := ""
 		if d.Durability.Waits() {
-			quorum = fmt.Sprintf(", %d of %d replicas acknowledge", d.AckReplicas, max(nodesOf(d)-1, 0))
+			quorum = fmt.Sprintf(", %d of %d replicas acknowledge", d.AckReplicas, replicasOf(d))
 		}
 		if d.MaxLoss != (topo.Loss{}) {
 			quorum = ", max-loss " + lossText(d.MaxLoss)
@@ -141,6 +141,17 @@ func printShard(w io.Writer, on bool, s api.ShardStatus) {
 	}
 	table(w, on, rows)
 	fmt.Fprintln(w)
+}
+
+// replicasOf is how many replicas a shard has that has fewest.
+func replicasOf(d api.DeploymentStatus) int {
+	least := 0
+	for i, s := range d.Shards {
+		if n := max(len(s.Nodes)-1, 0); i == 0 || n < least {
+			least = n
+		}
+	}
+	return least
 }
 
 func nodesOf(d api.DeploymentStatus) int {

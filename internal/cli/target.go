@@ -18,8 +18,16 @@ const (
 	defaultAPI = "127.0.0.1:7379"
 )
 
-// client returns the way to the members that the flags name.
+// client returns the way to the members that the flags name, about the shard that they name.
 func (e *env) client() (*api.Client, error) {
+	c, err := e.anyClient()
+	if err == nil {
+		c.About(e.shard)
+	}
+	return c, err
+}
+
+func (e *env) anyClient() (*api.Client, error) {
 	if e.api != "" {
 		addrs := strings.Split(e.api, ",")
 		for _, a := range addrs {

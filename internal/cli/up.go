@@ -27,6 +27,8 @@ type upFlags struct {
 	dir        string
 	base       int
 	replicas   int
+	mode       string
+	shards     int
 	durability string
 	persist    string
 	sentinel   string
@@ -43,12 +45,14 @@ func (e *env) up() *cobra.Command {
 			"production, so that killing any of them is a real test. Run again, it starts only what is not running.\n\n" +
 			"Ports from --base-port: read-write proxies +0…, read-only ones +10…, Sentinel faces +20000… (+20… from base 40001 on),\nAPIs +30…, stores +40…, servers +100…",
 		RunE: func(c *cobra.Command, _ []string) error {
-			return e.runUp(c.Context(), f, c.Flags().Changed("base-port"), c.Flags().Changed("replicas"), c.Flags().Changed("durability"))
+			return e.runUp(c.Context(), f, c.Flags().Changed("base-port"), c.Flags().Changed("replicas"), c.Flags().Changed("durability"), c.Flags().Changed("mode") || c.Flags().Changed("shards"))
 		},
 	}
 	c.Flags().StringVar(&f.dir, "dir", defaultDir, "where the deployment lives")
 	c.Flags().IntVar(&f.base, "base-port", 6379, "the first port")
-	c.Flags().IntVar(&f.replicas, "replicas", 2, "replicas of the primary")
+	c.Flags().IntVar(&f.replicas, "replicas", 2, "replicas of the primary, or of each shard's")
+	c.Flags().StringVar(&f.mode, "mode", "single", "single: one shard; ring: --shards shards, keys placed as twemproxy does (fnv1a_64, ketama)")
+	c.Flags().IntVar(&f.shards, "shards", 4, "shards of a ring")
 	c.Flags().StringVar(&f.durability, "durability", "", "quorum, quorum+disk or async (default: quorum with two or more replicas)")
 	c.Flags().StringVar(&f.persist, "persistence", "aof", "what the servers keep on disk: aof, rdb or none")
 	c.Flags().StringVar(&f.sentinel, "sentinel-addresses", "proxy", "what Sentinel clients are told: proxy (never changes) or direct (the real primary)")
@@ -62,7 +66,16 @@ func (e *env) up() *cobra.Command {
 
 // runUp makes or finds the deployment, starts what is missing and waits until it serves.
 func (e *env) runUp(ctx context.Context, f upFlags, given ...bool) error {
-	want, err := newPlan(f.base, f.replicas, topo.Durability(f.durability))
+	shards := f.shards
+	switch {
+	case f.mode == "single":
+		shards = 0
+	case f.mode != "ring":
+		return fail(ExitUsage, "--mode %s: use single or ring", f.mode)
+	case shards == 0:
+		return fail(ExitUsage, "--shards 0: use 1 to %d", shardsMax)
+	}
+	want, err := newPlan(f.base, f.replicas, shards, topo.Durability(f.durability))
 	if err != nil {
 		return err
 	}
@@ -91,9 +104,9 @@ func (e *env) runUp(ctx context.Context, f upFlags, given ...bool) error {
 		}
 	case err != nil:
 		return err
-	case given[0] && p.BasePort != want.BasePort, given[1] && p.Replicas != want.Replicas, given[2] && p.Durability != want.Durability:
-		return fail(ExitUsage, "%s holds a deployment with --base-port %d --replicas %d --durability %s: leave these flags out, use another --dir, or remove it with `redoubt down --purge --dir %s`",
-			f.dir, p.BasePort, p.Replicas, p.Durability, f.dir)
+	case given[0] && p.BasePort != want.BasePort, given[1] && p.Replicas != want.Replicas, given[2] && p.Durability != want.Durability, given[3] && p.Shards != want.Shards:
+		return fail(ExitUsage, "%s holds a deployment with --base-port %d --replicas %d --durability %s and %d shards in a ring (0: mode single): leave these flags out, use another --dir, or remove it with `redoubt down --purge --dir %s`",
+			f.dir, p.BasePort, p.Replicas, p.Durability, p.Shards, f.dir)
 	}
 	for _, m := range p.Members {
 		if i, runs := running(f.dir, m); runs {
@@ -320,7 +333,7 @@ func (e *env) tell(dir string, p plan) {
 	fmt.Fprintf(e.out, "%s serves (durability %s). Its data is in %s.\n\n", paint(on, bold, "mymaster"), p.Durability, dir)
 	rows := [][]cell{{{text: "MEMBER"}, {text: "PROXY"}, {text: "READ-ONLY"}, {text: "SENTINEL"}, {text: "API"}, {text: "SERVER"}}}
 	for _, m := range p.Members {
-		rows = append(rows, []cell{{text: m.ID}, {text: m.Proxy}, {text: m.Readonly}, {text: m.Sentinel}, {text: m.API}, {text: orDash(m.Server)}})
+		rows = append(rows, []cell{{text: m.ID}, {text: m.Proxy}, {text: orDash(m.Readonly)}, {text: m.Sentinel}, {text: m.API}, {text: orDash(strings.Join(m.servers(), " "))}})
 	}
 	table(e.out, on, rows)
 	flag := ""

@@ -9,13 +9,16 @@
 package config
 
 import (
+	"cmp"
 	_ "embed"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"time"
 
+	"redoubt/internal/ring"
 	"redoubt/internal/topo"
 )
 
@@ -50,9 +53,11 @@ func (c Config) Zone() string {
 		return c.Member.Zone
 	}
 	for _, d := range c.Deployments {
-		for _, n := range d.Nodes {
-			if d.Node != nil && n.ID == d.Node.ID {
-				return n.Zone
+		for _, u := range d.Units() {
+			for _, n := range u.Nodes {
+				if u.Node != nil && n.ID == u.Node.ID {
+					return n.Zone
+				}
 			}
 		}
 	}
@@ -76,7 +81,7 @@ type StoreMember struct {
 // Deployment is what a client sees as one Redis.
 type Deployment struct {
 	Name        string          `yaml:"name"`
-	Mode        string          `yaml:"mode"` // "single"
+	Mode        string          `yaml:"mode"` // "single" or "ring"
 	Durability  topo.Durability `yaml:"durability"`
 	AckReplicas int             `yaml:"ack-replicas"`
 	MinCopies   int             `yaml:"min-copies"` // quorum with two nodes: 1 or 2
@@ -84,8 +89,24 @@ type Deployment struct {
 	Retry       string          `yaml:"retry"`      // "none" or "exact"; exact: quorum and quorum+disk only
 	Password    string          `yaml:"password"`
 	Timing      Timing          `yaml:"timing"`
-	Nodes       []Node          `yaml:"nodes"` // the roster, the same on all members
-	Node        *LocalNode      `yaml:"node"`  // which of them is on this member; nil: none (an arbiter)
+	Nodes       []Node          `yaml:"nodes"`  // single: the roster, the same on all members
+	Ring        Ring            `yaml:"ring"`   // ring: how keys find their shard
+	Shards      []Shard         `yaml:"shards"` // ring: each with its roster, the same on all members
+	Node        *LocalNode      `yaml:"node"`   // what is on this member; nil: no data node (an arbiter)
+}
+
+// Ring says how keys find their shard. The words are twemproxy's, and mean the same.
+type Ring struct {
+	Hash         string `yaml:"hash"`
+	Distribution string `yaml:"distribution"`
+	HashTag      string `yaml:"hash-tag"` // two characters; a key that has something between them is placed by that alone
+}
+
+// Shard is one part of a ring: a primary and its replicas.
+type Shard struct {
+	Name   string `yaml:"name"` // its place on the ring follows from it
+	Weight int    `yaml:"weight"`
+	Nodes  []Node `yaml:"nodes"`
 }
 
 // MaxLoss is the dial of an asynchronous deployment; zero: no bound.
@@ -268,12 +289,18 @@ func (d *Deployment) complete(dir string) {
 	}
 	if d.Durability == "" {
 		d.Durability = topo.Async
-		if len(d.Nodes) >= 3 {
+		if d.size() >= 3 {
 			d.Durability = topo.Quorum
 		}
 	}
 	if d.AckReplicas == 0 && d.Durability.Waits() {
-		d.AckReplicas = len(d.Nodes) / 2
+		d.AckReplicas = d.size() / 2
+	}
+	if d.Mode == "ring" {
+		d.Ring.Hash, d.Ring.Distribution = cmp.Or(d.Ring.Hash, "fnv1a_64"), cmp.Or(d.Ring.Distribution, "ketama")
+		for i := range d.Shards {
+			d.Shards[i].Weight = cmp.Or(d.Shards[i].Weight, 1)
+		}
 	}
 	if d.MinCopies == 0 {
 		d.MinCopies = 1
@@ -305,8 +332,60 @@ func (d *Deployment) complete(dir string) {
 	}
 }
 
-// ShardID names a deployment's only shard.
-func (d Deployment) ShardID() string { return d.Name + "-0" }
+// RingSpec is how keys find their shard.
+func (d Deployment) RingSpec() ring.Spec {
+	s := ring.Spec{Distribution: ring.Distribution(d.Ring.Distribution), Hash: ring.Hash(d.Ring.Hash), HashTag: d.Ring.HashTag}
+	for _, sh := range d.Shards {
+		s.Nodes = append(s.Nodes, ring.Node{Name: sh.Name, Weight: uint32(max(sh.Weight, 0))})
+	}
+	return s
+}
+
+// size is the number of nodes of the smallest shard.
+func (d Deployment) size() int {
+	n := len(d.Nodes)
+	for i, s := range d.Shards {
+		if i == 0 || len(s.Nodes) < n {
+			n = len(s.Nodes)
+		}
+	}
+	return n
+}
+
+// Unit is one shard of a deployment, as if it were alone.
+type Unit struct {
+	Deployment        // with the nodes of this shard, and the node of it that is on this member
+	Shard      string // its name in a ring; empty in mode single
+}
+
+// Units are the shards of the deployment, in the order of the file.
+func (d Deployment) Units() []Unit {
+	if d.Mode != "ring" {
+		return []Unit{{Deployment: d}}
+	}
+	var us []Unit
+	for _, s := range d.Shards {
+		u := Unit{Deployment: d, Shard: s.Name}
+		u.Nodes, u.Node, u.Shards = s.Nodes, nil, nil
+		if d.Node != nil && slices.ContainsFunc(s.Nodes, func(n Node) bool { return n.ID == d.Node.ID }) {
+			local := *d.Node
+			if local.Dir != "" {
+				local.Dir = filepath.Join(local.Dir, s.Name)
+			}
+			u.Node = &local
+		}
+		us = append(us, u)
+	}
+	return us
+}
+
+// ID names the shard among all that the store knows.
+func (u Unit) ID() string {
+	if u.Shard == "" {
+		return u.Name + "-0"
+	}
+	return u.Name + "-" + u.Shard
+}
 
 // LocalAddr is where the server of the node on this member is reached; empty without one.
 func (d Deployment) LocalAddr() string {

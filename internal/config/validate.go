@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"redoubt/internal/redisd"
+	"redoubt/internal/ring"
 	"redoubt/internal/topo"
 )
 
@@ -144,15 +145,14 @@ func (c Config) validateDeployments(f *findings) {
 func (d Deployment) validate(f *findings, path string) {
 	f.id(path+".name", d.Name)
 	switch d.Mode {
-	case "single":
-	case "ring", "cluster":
-		f.add(path+".mode", "%q is not in this version: use single", d.Mode)
+	case "cluster":
+		f.add(path+".mode", "%q is not in this version: use single or ring", d.Mode)
 	default:
-		f.oneOf(path+".mode", d.Mode, "single")
+		f.oneOf(path+".mode", d.Mode, "single", "ring")
 	}
 	d.validateNodes(f, path)
 	f.oneOf(path+".durability", string(d.Durability), string(topo.Quorum), string(topo.QuorumDisk), string(topo.Async))
-	if n := len(d.Nodes); d.Durability.Waits() && n > 0 {
+	if n := d.size(); d.Durability.Waits() && n > 0 {
 		switch {
 		case n == 1:
 			f.add(path+".durability", "%s needs at least two data nodes: use async, or add nodes", d.Durability)
@@ -229,26 +229,23 @@ func (d Deployment) validateDisk(f *findings, path string) {
 }
 
 func (d Deployment) validateNodes(f *findings, path string) {
-	if len(d.Nodes) == 0 {
-		f.add(path+".nodes", "is empty: name every data node of the shard, the same list on all members")
-	}
-	seen := map[string]string{}
-	for i, n := range d.Nodes {
-		at := fmt.Sprintf("%s.nodes[%d]", path, i)
-		f.id(at+".id", n.ID)
-		f.address(at+".addr", n.Addr, false)
-		f.unique(seen, at+".id", "id "+n.ID)
-		f.unique(seen, at+".addr", "address "+n.Addr)
-		if n.Priority < 0 {
-			f.add(at+".priority", "%d: use 0 or more; smaller is preferred among equals", n.Priority)
+	addrs := map[string]string{}
+	if d.Mode == "ring" {
+		d.validateRing(f, path)
+	} else {
+		if len(d.Shards) > 0 || d.Ring != (Ring{}) {
+			f.add(path+".shards", "shards and ring belong to mode ring")
 		}
+		validateRoster(f, path, d.Nodes, addrs)
 	}
 	if d.Node == nil {
 		return
 	}
 	l, at := *d.Node, path+".node"
 	f.id(at+".id", l.ID)
-	if l.ID != "" && len(d.Nodes) > 0 && !slices.ContainsFunc(d.Nodes, func(n Node) bool { return n.ID == l.ID }) {
+	if l.ID != "" && d.size() > 0 && !slices.ContainsFunc(d.Units(), func(u Unit) bool {
+		return slices.ContainsFunc(u.Nodes, func(n Node) bool { return n.ID == l.ID })
+	}) {
 		f.add(at+".id", "%q is not in nodes: add it to the roster on every member", l.ID)
 	}
 	f.oneOf(at+".kind", l.Kind, "managed", "attached")
@@ -267,6 +264,52 @@ func (d Deployment) validateNodes(f *findings, path string) {
 		f.oneOf(at+".persistence", l.Persistence, "aof", "rdb", "none")
 	}
 	l.validateManaged(f, at, d)
+}
+
+// validateRoster checks the nodes of one shard. addrs are those of the other shards.
+func validateRoster(f *findings, path string, nodes []Node, addrs map[string]string) {
+	if len(nodes) == 0 {
+		f.add(path+".nodes", "is empty: name every data node of the shard, the same list on all members")
+	}
+	ids := map[string]string{}
+	for i, n := range nodes {
+		at := fmt.Sprintf("%s.nodes[%d]", path, i)
+		f.id(at+".id", n.ID)
+		f.address(at+".addr", n.Addr, false)
+		f.unique(ids, at+".id", "id "+n.ID)
+		f.unique(addrs, at+".addr", "address "+n.Addr)
+		if n.Priority < 0 {
+			f.add(at+".priority", "%d: use 0 or more; smaller is preferred among equals", n.Priority)
+		}
+	}
+}
+
+// shardsMax bounds a ring: each shard has a server and its agent on every member that holds a part of it.
+const shardsMax = 128
+
+func (d Deployment) validateRing(f *findings, path string) {
+	if len(d.Nodes) > 0 {
+		f.add(path+".nodes", "belongs to mode single: in a ring each of the shards has its nodes")
+	}
+	if len(d.Shards) < 1 || len(d.Shards) > shardsMax {
+		f.add(path+".shards", "%d shards: use 1 to %d", len(d.Shards), shardsMax)
+	}
+	names, addrs := map[string]string{}, map[string]string{}
+	for i, s := range d.Shards {
+		at := fmt.Sprintf("%s.shards[%d]", path, i)
+		f.id(at+".name", s.Name)
+		f.unique(names, at+".name", "name "+s.Name)
+		if s.Weight < 1 {
+			f.add(at+".weight", "%d: use 1 or more", s.Weight)
+		}
+		validateRoster(f, at, s.Nodes, addrs)
+	}
+	if _, err := ring.New(d.RingSpec()); err != nil && len(d.Shards) > 0 {
+		f.add(path+".ring", "%s", strings.TrimPrefix(err.Error(), "ring: "))
+	}
+	if d.Node != nil && d.Node.Kind == "attached" {
+		f.add(path+".node.kind", "attached servers are not in this version of mode ring: use managed")
+	}
 }
 
 // validateManaged leaves the judgement about directives to the driver that uses them.
@@ -306,6 +349,9 @@ func (c Config) validateFaces(f *findings) {
 			f.address(a.path, a.addr, true)
 		}
 	}
+	if len(c.Deployments) > 0 && c.Deployments[0].Mode == "ring" {
+		c.validateRingFaces(f)
+	}
 	if c.Proxy.ReadonlyListen != "" && c.Proxy.Listen == "" {
 		f.add("proxy.readonly-listen", "needs proxy.listen too")
 	}
@@ -339,6 +385,24 @@ func (c Config) validateFaces(f *findings) {
 	}
 	f.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
 	f.oneOf("log.format", c.Log.Format, "text", "json")
+}
+
+// validateRingFaces refuses what the front of a ring does not do in this version.
+func (c Config) validateRingFaces(f *findings) {
+	for _, x := range []struct {
+		path string
+		set  bool
+		text string
+	}{
+		{"proxy.readonly-listen", c.Proxy.ReadonlyListen != "", "is not in this version of mode ring: remove it; split-reads works"},
+		{"proxy.listen", isSocket(c.Proxy.Listen), "a Unix socket is not in this version of mode ring: use host:port"},
+		{"proxy.proxy-protocol", c.Proxy.ProxyProtocol != "off", "is not in this version of mode ring: use off"},
+		{"sentinel.addresses", c.Sentinel.Listen != "" && c.Sentinel.Addresses == "direct", "direct is not for mode ring, where no server has all keys: use proxy"},
+	} {
+		if x.set {
+			f.add(x.path, "%s", x.text)
+		}
+	}
 }
 
 // validateClients checks what bounds the proxy's clients.
@@ -404,9 +468,15 @@ func (c Config) validatePorts(f *findings) {
 	use("sentinel.listen", c.Sentinel.Listen)
 	use("api.listen", c.API.Listen)
 	for i, d := range c.Deployments {
-		for j, n := range d.Nodes {
-			if d.Node != nil && n.ID == d.Node.ID {
-				use(fmt.Sprintf("deployments[%d].nodes[%d].addr", i, j), n.Addr)
+		for k, u := range d.Units() {
+			at := fmt.Sprintf("deployments[%d]", i)
+			if u.Shard != "" {
+				at += fmt.Sprintf(".shards[%d]", k)
+			}
+			for j, n := range u.Nodes {
+				if u.Node != nil && n.ID == u.Node.ID {
+					use(fmt.Sprintf("%s.nodes[%d].addr", at, j), n.Addr)
+				}
 			}
 		}
 	}

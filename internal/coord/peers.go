@@ -15,5 +15,8 @@ type Peers interface {
 	Answer(with func(from string, question []byte) []byte)
 }
 
-// PeerMax bounds a question and an answer, in bytes.
-const PeerMax = 16 << 10
+// PeerMax bounds a question and an answer, in bytes. Whoever carries them takes PeerSpare more, for what a shared store adds.
+const (
+	PeerMax   = 16 << 10
+	PeerSpare = 256
+)

@@ -44,12 +44,15 @@ const (
 	ReadLinearizable Consistency = "linearizable"
 )
 
+// ListenNowhere in place of an address: clients come by Attach alone.
+const ListenNowhere = "nowhere"
+
 // Options are what a Proxy needs. Fields without a default are required.
 type Options struct {
 	View            *view.View
 	Clock           clock.Clock
 	ID              string        // of this proxy; part of the names of its upstream connections
-	Listen          string        // host:port of the read-write port, or unix:/path
+	Listen          string        // host:port of the read-write port, or unix:/path, or ListenNowhere
 	ListenReadonly  string        // host:port of the read-only port; empty: none
 	Beats           coord.Beats   // for the replicas' lag; nil: the read-only port always uses the primary
 	Username        string        // upstream user; empty: default
@@ -238,12 +241,14 @@ func New(o Options) (*Proxy, error) {
 	p.covers.Store(&[]cover{})
 	p.server.Store(&serverInfo{name: "redis", version: "7.0.0", databases: 0})
 	var err error
-	if p.rw, err = o.portOf(o.Listen); err != nil {
-		return nil, fmt.Errorf("open the read-write port: %w", err)
+	if o.Listen != ListenNowhere {
+		if p.rw, err = o.portOf(o.Listen); err != nil {
+			return nil, fmt.Errorf("open the read-write port: %w", err)
+		}
 	}
 	if o.ListenReadonly != "" {
 		if p.ro, err = o.portOf(o.ListenReadonly); err != nil {
-			_ = p.rw.Close()
+			p.closePorts()
 			return nil, fmt.Errorf("open the read-only port: %w", err)
 		}
 	}
@@ -267,22 +272,30 @@ func (p *Proxy) closeUnused() {
 }
 
 func (p *Proxy) closePorts() {
-	_ = p.rw.Close()
-	if p.ro != nil {
-		_ = p.ro.Close()
+	for _, l := range []listener{p.rw, p.ro} {
+		if l != nil {
+			_ = l.Close()
+		}
 	}
 }
 
 // openDoors begins to take clients; the caller holds p.mu.
 func (p *Proxy) openDoors() {
-	p.doors = []*door{p.open(p.rw, false, p.fail)}
+	if p.rw != nil {
+		p.doors = append(p.doors, p.open(p.rw, false, p.fail))
+	}
 	if p.ro != nil {
 		p.doors = append(p.doors, p.open(p.ro, true, p.fail))
 	}
 }
 
-// Addr returns the address of the read-write port.
-func (p *Proxy) Addr() net.Addr { return p.rw.Addr() }
+// Addr returns the address of the read-write port; nil with ListenNowhere.
+func (p *Proxy) Addr() net.Addr {
+	if p.rw == nil {
+		return nil
+	}
+	return p.rw.Addr()
+}
 
 // ReadonlyAddr returns the address of the read-only port; nil when there is none.
 func (p *Proxy) ReadonlyAddr() net.Addr {

@@ -70,13 +70,8 @@ type deployment struct {
 type status struct {
 	Controller  string `json:"controller"`
 	Deployments []struct {
-		Shards []struct {
-			ID      string `json:"id"`
-			Epoch   uint64 `json:"epoch"`
-			Phase   string `json:"phase"`
-			Primary string `json:"primary"`
-			Nodes   []node `json:"nodes"`
-		} `json:"shards"`
+		Mode    string  `json:"mode"`
+		Shards  []shard `json:"shards"`
 		Proxies []struct {
 			Addr         string `json:"addr"`
 			ReadonlyAddr string `json:"readonly_addr"`
@@ -86,6 +81,14 @@ type status struct {
 	Sentinels []struct {
 		Addr string `json:"addr"`
 	} `json:"sentinels"`
+}
+
+type shard struct {
+	ID      string `json:"id"`
+	Epoch   uint64 `json:"epoch"`
+	Phase   string `json:"phase"`
+	Primary string `json:"primary"`
+	Nodes   []node `json:"nodes"`
 }
 
 type node struct {
@@ -109,7 +112,7 @@ func freeBase(t *testing.T) int {
 	for range 200 {
 		base := 11000 + int((int32(os.Getpid()%60)*250+nextBase.Add(1)*250)%24000)
 		ok := true
-		for _, p := range []int{0, 1, 2, 10, 11, 12, 30, 31, 32, 40, 41, 42, 100, 101, 102, 20000, 20001, 20002} {
+		for _, p := range []int{0, 1, 2, 10, 11, 12, 30, 31, 32, 40, 41, 42, 100, 101, 102, 110, 111, 112, 120, 121, 122, 20000, 20001, 20002} {
 			l, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(base+p))
 			if err != nil {
 				ok = false
@@ -217,12 +220,17 @@ func (s status) node(id string) node {
 
 // healthy: one primary, and all nodes are enrolled and well.
 func (s status) healthy() bool {
-	for _, n := range s.nodes() {
-		if !n.Enrolled || n.State != "serving" && n.State != "following" || n.PID == 0 || n.AgentPID == 0 {
+	for _, sh := range s.Deployments[0].Shards {
+		for _, n := range sh.Nodes {
+			if !n.Enrolled || n.State != "serving" && n.State != "following" || n.PID == 0 || n.AgentPID == 0 {
+				return false
+			}
+		}
+		if sh.Phase != "serving" {
 			return false
 		}
 	}
-	return s.phase() == "serving" && s.Controller != ""
+	return s.Controller != ""
 }
 
 func (d *deployment) waitHealthy(within time.Duration) status {

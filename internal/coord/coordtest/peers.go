@@ -56,7 +56,7 @@ func peersAnswer(t *testing.T, c *Cluster) {
 	if len(peers) == 1 {
 		return
 	}
-	refused("a question beyond the limit", 0, c.IDs[1], make([]byte, coord.PeerMax+1))
+	refused("a question beyond the limit", 0, c.IDs[1], make([]byte, coord.PeerMax+coord.PeerSpare+1))
 	large := bytes.Repeat([]byte("x"), coord.PeerMax)
 	peers[1].Answer(func(_ string, question []byte) []byte { return question })
 	if got, err := peers[0].Ask(bounded(t), c.IDs[1], large); err != nil || !bytes.Equal(got, large) {

@@ -32,7 +32,7 @@ func (s *Store) Ask(ctx context.Context, member string, question []byte) ([]byte
 		with = to.answer
 	}
 	s.c.mu.Unlock()
-	if with == nil || ctx.Err() != nil || len(question) > coord.PeerMax {
+	if with == nil || ctx.Err() != nil || len(question) > coord.PeerMax+coord.PeerSpare {
 		return nil, fmt.Errorf("ask member %s: %w", member, coord.ErrUnavailable)
 	}
 	return with(s.id, append([]byte(nil), question...)), nil

@@ -41,8 +41,8 @@ func (s *Store) Answer(with func(from string, question []byte) []byte) { s.peers
 // Ask implements coord.Peers.
 func (s *Store) Ask(ctx context.Context, member string, question []byte) ([]byte, error) {
 	no := func(err error) error { return fmt.Errorf("ask member %s: %w: %w", member, coord.ErrUnavailable, err) }
-	if len(question) > coord.PeerMax {
-		return nil, no(fmt.Errorf("the question has %d bytes, the limit is %d", len(question), coord.PeerMax))
+	if limit := coord.PeerMax + coord.PeerSpare; len(question) > limit {
+		return nil, no(fmt.Errorf("the question has %d bytes, the limit is %d", len(question), limit))
 	}
 	addr := s.addressOf(member)
 	if addr == "" {
@@ -115,7 +115,7 @@ func (s *Store) askOn(ctx context.Context, l *line, addr, member string, questio
 	if _, err := c.Write(frame{Kind: kindAsk, Value: question}.encode()); err != nil {
 		return nil, err
 	}
-	f, err := readFrame(l.in, coord.PeerMax+helloMax)
+	f, err := readFrame(l.in, coord.PeerMax+coord.PeerSpare+helloMax)
 	if err != nil {
 		return nil, err
 	}
@@ -140,7 +140,7 @@ func (s *Store) serveAsks(c *conn) {
 	}
 	for {
 		_ = c.SetDeadline(time.Now().Add(askIdle))
-		f, err := readFrame(in, coord.PeerMax+helloMax)
+		f, err := readFrame(in, coord.PeerMax+coord.PeerSpare+helloMax)
 		if err != nil || f.Kind != kindAsk {
 			return
 		}
