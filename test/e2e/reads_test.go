@@ -83,7 +83,7 @@ func (d *deployment) benchGet(clients, requests, writers int) setCost {
 }
 
 // TestWhatReadsCost compares the three kinds of reads with durability quorum: three deployments of three nodes on this machine, one at
-// work at a time, in interleaved rounds; without writes, and beside four writers through the same proxy. Medians and ratios are
+// work at a time, in interleaved rounds; without writes, and beside 4 and 32 writers through the same proxy. Medians and ratios are
 // worth something, absolute figures are not.
 func TestWhatReadsCost(t *testing.T) {
 	if _, err := exec.LookPath("redis-benchmark"); err != nil {
@@ -98,7 +98,7 @@ func TestWhatReadsCost(t *testing.T) {
 	if *rounds > 0 {
 		scale = 10
 	}
-	for _, writers := range []int{0, 4} {
+	for _, writers := range []int{0, 4, 32} {
 		for _, c := range []struct{ clients, requests int }{{1, 1000}, {50, 5000}} {
 			rates, medians := map[string][]float64{}, map[string][]float64{}
 			for range roundsOr(1) {
