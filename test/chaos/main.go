@@ -53,13 +53,15 @@ type options struct {
 	expectLoss  bool
 	keep        bool
 	quick       bool
+	judgeLease  bool
 }
 
 func flags() options {
 	var o options
 	flag.StringVar(&o.mode, "mode", "quorum", "quorum, async, direct (Redoubt's Sentinel endpoint with the servers' own addresses), sentinel (plain Sentinel) or cluster (plain Redis Cluster)")
 	flag.StringVar(&o.retry, "retry", "none", "exact: writes in doubt are settled by a marker (quorum)")
-	flag.StringVar(&o.reads, "reads", "", "local or linearizable; empty: the seed decides (quorum)")
+	flag.StringVar(&o.reads, "reads", "", "local, lease or linearizable; empty: the seed decides (quorum)")
+	flag.BoolVar(&o.judgeLease, "judge-lease", false, "judge reads under the lease as linearizable ones; they do not promise that across proxies")
 	flag.StringVar(&o.persistence, "persistence", "", "aof or none; empty: the seed decides, mostly aof")
 	flag.StringVar(&o.plan, "plan", "", "a schedule instead of the seed's: KIND@AT+LASTS:TARGET,… such as cut@2s+6s:primary")
 	flag.Int64Var(&o.seed, "seed", 0, "first seed; 0: from the clock")
@@ -212,7 +214,7 @@ func one(ctx context.Context, o options, seed int64, work string) (verdict, erro
 	err := r.play(ctx)
 	var v verdict
 	if len(r.history.ops) > 0 && ctx.Err() == nil {
-		v = judge(r.history.ops, judging{linearReads: r.reads == "linearizable", dir: r.dir, hit: int(r.hit.Load())})
+		v = judge(r.history.ops, judging{linearReads: r.reads == "linearizable" || r.reads == "lease" && o.judgeLease, dir: r.dir, hit: int(r.hit.Load())})
 		v.fatal = append(v.fatal, r.troubles()...)
 		fmt.Println(v.String())
 		if o.ours() { // what the others promise is seen, not judged
