@@ -35,6 +35,10 @@ type standpoint struct {
 
 const changesField = "rdb_changes_since_last_save"
 
+// markDB is the database of the marker: the last one of a server with the usual sixteen, so that those who count or list the
+// keys of the one that everybody uses do not meet it. On a server with fewer, SELECT is refused, and the marker is in database 0.
+const markDB = "15"
+
 // Mark writes the commit marker: see redis.Node. The count of changes is taken in the same transaction, so that a write that
 // comes after the marker is not missed.
 func (n *Node) Mark(ctx context.Context, m topo.Mark) error {
@@ -49,17 +53,17 @@ func (n *Node) Mark(ctx context.Context, m topo.Mark) error {
 	if err != nil {
 		return fmt.Errorf("mark the data of %s: %w", n.addr, err)
 	}
-	reps, err := c.do(ctx, []string{"MULTI"}, []string{"SET", topo.MarkKey, m.String()}, []string{"INFO", "persistence"}, []string{"EXEC"})
+	reps, err := c.do(ctx, []string{"MULTI"}, []string{"SELECT", markDB}, []string{"SET", topo.MarkKey, m.String()}, []string{"INFO", "persistence"}, []string{"SELECT", "0"}, []string{"EXEC"})
 	if err != nil {
 		return fmt.Errorf("mark the data of %s: %w", n.addr, err)
 	}
-	results := reps[3].items
-	if len(results) != 2 || results[0].err() != nil { // refused for want of replicas, memory or disk space: so are clients' writes
+	results := reps[5].items
+	if len(results) != 4 || results[1].err() != nil { // refused for want of replicas, memory or disk space: so are clients' writes
 		return nil
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.marks.done = wrote{runID, m.Epoch, parseInfo(results[1].text)[changesField]}
+	n.marks.done = wrote{runID, m.Epoch, parseInfo(results[2].text)[changesField]}
 	return nil
 }
 
@@ -74,7 +78,7 @@ func (n *Node) readMark(ctx context.Context, c *conn, m info) error {
 		return nil
 	}
 	databases := m.databases()
-	var cmds [][]string
+	cmds := [][]string{{"SELECT", markDB}}
 	for _, db := range databases {
 		cmds = append(cmds, []string{"SELECT", db}, []string{"GET", topo.MarkKey})
 	}
@@ -87,17 +91,20 @@ func (n *Node) readMark(ctx context.Context, c *conn, m info) error {
 		return nil
 	}
 	var read topo.Mark
-	copies := 0
+	copies, place := 0, markDB
+	if reps[0].err() != nil {
+		place = "0"
+	}
 	for i, db := range databases {
-		get := reps[2*i+1]
-		if reps[2*i].err() != nil || get.err() != nil {
+		get := reps[2*i+2]
+		if reps[2*i+1].err() != nil || get.err() != nil {
 			return nil // it may not be read here: as if nobody had asked
 		}
 		if get.kind != '$' || get.null {
 			continue
 		}
 		copies++
-		if found, ok := topo.ParseMark(get.text); ok && db == "0" {
+		if found, ok := topo.ParseMark(get.text); ok && db == place {
 			read = found
 		}
 	}

@@ -17,7 +17,9 @@ func mark(t *testing.T, n *Node, m topo.Mark) string {
 	if err := n.Mark(within(t, 2*time.Second), m); err != nil {
 		t.Fatal(err)
 	}
-	return must(t, client(t, n.addr, ""), "EVAL", "return redis.call('get', KEYS[1]) or ''", "1", topo.MarkKey).text
+	c := client(t, n.addr, "")
+	must(t, c, "SELECT", markDB)
+	return must(t, c, "EVAL", "return redis.call('get', KEYS[1]) or ''", "1", topo.MarkKey).text
 }
 
 func TestAMarkerIsWrittenOnceForWhatWasWritten(t *testing.T) {
@@ -97,7 +99,7 @@ func TestAMarkerOutOfItsPlaceSaysNothing(t *testing.T) {
 	c := client(t, n.addr, "")
 	must(t, c, "SET", "a", "1")
 	mark(t, n, topo.Mark{Epoch: 3, Offset: 77})
-	must(t, c, "SWAPDB", "0", "1")
+	must(t, c, "SWAPDB", markDB, "1")
 	must(t, c, "SET", "b", "1")
 	mark(t, n, topo.Mark{Epoch: 3, Offset: 99})
 	if err := n.Fence(within(t, 2*time.Second)); err != nil {
@@ -106,5 +108,24 @@ func TestAMarkerOutOfItsPlaceSaysNothing(t *testing.T) {
 	o := see(t, n, "the marker was read", func(o redis.Observation) bool { return isUp(o) && o.Frozen && o.Mark != nil })
 	if (*o.Mark != topo.Mark{}) {
 		t.Fatalf("two databases have a marker, and %v is believed", o.Mark)
+	}
+}
+
+// A server with fewer databases has its marker in the first.
+func TestAMarkerOfAServerWithOneDatabase(t *testing.T) {
+	t.Parallel()
+	n := primary(t, func(o *Options) { o.Directives = map[string]string{"databases": "1"} })
+	c := client(t, n.addr, "")
+	must(t, c, "SET", "a", "1")
+	see(t, n, "an answering primary", func(o redis.Observation) bool { return isUp(o) && o.Role == topo.RolePrimary })
+	if err := n.Mark(within(t, 2*time.Second), topo.Mark{Epoch: 3, Offset: 77}); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Fence(within(t, 2*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	o := see(t, n, "the marker was read", func(o redis.Observation) bool { return isUp(o) && o.Frozen && o.Mark != nil })
+	if (*o.Mark != topo.Mark{Epoch: 3, Offset: 77}) || o.Keys != 1 {
+		t.Fatalf("marker %v, %d keys", o.Mark, o.Keys)
 	}
 }

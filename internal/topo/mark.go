@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// MarkKey is the key of the commit marker, in database 0.
+// MarkKey is the key of the commit marker, in the last of the usual sixteen databases.
 const MarkKey = "__redoubt:commit"
 
 // Mark is a commit marker: a point of a primary's stream that travels with the data, in append-only files and snapshots too.

@@ -146,7 +146,7 @@ func (c *crew) writeUntilDead(from int, at ...string) int {
 func (c *crew) marked(epoch uint64) (bool, string) {
 	var marks []string
 	for i := 1; i <= 3; i++ {
-		client := redis.NewClient(&redis.Options{Addr: c.at(100, i), MaxRetries: -1})
+		client := redis.NewClient(&redis.Options{Addr: c.at(100, i), DB: 15, MaxRetries: -1})
 		m, _ := client.Get(context.Background(), "__redoubt:commit").Result()
 		client.Close()
 		marks = append(marks, m)
