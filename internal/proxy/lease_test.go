@@ -127,8 +127,8 @@ func TestALeaseReadIsNotAnsweredAfterTheLease(t *testing.T) {
 	next.do(t, "SET", "k", "2")
 	old.signal(syscall.SIGCONT)
 	c.silent("the lease is over")
+	s.serve(next) // before the old tenure can get another lease
 	s.docs.setOutage(false)
-	s.serve(next)
 	s.follow(old, next)
 	if got := c.recv(); got != "2" {
 		t.Fatal(got)
