@@ -43,7 +43,7 @@ func BenchmarkThroughput(b *testing.B) {
 		for _, target := range []struct{ name, addr string }{{"direct", one}, {"1shard", single.Addr().String()}, {"4shards", four.Addr().String()}, {"4shards-unix", local.Addr().String()}} {
 			b.Run(c.name+"/"+target.name, func(b *testing.B) {
 				_, port, _ := net.SplitHostPort(target.addr)
-				args := append([]string{"-p", port, "-c", "50", "-P", c.pipeline, "-r", "100000", "-n", strconv.Itoa(max(b.N, 100))}, strings.Fields(c.command)...)
+				args := append([]string{"-q", "-p", port, "-c", "50", "-P", c.pipeline, "-r", "100000", "-n", strconv.Itoa(max(b.N, 100))}, strings.Fields(c.command)...)
 				out, err := exec.Command(tool, args...).CombinedOutput()
 				if err != nil {
 					b.Fatalf("%v: %s", err, out)

@@ -222,7 +222,7 @@ func (c *client) lost(k *conn) {
 	}
 	text := "ERR the connection to shard " + k.name() + " ended, and with it what it held for this client"
 	if k.owed > 0 {
-		text = "OUTCOMEUNKNOWN the connection to shard " + k.name() + " ended before it answered; the command may have been applied"
+		text = "OUTCOMEUNKNOWN the connection to shard " + k.name() + " ended before it answered; it may or may not have been applied"
 	}
 	c.fail(text)
 }

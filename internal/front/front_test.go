@@ -172,6 +172,18 @@ func TestScriptsAreKnownWhereverTheirKeysAre(t *testing.T) {
 	w.want(":1\r\n", "EVALSHA "+name+" 1 "+b) // told before it is asked
 	dial(t, addrs[1]).want("+OK\r\n", "SCRIPT FLUSH")
 	w.want(":2\r\n", "EVALSHA "+name+" 1 "+b) // told when it says that it has forgotten
+	dial(t, addrs[0]).want("+OK\r\n", "SCRIPT FLUSH")
+	w.want(":2\r\n", "EVALSHA "+name+" 1 "+a)
+	const other = "return redis.call('DECR', KEYS[1])"
+	otherName := string(resp.Text([]byte(dial(t, addrs[1]).do("SCRIPT", "LOAD", other))))
+	if got := w.do("EVAL", other, "1", a); got != ":1\r\n" {
+		t.Fatal(got)
+	}
+	dial(t, addrs[1]).want("+OK\r\n", "SCRIPT FLUSH")
+	w.want("+OK\r\n", "MULTI")
+	w.want("+QUEUED\r\n", "EVALSHA "+otherName+" 1 "+b)
+	w.want("*1\r\n:1\r\n", "EXEC")
+	w.want(":2\r\n", "INCR "+b)
 	w.want("-NOSCRIPT No matching script. Please use EVAL.\r\n", "EVALSHA "+sha+"00000000 1 "+b)
 	if got := w.do("FUNCTION", "LOAD", "#!lua name=l\nredis.register_function('f', function(k) return redis.call('INCR', k[1]) end)"); got != bulk("l") {
 		t.Fatal(got)

@@ -150,7 +150,7 @@ func servers(t testing.TB, n int, change ...func(*Options)) (*Front, []string) {
 	var addrs []string
 	given := strings.Split(os.Getenv("REDOUBT_SHARDS"), ",")
 	for i := range n {
-		if len(given) >= n {
+		if given[0] != "" && len(given) >= n {
 			addrs = append(addrs, given[i])
 			dial(t, given[i]).want("+OK\r\n", "FLUSHALL")
 		} else {
@@ -206,7 +206,6 @@ func (w *wire) next() string {
 }
 
 func (w *wire) try(limit time.Duration) (string, error) {
-	_ = w.conn.SetReadDeadline(time.Now().Add(limit))
 	chunk := make([]byte, 64<<10)
 	for {
 		if len(w.buf) > 0 {
@@ -220,6 +219,7 @@ func (w *wire) try(limit time.Duration) (string, error) {
 				return f, nil
 			}
 		}
+		_ = w.conn.SetReadDeadline(time.Now().Add(limit))
 		n, err := w.conn.Read(chunk)
 		w.buf = append(w.buf, chunk[:n]...)
 		if err != nil {

@@ -168,9 +168,7 @@ func (c *client) script(v route.Verdict, args [][]byte, raw []byte) bool {
 		return true
 	}
 	if v.Row.Care == route.EvalSHA {
-		if body := c.f.lore.missing(args[1], shard); body != nil {
-			c.push(expect{op: opDrop, from: k}, resp.AppendCommand(nil, []byte("SCRIPT"), []byte("LOAD"), body))
-		}
+		c.tellScript(k, args[1])
 	}
 	x := &extra{row: v.Row.Name}
 	if len(raw) <= repeatMax {
@@ -178,6 +176,13 @@ func (c *client) script(v route.Verdict, args [][]byte, raw []byte) bool {
 	}
 	c.send(expect{op: opScript, from: k, x: x, silent: c.mute}, raw, writes)
 	return true
+}
+
+// tellScript has a shard load a script that is known here and, as far as is known, not there.
+func (c *client) tellScript(k *conn, sha []byte) {
+	if body := c.f.lore.missing(sha, k.i); body != nil {
+		c.push(expect{op: opDrop, from: k}, resp.AppendCommand(nil, []byte("SCRIPT"), []byte("LOAD"), body))
+	}
 }
 
 // repeat looks at an error of a script: if the shard only lacks what is known here, and the client has asked nothing else of it

@@ -125,7 +125,7 @@ func (c *client) tell(raw []byte) []byte {
 	return replies[0]
 }
 
-func unreachable(err error) string { return "TRYAGAIN " + err.Error() + "; nothing was executed" }
+func unreachable(err error) string { return "TRYAGAIN the command was not executed: " + err.Error() }
 
 func (c *client) auth(args [][]byte, raw []byte) {
 	words := clone(args)

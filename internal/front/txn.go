@@ -165,6 +165,9 @@ func (c *client) enqueue(v route.Verdict, args [][]byte, raw []byte) {
 		if k := c.connTo(shard); k == nil {
 			t.bad = true
 		} else {
+			if v.Row.Care == route.EvalSHA { // inside, it could not be told any more
+				c.tellScript(k, args[1])
+			}
 			c.begin(k)
 			c.send(expect{from: k, silent: c.mute}, raw, v.Class != route.Read)
 		}
