@@ -16,6 +16,7 @@ import (
 type join struct {
 	kind     joinKind
 	forgives bool
+	writes   bool    // a part that was refused is not the whole story if another one was done
 	section  section // joinInfo: what of the section of shards is shown
 }
 
@@ -41,7 +42,9 @@ func everywhere(name string, args [][]byte) (j join, ok bool) {
 		return len(args) > 1 && slices.ContainsFunc(words, func(w string) bool { return route.Is(args[1], w) })
 	}
 	switch name {
-	case "FLUSHALL", "FLUSHDB", "SWAPDB", "SAVE", "BGSAVE", "BGREWRITEAOF":
+	case "FLUSHALL", "FLUSHDB", "SWAPDB":
+		return join{kind: joinFirst, writes: true}, true
+	case "SAVE", "BGSAVE", "BGREWRITEAOF":
 		return join{kind: joinFirst}, true
 	case "DBSIZE":
 		return join{kind: joinSum}, true
@@ -110,6 +113,20 @@ func (j join) make(dst []byte, c *client, x *extra, frames [][]byte) []byte {
 	}
 	return append(dst, frames[0]...)
 }
+
+// failed returns the reply to a command one part of which was refused: its error. A write that another shard has carried out has an
+// unknown outcome if that error would say that nothing was done, on which clients try again by themselves.
+func (j join) failed(frames [][]byte, bad int) []byte {
+	done := slices.ContainsFunc(frames, func(f []byte) bool { return f[0] != '-' })
+	text := string(resp.Text(frames[bad]))
+	code, _, _ := strings.Cut(text, " ")
+	if !j.writes || !done || !slices.Contains([]string{"TRYAGAIN", "LOADING", "READONLY", "MASTERDOWN", "NOREPLICAS", "CLUSTERDOWN"}, code) {
+		return frames[bad]
+	}
+	return resp.AppendError(nil, unknownOutcome+"a part of the command was carried out by its shard, another one was refused: "+text)
+}
+
+const unknownOutcome = "OUTCOMEUNKNOWN "
 
 func (j join) fold(frames [][]byte) int64 {
 	total := int64(0)

@@ -261,7 +261,7 @@ func (c *client) joined(e *expect) bool {
 	}
 	if !e.silent {
 		if bad := slices.IndexFunc(frames, func(f []byte) bool { return f[0] == '-' }); bad >= 0 && !e.x.join.forgives {
-			c.append(frames[bad])
+			c.append(e.x.join.failed(frames, bad))
 		} else {
 			c.out.buf = e.x.join.make(c.out.buf, c, e.x, frames)
 			c.measure()

@@ -14,7 +14,7 @@ func (c *client) split(v route.Verdict, args [][]byte) bool {
 		return false
 	}
 	step := 1
-	j := join{kind: joinSum}
+	j := join{kind: joinSum, writes: v.Class == route.Write}
 	switch v.Row.Name {
 	case "MGET":
 		j.kind = joinInOrder

@@ -139,17 +139,34 @@ func up(t *testing.T, args ...string) *deployment {
 			t.Errorf("down: %v\n%s", err, out)
 		}
 	})
-	d.start()
-	return d
+	for try := 1; ; try++ {
+		out, err := d.tryStart()
+		if err == nil {
+			return d
+		}
+		// A port may have become somebody's between the look and its use: the kernel gives those above 32768 to anybody.
+		if try == 3 || !strings.Contains(out, "address already in use") {
+			t.Fatalf("up: %v\n%s", err, out)
+		}
+		if out, err := exec.Command(d.bin, "down", "--dir", d.dir, "--purge", "--yes").CombinedOutput(); err != nil {
+			t.Fatalf("down: %v\n%s", err, out)
+		}
+		d.base = freeBase(t)
+	}
 }
 
 // start starts what is not running; the deployment's directory says what it is.
 func (d *deployment) start() {
 	d.t.Helper()
-	args := append([]string{"up", "--dir", d.dir, "--base-port", strconv.Itoa(d.base)}, d.args...)
-	if out, err := exec.Command(d.bin, args...).CombinedOutput(); err != nil {
+	if out, err := d.tryStart(); err != nil {
 		d.t.Fatalf("up: %v\n%s", err, out)
 	}
+}
+
+func (d *deployment) tryStart() (string, error) {
+	args := append([]string{"up", "--dir", d.dir, "--base-port", strconv.Itoa(d.base)}, d.args...)
+	out, err := exec.Command(d.bin, args...).CombinedOutput()
+	return string(out), err
 }
 
 // set adds a setting to a section of every member's file, and starts them again.
