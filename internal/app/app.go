@@ -16,6 +16,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,6 +28,7 @@ import (
 	"redoubt/internal/coord/scope"
 	"redoubt/internal/event"
 	"redoubt/internal/front"
+	"redoubt/internal/proxy"
 	"redoubt/internal/redis"
 	"redoubt/internal/sentinel"
 	"redoubt/internal/topo"
@@ -168,6 +170,10 @@ func (m *member) start(ctx context.Context) error {
 		if err := m.units[0].awaitFresh(ctx); err != nil {
 			return err
 		}
+	}
+	if c.Proxy.Listen != "" && os.Getenv("GOMAXPROCS") == "" {
+		// A loop that waits for events counts as running for up to 10 ms; nothing else may have to wait for that.
+		runtime.GOMAXPROCS(runtime.NumCPU() + len(m.units)*proxy.DefaultLimits().Loops)
 	}
 	for _, u := range m.units {
 		if err := u.startProxy(); err != nil {

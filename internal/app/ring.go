@@ -5,6 +5,7 @@ package app
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net"
 
 	"redoubt/internal/front"
@@ -31,7 +32,7 @@ func (m *member) startFront() error {
 		return fmt.Errorf("open the proxy's port: %w", err)
 	}
 	f, err := front.New(front.Options{
-		Shards: shards, Place: func(key []byte) int { return placed.Shard(key, 0) }, Table: m.units[0].proxy.Table,
+		Shards: shards, Place: func(key []byte) int { return placed.Shard(key, rand.Uint32()) }, Table: m.units[0].proxy.Table,
 		Listener: ln, Password: m.deploy.Password, Log: m.log,
 		Limits: front.Limits{Clients: c.Proxy.Clients, Query: int(c.Proxy.QueryBytes), Output: int(c.Proxy.OutputBytes)},
 	})

@@ -6,9 +6,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"os"
 	"path/filepath"
-	"runtime"
 	"time"
 
 	"redoubt/internal/accord"
@@ -140,10 +138,6 @@ func (u *unit) startProxy() error {
 			return fmt.Errorf("set up the proxy: socket mode: %w", err)
 		}
 		limits.Loops = proxy.DefaultLimits().Loops
-		if os.Getenv("GOMAXPROCS") == "" {
-			// A loop that waits for events counts as running for up to 10 ms; nothing else may have to wait for that.
-			runtime.GOMAXPROCS(runtime.NumCPU() + limits.Loops)
-		}
 		p, err := proxy.New(proxy.Options{
 			View: u.view, Clock: u.clock, ID: c.Member.ID, Listen: listen, ListenReadonly: readonly,
 			Beats: u.source, Password: u.deploy.Password, ReadConsistency: proxy.Consistency(c.Proxy.Reads), HangUp: c.Proxy.UnknownOutcome == "disconnect",

@@ -172,6 +172,12 @@ func (d *deployment) tryStart() (string, error) {
 // set adds a setting to a section of every member's file, and starts them again.
 func (d *deployment) set(section, line string) {
 	d.t.Helper()
+	d.insert("\n"+section+":\n", "  "+line+"\n")
+}
+
+// insert puts text behind the first place of every member's file that says after, and starts them again.
+func (d *deployment) insert(after, text string) {
+	d.t.Helper()
 	if out, err := exec.Command(d.bin, "down", "--dir", d.dir).CombinedOutput(); err != nil {
 		d.t.Fatalf("down: %v\n%s", err, out)
 	}
@@ -184,8 +190,10 @@ func (d *deployment) set(section, line string) {
 		if err != nil {
 			d.t.Fatal(err)
 		}
-		text := strings.Replace(string(b), "\n"+section+":\n", "\n"+section+":\n  "+line+"\n", 1)
-		if err := os.WriteFile(f, []byte(text), 0o600); err != nil {
+		if !strings.Contains(string(b), after) {
+			d.t.Fatalf("%s does not say %q:\n%s", f, after, b)
+		}
+		if err := os.WriteFile(f, []byte(strings.Replace(string(b), after, after+text, 1)), 0o600); err != nil {
 			d.t.Fatal(err)
 		}
 	}

@@ -6,9 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -23,27 +21,7 @@ import (
 func exactUp(t *testing.T) *deployment {
 	t.Helper()
 	d := up(t, "--durability", "quorum")
-	if out, err := exec.Command(d.bin, "down", "--dir", d.dir).CombinedOutput(); err != nil {
-		t.Fatalf("down: %v\n%s", err, out)
-	}
-	files, err := filepath.Glob(filepath.Join(d.dir, "member-*", "redoubt.yaml"))
-	if err != nil || len(files) == 0 {
-		t.Fatal("no member files", err)
-	}
-	for _, f := range files {
-		b, err := os.ReadFile(f)
-		if err != nil {
-			t.Fatal(err)
-		}
-		const line = "    durability: quorum\n"
-		if !strings.Contains(string(b), line) {
-			t.Fatalf("%s has no line %q", f, line)
-		}
-		if err := os.WriteFile(f, []byte(strings.Replace(string(b), line, line+"    retry: exact\n", 1)), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	d.start()
+	d.insert("    durability: quorum\n", "    retry: exact\n")
 	d.waitHealthy(60 * time.Second)
 	return d
 }

@@ -11,13 +11,14 @@ import (
 	"testing"
 )
 
-// setCost is one run of redis-benchmark: SET of 64 bytes.
-type setCost struct{ rate, p50 float64 } // requests per second; milliseconds
+// cost is one run of redis-benchmark.
+type cost struct{ rate, p50 float64 } // requests per second; milliseconds
 
-func (d *deployment) benchSet(clients, requests int) setCost {
+// benchmark runs one command of redis-benchmark with 64 bytes through the first proxy.
+func (d *deployment) benchmark(command string, clients, requests int) cost {
 	d.t.Helper()
 	_, port, _ := strings.Cut(d.proxyAddr(0), ":")
-	out, err := exec.Command("redis-benchmark", "-p", port, "-c", strconv.Itoa(clients), "-n", strconv.Itoa(requests), "-d", "64", "-t", "set", "--csv").Output()
+	out, err := exec.Command("redis-benchmark", "-p", port, "-c", strconv.Itoa(clients), "-n", strconv.Itoa(requests), "-d", "64", "-t", command, "--csv").Output()
 	if err != nil {
 		d.t.Fatalf("redis-benchmark: %v", err)
 	}
@@ -29,7 +30,7 @@ func (d *deployment) benchSet(clients, requests int) setCost {
 	for i, name := range rows[0] {
 		row[name], _ = strconv.ParseFloat(rows[1][i], 64)
 	}
-	return setCost{row["rps"], row["p50_latency_ms"]}
+	return cost{row["rps"], row["p50_latency_ms"]}
 }
 
 // TestWhatQuorumCosts compares writes with durability quorum and async: two deployments of three nodes on this machine, one
@@ -54,8 +55,8 @@ func costs(t *testing.T, name string, d *deployment, other string, od *deploymen
 	for _, c := range []struct{ clients, requests int }{{1, 1000}, {50, 5000}, {500, 10000}} {
 		var ratio, added, rates, others []float64
 		for range roundsOr(1) {
-			o := od.benchSet(c.clients, c.requests*scale)
-			x := d.benchSet(c.clients, c.requests*scale)
+			o := od.benchmark("set", c.clients, c.requests*scale)
+			x := d.benchmark("set", c.clients, c.requests*scale)
 			ratio, added = append(ratio, x.rate/o.rate), append(added, (x.p50-o.p50)*1000)
 			rates, others = append(rates, x.rate), append(others, o.rate)
 		}

@@ -4,12 +4,8 @@ package e2e
 
 import (
 	"context"
-	"encoding/csv"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"strconv"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -21,33 +17,13 @@ import (
 func readsUp(t *testing.T, reads string) *deployment {
 	t.Helper()
 	d := up(t, "--durability", "quorum")
-	if out, err := exec.Command(d.bin, "down", "--dir", d.dir).CombinedOutput(); err != nil {
-		t.Fatalf("down: %v\n%s", err, out)
-	}
-	files, err := filepath.Glob(filepath.Join(d.dir, "member-*", "redoubt.yaml"))
-	if err != nil || len(files) == 0 {
-		t.Fatal("no member files", err)
-	}
-	for _, f := range files {
-		b, err := os.ReadFile(f)
-		if err != nil {
-			t.Fatal(err)
-		}
-		const line = "\nproxy:\n"
-		if !strings.Contains(string(b), line) {
-			t.Fatalf("%s has no line %q:\n%s", f, line, b)
-		}
-		if err := os.WriteFile(f, []byte(strings.Replace(string(b), line, line+"  reads: "+reads+"\n", 1)), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	d.start()
+	d.set("proxy", "reads: "+reads)
 	d.waitHealthy(60 * time.Second)
 	return d
 }
 
 // benchGet is one run of redis-benchmark: GET of 64 bytes through the first proxy, while so many writers are at work there.
-func (d *deployment) benchGet(clients, requests, writers int) setCost {
+func (d *deployment) benchGet(clients, requests, writers int) cost {
 	d.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
@@ -64,22 +40,9 @@ func (d *deployment) benchGet(clients, requests, writers int) setCost {
 			}
 		})
 	}
-	_, port, _ := strings.Cut(d.proxyAddr(0), ":")
-	out, err := exec.Command("redis-benchmark", "-p", port, "-c", strconv.Itoa(clients), "-n", strconv.Itoa(requests), "-d", "64", "-t", "get", "--csv").Output()
-	cancel()
-	wg.Wait()
-	if err != nil {
-		d.t.Fatalf("redis-benchmark: %v", err)
-	}
-	rows, err := csv.NewReader(strings.NewReader(string(out))).ReadAll()
-	if err != nil || len(rows) != 2 {
-		d.t.Fatalf("redis-benchmark answered %q (%v)", out, err)
-	}
-	row := map[string]float64{}
-	for i, name := range rows[0] {
-		row[name], _ = strconv.ParseFloat(rows[1][i], 64)
-	}
-	return setCost{row["rps"], row["p50_latency_ms"]}
+	defer wg.Wait()
+	defer cancel()
+	return d.benchmark("get", clients, requests)
 }
 
 // TestWhatReadsCost compares the three kinds of reads with durability quorum: three deployments of three nodes on this machine, one at
