@@ -81,7 +81,9 @@ type Node struct {
 	readBack   readBack
 	marks      markState
 	promoted   topo.Elected // the promotion that made this process primary; survives priming, which clears replid2
+	undelay    [][]string   // what puts back the settings that priming has changed; nil: nothing is changed
 	connecting time.Duration
+	greetings  int           // verbs only: how often a link in its greeting was started anew since it last got beyond that
 	renewed    time.Duration // verbs only: when a silent link was last started anew
 }
 

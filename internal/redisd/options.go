@@ -173,6 +173,19 @@ func (o Options) arguments(version int) []string {
 	return args
 }
 
+// noSyncDelay: a replica gets its sync at once, unless the user's directives say otherwise.
+const noSyncDelay = "0"
+
+// syncDelay is the repl-diskless-sync-delay that the server was started with.
+func (o Options) syncDelay() string {
+	for name, value := range o.Directives {
+		if strings.EqualFold(name, disklessDelay) {
+			return strings.Trim(value, ` "'`)
+		}
+	}
+	return noSyncDelay
+}
+
 // directives is the configuration that goes to the server's standard input: our defaults, which the user's directives
 // replace, then those, and the password, which a command line would show to everybody on the machine.
 func (o Options) directives(secret string) string {
@@ -183,7 +196,7 @@ func (o Options) directives(secret string) string {
 	}
 	lines := [][2]string{
 		{"protected-mode", protected}, {"repl-backlog-size", "64mb"},
-		{"repl-diskless-sync", "yes"}, {"repl-diskless-sync-delay", "0"}, {"repl-diskless-load", "disabled"},
+		{diskless, "yes"}, {disklessDelay, noSyncDelay}, {"repl-diskless-load", "disabled"},
 		{"repl-timeout", "30"}, {pingPeriod, "1"}, {"client-output-buffer-limit", "replica 512mb 256mb 60"}, {"tcp-keepalive", "15"},
 		{"appendfsync", "everysec"}, {"always-show-logo", "no"},
 	}

@@ -17,6 +17,11 @@ import (
 // the servers' own default, should this agent die before it restores the setting.
 const primeDelay = "5"
 
+const (
+	diskless      = "repl-diskless-sync"
+	disklessDelay = "repl-diskless-sync-delay"
+)
+
 // standing is what a promotion is decided on: who the server is and where it stands.
 func (n *Node) standing(ctx context.Context) (*conn, info, error) {
 	c, err := n.ready(ctx)
@@ -178,10 +183,10 @@ func (n *Node) rememberPromotion(e topo.Elected) {
 // PSYNC with the server's own id and offset would not do: without a backlog it is the same full sync.
 func (n *Node) prime(ctx context.Context, c *conn, cred redis.Credentials) (topo.Position, error) {
 	restore, err := n.delaySync(ctx, c)
-	if err != nil {
-		return topo.Position{}, err
+	var id int64
+	if err == nil {
+		id, err = n.askForSync(ctx, c, cred)
 	}
-	id, err := n.askForSync(ctx, c, cred)
 	// The priming connection goes before the setting comes back, so that no sync can begin; in every case, also late.
 	undo := append([][]string{{"CLIENT", "KILL", "ID", strconv.FormatInt(id, 10)}}, restore...)
 	last, sendErr := c.send(append(undo, []string{"INFO", "replication"})...)
@@ -195,6 +200,7 @@ func (n *Node) prime(ctx context.Context, c *conn, cred redis.Credentials) (topo
 	if err != nil {
 		return topo.Position{}, err
 	}
+	n.undelay = nil
 	m := parseInfo(reps[len(reps)-1].text)
 	if m.role() != topo.RolePrimary || m["repl_backlog_active"] != "1" {
 		return topo.Position{}, fmt.Errorf("%w: after priming it is %q with backlog %s", redis.ErrRefused, m.role(), m["repl_backlog_active"])
@@ -251,21 +257,22 @@ func (n *Node) askForSync(ctx context.Context, c *conn, cred redis.Credentials) 
 	return id, fmt.Errorf("%w: %w", redis.ErrUnanswered, ctx.Err())
 }
 
-// delaySync makes full syncs diskless and slow to start, and returns the commands that undo it.
+// delaySync makes full syncs diskless and slow to start, and returns the commands that undo it. They are remembered until they
+// were answered: what an attempt that was cut short has left is not what was there before.
 func (n *Node) delaySync(ctx context.Context, c *conn) ([][]string, error) {
-	names := []string{"repl-diskless-sync", "repl-diskless-sync-delay"}
+	names := []string{diskless, disklessDelay}
 	reps, err := c.do(ctx, configGets(names)...)
 	if err == nil {
 		err = firstError(reps)
 	}
 	if err != nil {
-		return nil, err
+		return n.undelay, err
 	}
 	had, err := mergeConfig(reps)
 	if err != nil {
-		return nil, err
+		return n.undelay, err
 	}
-	want := map[string]string{names[0]: "yes", names[1]: primeDelay}
+	want := map[string]string{diskless: "yes", disklessDelay: primeDelay}
 	var set, restore [][]string
 	for _, name := range names {
 		if had[name] != want[name] {
@@ -273,12 +280,31 @@ func (n *Node) delaySync(ctx context.Context, c *conn) ([][]string, error) {
 			restore = append(restore, []string{"CONFIG", "SET", name, had[name]})
 		}
 	}
-	slices.Reverse(restore)
+	if n.undelay == nil {
+		slices.Reverse(restore)
+		n.undelay = restore
+	}
 	if len(set) == 0 {
-		return nil, nil
+		return n.undelay, nil
 	}
 	if reps, err = c.do(ctx, set...); err == nil {
 		err = firstError(reps)
 	}
-	return restore, err
+	return n.undelay, err
+}
+
+// restoreDelay undoes what a priming that was cut short has left.
+func (n *Node) restoreDelay(ctx context.Context, c *conn) error {
+	if n.undelay == nil {
+		return nil
+	}
+	reps, err := c.do(ctx, n.undelay...)
+	if err == nil {
+		err = firstError(reps)
+	}
+	if err != nil {
+		return fmt.Errorf("put back the settings of full syncs at %s: %w", n.addr, err)
+	}
+	n.undelay = nil
+	return nil
 }

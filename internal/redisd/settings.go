@@ -109,7 +109,7 @@ func (n *Node) Configure(ctx context.Context, s redis.Settings) error {
 	if n.managed != nil {
 		n.managed.mendAOF(ctx, c)
 	}
-	return errors.Join(n.settle(ctx, c, s), n.admit(ctx, c, s.Admit))
+	return errors.Join(n.restoreDelay(ctx, c), n.settle(ctx, c, s), n.admit(ctx, c, s.Admit))
 }
 
 // settle is the part of Configure that is settings.
@@ -123,6 +123,7 @@ func (n *Node) settle(ctx context.Context, c *conn, s redis.Settings) error {
 		want = append(want, demand{name: "min-replicas-max-lag", value: strconv.Itoa(max(1, s.MinReplicasMaxLag))})
 	}
 	want = append(want, n.syncing(s.Disk)...)
+	want = append(want, n.undelayed()...)
 	want = slices.DeleteFunc(want, func(d demand) bool { return version < d.since })
 	wrong, err := n.differing(ctx, c, want)
 	if err != nil {
@@ -149,6 +150,14 @@ func (n *Node) settle(ctx context.Context, c *conn, s redis.Settings) error {
 		return fmt.Errorf("configure %s: %s did not take the value %s", n.addr, wrong[0].name, wrong[0].value)
 	}
 	return nil
+}
+
+// undelayed is for a managed server whose agent died while it primed it.
+func (n *Node) undelayed() []demand {
+	if n.managed == nil || n.managed.o.syncDelay() == primeDelay {
+		return nil
+	}
+	return []demand{{name: disklessDelay, value: n.managed.o.syncDelay(), holds: func(v string) bool { return v != primeDelay }}}
 }
 
 // differing returns the demands that the server does not meet now.

@@ -23,6 +23,7 @@ const (
 	fenceAnswer = 100 * time.Millisecond // how long a fence order may stay unanswered before a managed primary is killed
 	killWait    = 100 * time.Millisecond // least time that is spent waiting for the exit after SIGKILL
 	reissueWait = time.Second            // a replication link that is still connecting after that is started anew
+	greetingMax = 32 * time.Second       // … and one that still waits for the primary's answer after the same, twice as long each time, up to this
 )
 
 // fenceOrder is the one fence (SAFETY A5, B1): freeze, and cut everybody who could still write or read, in one step.
@@ -256,7 +257,7 @@ func (n *Node) Follow(ctx context.Context, addr string, cred redis.Credentials) 
 		if err := n.replicaOf(ctx, loginAs(user, password), host, port); err != nil {
 			return fmt.Errorf("follow %s: %w", addr, err)
 		}
-		n.connecting = 0
+		n.connecting, n.greetings = 0, 0
 		return nil
 	}
 	m, login, err := n.leanings(ctx, cred)
@@ -271,8 +272,10 @@ func (n *Node) Follow(ctx context.Context, addr string, cred redis.Credentials) 
 	renew := n.mustRenew(m)
 	switch {
 	case m.role() != topo.RoleReplica || m["master_host"] != host || m["master_port"] != port:
+		n.greetings = 0
 		err = n.replicaOf(ctx, login, host, port)
 	case m.linkUp() && !renew || m.syncing():
+		n.greetings = 0
 		if len(login) > 0 {
 			err = n.presentLogin(ctx, login)
 		}
@@ -319,16 +322,28 @@ func (n *Node) linkWaits(ctx context.Context) (bool, error) {
 		return false, nil
 	}
 	now := n.clk.Uptime()
-	switch reps[0].items[3].text {
+	switch state := reps[0].items[3].text; state {
 	case "connect", "none":
 		return true, nil
 	case "connecting", "handshake":
 		if n.connecting == 0 {
 			n.connecting = now
 		}
-		return now-n.connecting >= reissueWait, nil
+		// In its greeting it also waits for its turn: the primary may delay the sync, or be busy with somebody else's, and each new
+		// start sends it to the end of that.
+		wait := reissueWait
+		if state == "handshake" {
+			wait = min(reissueWait<<min(n.greetings, 10), greetingMax)
+		}
+		if now-n.connecting < wait {
+			return false, nil
+		}
+		if state == "handshake" {
+			n.greetings++
+		}
+		return true, nil
 	}
-	n.connecting = 0
+	n.connecting, n.greetings = 0, 0
 	return false, nil
 }
 
