@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -150,18 +151,61 @@ func flipped(data []byte, at int) []byte {
 	return out
 }
 
-func TestJournalTakesNothingAfterAFailedWrite(t *testing.T) {
+// TestJournalGoesOnWhenTheDiskHasSpaceAgain: a write that fails half-way is no entry, what it has left is not in the way of the next
+// one, and nobody has to restart anything.
+func TestJournalGoesOnWhenTheDiskHasSpaceAgain(t *testing.T) {
+	j, err := openJournal(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	store(t, j, 1, 2)
+	full := func(f *os.File, data []byte, at int64) (int, error) {
+		n, _ := f.WriteAt(data[:len(data)-3], at) // the first of its entries is whole
+		return n, syscall.ENOSPC
+	}
+	j.writeAt = full
+	for range 2 {
+		if err := j.StoreLogs(entries(3, 5)); !errors.Is(err, syscall.ENOSPC) {
+			t.Fatalf("write to a full disk: %v", err)
+		}
+		holds(t, j, 1, 2)
+	}
+	j.writeAt = (*os.File).WriteAt
+	store(t, j, 3, 3)
+	holds(t, j, 1, 3)
+	j = reopen(t, j)
+	holds(t, j, 1, 3) // and not 4, which the failed write had left behind
+
+	j.rollAt, j.writeAt = 1, full // the next entry begins a new file
+	if err := j.StoreLogs(entries(4, 4)); !errors.Is(err, syscall.ENOSPC) {
+		t.Fatalf("write to a full disk: %v", err)
+	}
+	j = reopen(t, j)
+	holds(t, j, 1, 3)
+	j.rollAt, j.writeAt = 1, full
+	if err := j.StoreLogs(entries(4, 4)); err == nil {
+		t.Fatal("written to a full disk")
+	}
+	j.writeAt = (*os.File).WriteAt
+	if err := j.DeleteRange(3, 3); err != nil { // another controller has another entry there
+		t.Fatal(err)
+	}
+	store(t, j, 3, 5)
+	j = reopen(t, j)
+	holds(t, j, 1, 5)
+}
+
+func TestJournalTakesNothingWhileItsEndCannotBeCut(t *testing.T) {
 	j, err := openJournal(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
 	store(t, j, 1, 2)
 	_ = j.files[0].f.Close()
-	if err := j.StoreLogs(entries(3, 3)); err == nil {
-		t.Fatal("a write to a closed file succeeded")
-	}
-	if err := j.StoreLogs(entries(3, 3)); err == nil || !errors.Is(err, os.ErrClosed) {
-		t.Fatalf("write after a failed one: %v", err)
+	for range 2 {
+		if err := j.StoreLogs(entries(3, 3)); !errors.Is(err, os.ErrClosed) {
+			t.Fatalf("write to a closed file: %v", err)
+		}
 	}
 	j = reopen(t, j)
 	holds(t, j, 1, 2)

@@ -23,17 +23,20 @@ import (
 // When it opens, it reads every record. A bad record at the very end is a write that a crash tore before it was
 // acknowledged: it is cut off. A bad record with good ones behind it is damage, and the journal refuses to open.
 //
-// After a failed write or fsync nobody knows what is on disk, so the journal takes no more writes until it is reopened.
+// After a failed write or fsync nobody knows what is behind the last entry that was acknowledged. It is cut off before
+// anything else is written there; until that works, because the disk has space again, the journal takes nothing.
 type journal struct {
 	dir     string
 	rollAt  int64 // start a new file when the last one is larger, in bytes
+	writeAt func(f *os.File, data []byte, at int64) (int, error)
 	syncDir func(string) error
 	opened  time.Time
 	since   atomic.Int64 // how long after opened the append under way began, 0: none is
 
 	mu     sync.RWMutex
 	files  []*journalFile // by first index; no gaps
-	broken error
+	torn   error          // why the last append failed; what it has left is not cut off yet
+	broken error          // nothing is taken until the journal is reopened
 	buf    []byte
 }
 
@@ -59,7 +62,7 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 var errJournalDamaged = errors.New("the log on disk is damaged in the middle")
 
 func openJournal(dir string) (*journal, error) {
-	j := &journal{dir: dir, rollAt: journalRoll, syncDir: syncDir, opened: time.Now()}
+	j := &journal{dir: dir, rollAt: journalRoll, writeAt: (*os.File).WriteAt, syncDir: syncDir, opened: time.Now()}
 	names, err := filepath.Glob(filepath.Join(dir, journalPattern))
 	if err != nil {
 		return nil, err
@@ -225,8 +228,8 @@ func (j *journal) StoreLogs(logs []*raft.Log) error {
 	defer j.since.Store(0)
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.broken != nil {
-		return j.broken
+	if err := j.mend(); err != nil {
+		return err
 	}
 	if len(logs) == 0 {
 		return nil
@@ -236,7 +239,6 @@ func (j *journal) StoreLogs(logs []*raft.Log) error {
 	}
 	f, err := j.tail(logs[0].Index)
 	if err != nil {
-		j.broken = err
 		return err
 	}
 	offsets, size := f.offsets, f.size
@@ -254,14 +256,29 @@ func (j *journal) StoreLogs(logs []*raft.Log) error {
 		binary.LittleEndian.PutUint32(j.buf[begin+4:], uint32(len(payload)))
 		binary.LittleEndian.PutUint32(j.buf[begin+8:], crc32.Checksum(payload, castagnoli))
 	}
-	if _, err = f.f.WriteAt(j.buf, size); err == nil {
+	if _, err = j.writeAt(f.f, j.buf, size); err == nil {
 		err = fdatasync(f.f)
 	}
 	if err != nil {
-		j.broken = fmt.Errorf("append to the log (restart this process after repairing the disk): %w", err)
-		return j.broken
+		j.torn = fmt.Errorf("append to the log: %w", err)
+		return j.torn
 	}
 	f.offsets, f.size = offsets, size+int64(len(j.buf))
+	return nil
+}
+
+// mend cuts off what a failed append has left. What was acknowledged before it was synced before it.
+func (j *journal) mend() error {
+	if j.broken != nil || j.torn == nil {
+		return j.broken
+	}
+	if n := len(j.files); n > 0 {
+		f := j.files[n-1]
+		if err := errors.Join(f.f.Truncate(f.size), f.f.Sync()); err != nil {
+			return fmt.Errorf("%w; and what it has left cannot be cut off (free space on the disk, or mend it): %w", j.torn, err)
+		}
+	}
+	j.torn = nil
 	return nil
 }
 
@@ -290,9 +307,12 @@ func (j *journal) tail(index uint64) (*journalFile, error) {
 		return nil, fmt.Errorf("start a log file: %w", err)
 	}
 	header := binary.LittleEndian.AppendUint64([]byte(journalMagic), index)
-	_, err = f.Write(header)
+	_, err = j.writeAt(f, header, 0)
 	if err = errors.Join(err, f.Sync(), j.syncDir(j.dir)); err != nil {
-		return nil, errors.Join(fmt.Errorf("start a log file: %w", err), f.Close())
+		if left := errors.Join(f.Close(), os.Remove(name)); left != nil { // it could be in the way of what comes later
+			j.broken = fmt.Errorf("a log file that could not be started cannot be removed (restart this process after repairing the disk): %w", left)
+		}
+		return nil, errors.Join(fmt.Errorf("start a log file: %w", err), j.broken)
 	}
 	jf := &journalFile{f: f, first: index, size: journalHeader}
 	j.files = append(j.files, jf)
@@ -304,9 +324,9 @@ func (j *journal) drop(i int) error {
 	f := j.files[i]
 	j.files = append(j.files[:i:i], j.files[i+1:]...)
 	if err := errors.Join(f.f.Close(), os.Remove(f.f.Name()), j.syncDir(j.dir)); err != nil {
-		return fmt.Errorf("delete a log file: %w", err)
+		j.broken = fmt.Errorf("delete a log file (restart this process after repairing the disk): %w", err)
 	}
-	return nil
+	return j.broken
 }
 
 // DeleteRange implements raft.LogStore, for a range at either end. At the front only whole files go, so some entries
@@ -314,14 +334,10 @@ func (j *journal) drop(i int) error {
 func (j *journal) DeleteRange(low, high uint64) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.broken != nil {
-		return j.broken
-	}
-	if err := j.deleteRange(low, high); err != nil {
-		j.broken = err
+	if err := j.mend(); err != nil {
 		return err
 	}
-	return nil
+	return j.deleteRange(low, high)
 }
 
 func (j *journal) deleteRange(low, high uint64) error {
@@ -348,9 +364,9 @@ func (j *journal) deleteRange(low, high uint64) error {
 	f.size = f.offsets[low-f.first]
 	f.offsets = f.offsets[:low-f.first]
 	if err := errors.Join(f.f.Truncate(f.size), f.f.Sync()); err != nil {
-		return fmt.Errorf("cut the log at %d: %w", low, err)
+		j.torn = fmt.Errorf("cut the log at %d: %w", low, err)
 	}
-	return nil
+	return j.torn
 }
 
 // Close closes the files.
