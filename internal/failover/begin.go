@@ -69,16 +69,22 @@ func bootstrapWithoutDisk(f *facts) (bool, string) {
 	return false, "every node that is there can say what is on its disk"
 }
 
-// bootstrapConflict refuses to choose between two data sets: the loser's would be erased.
+// bootstrapConflict refuses to choose between two data sets: the loser's would be erased. A primary and its replicas from before
+// Redoubt are one: who shares its replication id has a part of its stream.
 func bootstrapConflict(f *facts) (bool, string) {
 	if !f.unborn() {
 		return false, "the shard has a history"
 	}
 	var with []string
+	ids := map[string]bool{}
 	for _, s := range f.present {
 		if s.Keys > 0 {
 			with = append(with, f.say("%s (%d keys)", s.Node, s.Keys))
+			ids[s.Pos.ReplID] = true
 		}
+	}
+	if len(with) > 1 && len(ids) == 1 {
+		return false, f.say("%d nodes hold keys, of one history: %s", len(with), list(with))
 	}
 	if i := f.a.Intent; len(with) > 1 && i != nil && i.AcceptDataLoss && i.To != "" {
 		return false, f.say("several nodes hold keys, and %s chose %s", orSomebody(i.By), i.To)
@@ -97,19 +103,30 @@ func bootstrapReady(f *facts) (bool, string) {
 	return true, f.say("all %d nodes are there and %s goes first (%d keys)", len(f.spec.Nodes), s.Node, s.Keys)
 }
 
-// first is the node with keys, else the preferred one.
+// first is the node that an operator chose, else the one with keys, of several that with the most of their history, else the
+// preferred one.
 func (f *facts) first() Seen {
 	best := f.present[0]
-	for _, s := range f.present[1:] {
-		chosen := f.a.Intent != nil && f.a.Intent.AcceptDataLoss && s.Node == f.a.Intent.To
-		if chosen || s.Keys > 0 && best.Keys == 0 || (s.Keys > 0) == (best.Keys > 0) && f.preferred(s.Node, best.Node) < 0 {
+	for _, s := range f.present {
+		if f.a.Intent != nil && f.a.Intent.AcceptDataLoss && s.Node == f.a.Intent.To {
+			return s
+		}
+		if f.before(s, best) {
 			best = s
-			if chosen {
-				break
-			}
 		}
 	}
 	return best
+}
+
+// before tells whether a goes first rather than b. Where both hold keys, their histories are one (bootstrapConflict).
+func (f *facts) before(a, b Seen) bool {
+	switch {
+	case (a.Keys > 0) != (b.Keys > 0):
+		return a.Keys > 0
+	case a.Keys > 0 && a.Pos.Offset != b.Pos.Offset:
+		return a.Pos.Offset > b.Pos.Offset
+	}
+	return f.preferred(a.Node, b.Node) < 0
 }
 
 func electFirst(f *facts, _ string) *topo.Assigned {
