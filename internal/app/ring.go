@@ -5,11 +5,9 @@ package app
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"net"
 
 	"redoubt/internal/front"
-	"redoubt/internal/ring"
 )
 
 // startFront starts what stands in front of the shards' proxies; nothing where there is one shard.
@@ -23,7 +21,7 @@ func (m *member) startFront() error {
 		p := u.proxy
 		shards = append(shards, front.Shard{Name: u.deploy.ID(), Dial: func(ctx context.Context) (net.Conn, error) { return p.Attach(ctx) }})
 	}
-	placed, err := ring.New(m.deploy.RingSpec())
+	placed, err := newPlacement(m.deploy.RingSpec())
 	if err != nil {
 		return fmt.Errorf("place keys on the ring: %w", err)
 	}
@@ -32,7 +30,7 @@ func (m *member) startFront() error {
 		return fmt.Errorf("open the proxy's port: %w", err)
 	}
 	f, err := front.New(front.Options{
-		Shards: shards, Place: func(key []byte) int { return placed.Shard(key, rand.Uint32()) }, Table: m.units[0].proxy.Table,
+		Shards: shards, Place: placed.shard, Table: m.units[0].proxy.Table,
 		Listener: ln, Password: m.deploy.Password, Log: m.log,
 		Limits: front.Limits{Clients: c.Proxy.Clients, Query: int(c.Proxy.QueryBytes), Output: int(c.Proxy.OutputBytes)},
 	})
@@ -43,5 +41,8 @@ func (m *member) startFront() error {
 	m.front = f
 	m.faces.ProxyAddr = m.reach(ln.Addr().String())
 	m.parts.start("front", f.Run)
+	if after := m.deploy.Ring.EjectAfter.D(); after > 0 {
+		m.parts.start("ejection", func(ctx context.Context) error { return m.eject(ctx, placed, after) })
+	}
 	return nil
 }

@@ -138,7 +138,7 @@ func (e *env) root() *cobra.Command {
 			root.AddCommand(c)
 		}
 	}
-	add("run", e.up(), e.down(), e.run())
+	add("run", e.up(), e.down(), e.run(), e.adopt())
 	add("look", e.status(), e.watch(), e.explain(), e.history())
 	add("order", e.switchover(), e.failover(), e.pause(), e.resume(), e.set(), e.upgrade(), e.member(), e.node(), e.salvage())
 	add("more", e.config(), e.debug(), e.version())

@@ -100,13 +100,17 @@ type Ring struct {
 	Hash         string `yaml:"hash"`
 	Distribution string `yaml:"distribution"`
 	HashTag      string `yaml:"hash-tag"` // two characters; a key that has something between them is placed by that alone
+	// EjectAfter is for caches: a shard that cannot be used for so long is left out, and its keys belong to the others until it is
+	// back; 0s: never, commands wait for it.
+	EjectAfter topo.Duration `yaml:"eject-after"`
 }
 
 // Shard is one part of a ring: a primary and its replicas.
 type Shard struct {
-	Name   string `yaml:"name"` // its place on the ring follows from it
-	Weight int    `yaml:"weight"`
-	Nodes  []Node `yaml:"nodes"`
+	Name     string `yaml:"name"`
+	RingName string `yaml:"ring-name"` // its place on the ring follows from it; default: the name
+	Weight   int    `yaml:"weight"`
+	Nodes    []Node `yaml:"nodes"`
 }
 
 // MaxLoss is the dial of an asynchronous deployment; zero: no bound.
@@ -299,7 +303,8 @@ func (d *Deployment) complete(dir string) {
 	if d.Mode == "ring" {
 		d.Ring.Hash, d.Ring.Distribution = cmp.Or(d.Ring.Hash, "fnv1a_64"), cmp.Or(d.Ring.Distribution, "ketama")
 		for i := range d.Shards {
-			d.Shards[i].Weight = cmp.Or(d.Shards[i].Weight, 1)
+			sh := &d.Shards[i]
+			sh.Weight, sh.RingName = cmp.Or(sh.Weight, 1), cmp.Or(sh.RingName, sh.Name)
 		}
 	}
 	if d.MinCopies == 0 {
@@ -336,7 +341,7 @@ func (d *Deployment) complete(dir string) {
 func (d Deployment) RingSpec() ring.Spec {
 	s := ring.Spec{Distribution: ring.Distribution(d.Ring.Distribution), Hash: ring.Hash(d.Ring.Hash), HashTag: d.Ring.HashTag}
 	for _, sh := range d.Shards {
-		s.Nodes = append(s.Nodes, ring.Node{Name: sh.Name, Weight: uint32(max(sh.Weight, 0))})
+		s.Nodes = append(s.Nodes, ring.Node{Name: sh.RingName, Weight: uint32(max(sh.Weight, 0))})
 	}
 	return s
 }

@@ -45,7 +45,7 @@ func uncommented(sample []byte) []byte {
 }
 
 func TestTheDefaultsThatTheSampleShowsAreTheDefaults(t *testing.T) {
-	shown := regexp.MustCompile(`(?m)^\s*#? ?(ring|hash|distribution|hash-tag|shards|weight|join|password|maxmemory|directives|username|pid-file|binary): .*$`)
+	shown := regexp.MustCompile(`(?m)^\s*#? ?(ring|hash|distribution|hash-tag|eject-after|shards|weight|ring-name|join|password|maxmemory|directives|username|pid-file|binary): .*$`)
 	all := shown.ReplaceAll(uncommented(Sample), nil)
 	got, err := Parse(all, "sample", "/srv")
 	if err != nil {

@@ -54,7 +54,9 @@ func TestWhatIsWrongWithARingIsSaid(t *testing.T) {
 		{"weight: 2", "weight: -1", "deployments[0].shards[1].weight: -1: use 1 or more"},
 		{"mode: ring", "mode: ring\n    ring: {hash: md6}", "deployments[0].ring: "},
 		{"mode: ring", "mode: ring\n    nodes: [{id: n1, addr: \"10.0.0.1:6481\"}]", "deployments[0].nodes: belongs to mode single"},
-		{"node: {}", "node: {kind: attached}", "deployments[0].node.kind: attached servers are not in this version of mode ring"},
+		{"node: {}", "node: {kind: attached, pid-file: /run/p}", "deployments[0].node.pid-file: there are several servers here in mode ring"},
+		{"mode: ring", "mode: ring\n    ring: {eject-after: 1s}", "deployments[0].ring.eject-after: 1s: use 2s or more"},
+		{"name: b\n", "name: b\n        ring-name: a\n", "deployments[0].shards[1].ring-name: ring-name a is already used"},
 		{"mode: ring", "mode: ring\n    retry: exact", "deployments[0].retry: exact needs mode single"},
 		{`"10.0.0.2:6379"`, `"10.0.0.2:6379", readonly-listen: "10.0.0.2:6380"`, "proxy.readonly-listen: is not in this version of mode ring"},
 	} {

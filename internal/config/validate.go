@@ -287,6 +287,9 @@ func validateRoster(f *findings, path string, nodes []Node, addrs map[string]str
 // shardsMax bounds a ring: each shard has a server and its agent on every member that holds a part of it.
 const shardsMax = 128
 
+// ejectLeast leaves a shard the time for a failover before it is left out of a ring.
+const ejectLeast = 2 * time.Second
+
 func (d Deployment) validateRing(f *findings, path string) {
 	if len(d.Nodes) > 0 {
 		f.add(path+".nodes", "belongs to mode single: in a ring each of the shards has its nodes")
@@ -294,11 +297,12 @@ func (d Deployment) validateRing(f *findings, path string) {
 	if len(d.Shards) < 1 || len(d.Shards) > shardsMax {
 		f.add(path+".shards", "%d shards: use 1 to %d", len(d.Shards), shardsMax)
 	}
-	names, addrs := map[string]string{}, map[string]string{}
+	names, places, addrs := map[string]string{}, map[string]string{}, map[string]string{}
 	for i, s := range d.Shards {
 		at := fmt.Sprintf("%s.shards[%d]", path, i)
 		f.id(at+".name", s.Name)
 		f.unique(names, at+".name", "name "+s.Name)
+		f.unique(places, at+".ring-name", "ring-name "+s.RingName)
 		if s.Weight < 1 {
 			f.add(at+".weight", "%d: use 1 or more", s.Weight)
 		}
@@ -307,8 +311,11 @@ func (d Deployment) validateRing(f *findings, path string) {
 	if _, err := ring.New(d.RingSpec()); err != nil && len(d.Shards) > 0 {
 		f.add(path+".ring", "%s", strings.TrimPrefix(err.Error(), "ring: "))
 	}
-	if d.Node != nil && d.Node.Kind == "attached" {
-		f.add(path+".node.kind", "attached servers are not in this version of mode ring: use managed")
+	if d.Ring.EjectAfter != 0 && d.Ring.EjectAfter.D() < ejectLeast {
+		f.add(path+".ring.eject-after", "%s: use %s or more, which a failover needs, or 0s: never", d.Ring.EjectAfter.D(), ejectLeast)
+	}
+	if d.Node != nil && d.Node.PIDFile != "" {
+		f.add(path+".node.pid-file", "there are several servers here in mode ring, which are asked for their process: remove it")
 	}
 }
 
