@@ -131,7 +131,8 @@ func (n *Net) Heal(i int) error {
 	return run("ip", "netns", "exec", n.Name(i), "iptables", "-w", "5", "-F")
 }
 
-// PIDs are the processes in host i, without this one: the kernel says that it is where its main thread is, which may be dialling.
+// PIDs are the processes in host i, without those of this package: this one (the kernel says that it is where its main thread is, which may be
+// dialling), and the tools that change rules and links there at the moment.
 func (n *Net) PIDs(i int) []int { return pids(n.Name(i)) }
 
 func pids(ns string) []int {
@@ -141,11 +142,17 @@ func pids(ns string) []int {
 	}
 	var all []int
 	for _, f := range strings.Fields(string(out)) {
-		if pid, err := strconv.Atoi(f); err == nil && pid != os.Getpid() {
+		if pid, err := strconv.Atoi(f); err == nil && pid != os.Getpid() && !isTool(pid) {
 			all = append(all, pid)
 		}
 	}
 	return all
+}
+
+func isTool(pid int) bool {
+	comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	name := strings.TrimSpace(string(comm))
+	return name == "ip" || name == "tc" || strings.HasPrefix(name, "iptables") || strings.HasPrefix(name, "xtables")
 }
 
 // Dial connects from inside host i; the address must not need to be resolved.
