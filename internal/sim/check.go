@@ -3,6 +3,7 @@
 package sim
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -90,6 +91,10 @@ func (w *world) checkEnd() {
 		}
 		if strings.Contains(why, "have the same commit marker") {
 			w.asked = true // the primary's disk is lost, and its replicas differ in less than a beat
+			return
+		}
+		if w.lostIn != 0 && strings.Contains(why, fmt.Sprintf("and epoch %d has served", w.lostIn)) {
+			w.asked = true // the primary's disk is lost, and nobody else has a marker of its tenure, though perhaps a write
 			return
 		}
 		if strings.Contains(why, "aborted load or sync") {

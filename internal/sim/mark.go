@@ -54,6 +54,9 @@ func (w *world) allDie() {
 			h = w.hosts[w.rng.IntN(w.n)]
 		}
 		w.log("FAULT the disk of %s is lost as well", h.id)
+		if h == p {
+			w.lostIn = w.store.doc.Assigned.Epoch
+		}
 		h.srv.head, h.srv.kept, h.srv.lacking = nil, false, true
 	case 1:
 		w.putOff(p.srv, 1+w.rng.IntN(20))

@@ -186,6 +186,10 @@ func (p *proxy) flush() {
 }
 
 func (w *world) ack(e *entry) {
+	a := w.store.doc.Assigned
+	if p := w.host(a.Primary); !w.store.doc.Spec.Durability.Waits() && a.Phase == topo.PhaseServing && p.srv.run == a.RunID && p.srv.head.at(e.off) != e {
+		return // a late answer of a primary that an asynchronous election has already passed over
+	}
 	w.acked = append(w.acked, e)
 	w.lastAck = w.now
 	if w.now > settledAt {

@@ -325,9 +325,8 @@ func (s *server) attach(p *server) {
 	}
 	p.prime() // a replica has a backlog from its own sync
 	l := &link{from: s, to: p, fromRun: s.run, toRun: p.run, open: true, lastAt: w.now}
-	switch {
-	case s.replid == p.replid && s.offset() <= p.offset() && p.backlog,
-		s.replid == p.replid2 && s.offset() < p.offset2 && p.backlog:
+	switch known := s.replid == p.replid || s.replid == p.replid2 && s.offset() < p.offset2; {
+	case known && s.offset() <= p.offset() && p.backlog: // who has taken the new id and lags serves nobody who is further
 		// +CONTINUE: the new id is taken at once, before one byte of the stream (SAFETY A2).
 		if p.head.at(s.dataOff()) != s.head {
 			w.fail("%s partially resyncs from %s at %d, but its data differs", s.name, p.name, s.offset())

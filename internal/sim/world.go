@@ -136,7 +136,8 @@ type world struct {
 	quiet         map[string]int // swaps by rule after settledAt
 	epochSeen     topo.Epoch
 	violation     string
-	asked         bool // it ended waiting for an operator, rightly
+	lostIn        topo.Epoch // whose primary lost its disk when all servers died; 0: none did
+	asked         bool       // it ended waiting for an operator, rightly
 	trace         bool
 	timeline      []string
 	handled       int
