@@ -30,7 +30,7 @@ type ClusterSeat struct {
 // ClusterLayout is what is agreed about a cluster.
 type ClusterLayout struct {
 	Nodes []ClusterNode       // of all shards, this one included
-	Slots map[string][][2]int // shard id → what it serves, both ends of each range included
+	Slots map[string][][2]int // shard id → what it serves, both ends of each range included; no entry: not known, and nobody is promoted
 }
 
 // ClusterNode is one member of a cluster.
@@ -219,6 +219,9 @@ func (s *ClusterSeat) founding() (slots.Nodes, uint64, error) {
 	}
 	return out, epoch, nil
 }
+
+// known reports whether it is known which slots this node's shard serves; they may be none.
+func (s *ClusterSeat) known() bool { _, ok := s.Layout().Slots[s.ShardID]; return ok }
 
 // expected are the slots that this node's shard serves.
 func (s *ClusterSeat) expected() slots.Set { return slots.SetOf(s.Layout().Slots[s.ShardID]...) }

@@ -4,6 +4,7 @@ package redisd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -147,6 +148,9 @@ func (n *Node) keepSlots(ctx context.Context, c *conn, e topo.Elected, cred redi
 // rightful compares what would be this node's slots with what is agreed, and returns those that nobody has. An error is tried
 // again: gossip brings the rest.
 func (n *Node) rightful(view slots.Nodes, self slots.Node, have slots.Set) (missing slots.Set, err error) {
+	if !n.cluster.known() {
+		return missing, errors.New("it is not known yet which slots its shard has")
+	}
 	want := n.cluster.expected()
 	have = have.Or(self.Slots)
 	if more := have.Minus(want); more != (slots.Set{}) {

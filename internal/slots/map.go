@@ -1,8 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package slots is the vocabulary of mode cluster: the slot of a key, which shard has which slots, and how servers write both
-// down. It is not for deciding who moves what, nor for a ring's placement (ring does that). Its invariant: a Map gives each slot
-// to one shard, or to none, and never changes. It has no goroutines.
 package slots
 
 import (
