@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -50,6 +51,14 @@ func (f *fleet) agreed() ClusterLayout {
 	l := f.layout
 	l.Nodes = slices.Clone(l.Nodes)
 	return l
+}
+
+// hermit is the seat of a cluster of one node.
+func hermit(addr, bus string) *ClusterSeat {
+	port, _ := strconv.Atoi(bus)
+	n := ClusterNode{ID: slots.Derived(addr, "n"), ShardID: slots.Derived(addr), Addr: addr, BusPort: port, Primary: true}
+	l := ClusterLayout{Nodes: []ClusterNode{n}, Slots: map[string][][2]int{n.ShardID: {{0, 16383}}}}
+	return &ClusterSeat{ID: n.ID, ShardID: n.ShardID, BusPort: port, Layout: func() ClusterLayout { return l }}
 }
 
 // options are those of the i-th node of a shard.

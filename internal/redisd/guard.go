@@ -25,6 +25,7 @@ const (
 	guardAsk     = 50 * time.Millisecond  // … and how long it waits for that answer
 	guardFence   = 100 * time.Millisecond // a primary that has not carried out the fence by then is killed
 	guardPatient = 2 * time.Second        // how long a guard waits for the word of a server that was a replica
+	guardRecent  = 2 * time.Second        // a promotion that was ordered so long ago has been carried out, or will not be
 	passwordMax  = 64 << 10
 )
 
@@ -208,7 +209,17 @@ func (g *guard) ask(ctx context.Context, patience time.Duration) bool {
 		return false
 	}
 	g.role = g.d.read(reps).role()
+	if g.role == topo.RoleReplica && g.promoting() {
+		g.role = topo.RoleUnknown
+	}
 	return g.role != topo.RoleUnknown
+}
+
+// promoting tells whether a promotion was ordered a moment ago: what is a replica now may be a primary in the next moment, and
+// then the record of the order does not change any more.
+func (g *guard) promoting() bool {
+	st, err := os.Stat(filepath.Join(g.dir, promotedFile))
+	return err == nil && time.Since(st.ModTime()) < guardRecent
 }
 
 // agentDied does what the guard is for. A server whose last known role is replica is only asked, for a while: it must

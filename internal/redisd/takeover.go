@@ -55,6 +55,7 @@ func (n *Node) promoteInCluster(ctx context.Context, c *conn, m info, e topo.Ele
 			return topo.Position{}, wrap(err)
 		}
 	}
+	n.rememberPromotion(e) // again: the guard may have asked the closed server meanwhile
 	// The login stays the frozen one: should it be demoted by gossip, it keeps its data until it is told whom to follow.
 	res, m, err := n.transact(ctx, c, seq, n.opening(frozenUser, frozenWord), []string{"CLIENT", "UNPAUSE"})
 	if err == nil {
