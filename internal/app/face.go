@@ -31,6 +31,23 @@ type clusterFace struct {
 	m    *member
 	addr string // of this member's own proxy
 	now  atomic.Pointer[front.Topology]
+
+	heard map[string]heard // by member; run's own
+}
+
+// heard is what was heard of one member. A controller that has just begun knows nobody for a moment: what was heard before counts on.
+type heard struct {
+	proxy string
+	node  bool          // it has agents, which report more often
+	at    time.Duration // uptime of the youngest report
+}
+
+// there reports whether the member is to be shown.
+func (h heard) there(now time.Duration) bool {
+	if h.node {
+		return now-h.at <= nodeQuiet
+	}
+	return now-h.at <= memberQuiet
 }
 
 // run looks at the reports until ctx ends. While they cannot be read, what was known last is shown.
@@ -59,46 +76,35 @@ func (f *clusterFace) topology(beats map[string]coord.Beat) *front.Topology {
 	return f.ofProxies(beats)
 }
 
-// heard is what was heard of one member.
-type heard struct {
-	proxy       string
-	report, any time.Duration // age of its own report, and of the youngest of all
-	node        bool
-}
-
-// members reads who is there.
-func members(beats map[string]coord.Beat) map[string]heard {
-	all := map[string]heard{}
+// listen notes who has reported.
+func (f *clusterFace) listen(beats map[string]coord.Beat, now time.Duration) {
 	for name, b := range beats {
-		id, isNode := strings.CutPrefix(name, topo.BeatNode)
-		if isNode {
-			id, _, _ = strings.Cut(id, "@")
-		} else if id, isNode = strings.CutPrefix(name, topo.BeatMember); !isNode {
+		node, isNode := strings.CutPrefix(name, topo.BeatNode)
+		id, isMember := strings.CutPrefix(name, topo.BeatMember)
+		switch {
+		case isNode:
+			id, _, _ = strings.Cut(node, "@")
+		case !isMember:
 			continue
-		} else {
-			isNode = false
 		}
-		h, known := all[id]
-		if !known || b.Age < h.any {
-			h.any = b.Age
-		}
-		h.node = h.node || isNode
+		h := f.heard[id]
+		h.node, h.at = h.node || isNode, max(h.at, now-b.Age)
 		var r topo.MemberReport
-		if !isNode && json.Unmarshal(b.Body, &r) == nil {
+		if isMember && json.Unmarshal(b.Body, &r) == nil {
 			h.proxy = r.ProxyAddr
 		}
-		all[id] = h
+		f.heard[id] = h
 	}
-	return all
 }
 
 // ofProxies shows the members' proxies, each with an equal part of the slots: any of them serves all.
 func (f *clusterFace) ofProxies(beats map[string]coord.Beat) *front.Topology {
 	me, uid := f.m.o.Config.Member.ID, f.m.deploy.Cluster.UID
 	addrs := map[string]string{me: f.addr}
-	for id, h := range members(beats) {
-		quiet := h.any > memberQuiet || h.node && h.any > nodeQuiet
-		if id != me && h.proxy != "" && !quiet {
+	now := f.m.clock.Uptime()
+	f.listen(beats, now)
+	for id, h := range f.heard {
+		if id != me && h.proxy != "" && h.there(now) {
 			addrs[id] = h.proxy
 		}
 	}

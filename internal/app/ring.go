@@ -35,7 +35,7 @@ func (m *member) startFront() error {
 	if m.slots != nil {
 		o.Cluster = &front.Cluster{Map: m.slots.Map}
 		if c.Proxy.ClusterFace != "off" {
-			face = &clusterFace{m: m, addr: m.reach(ln.Addr().String())}
+			face = &clusterFace{m: m, heard: map[string]heard{}, addr: m.reach(ln.Addr().String())}
 			o.Cluster.Face = face.now.Load
 		}
 	} else {

@@ -154,6 +154,9 @@ func (m *managed) start(ctx context.Context) error {
 	if err := portFree(ctx, m.o.Addr); err != nil {
 		return err
 	}
+	if err := os.MkdirAll(m.o.Dir, 0o700); err != nil { // somebody may have removed it
+		return fmt.Errorf("make the server's directory: %w", err)
+	}
 	if err := m.prepareMembership(ctx); err != nil {
 		return err
 	}
