@@ -61,25 +61,21 @@ func (d *deployment) goesOn(ws []*writer, at time.Time, within time.Duration) {
 type blow struct {
 	name  string
 	loses bool // an acknowledged write may be lost with the primary: durability is async
-	do    func(d *deployment, sh shard, p node) func()
+	do    func(d *deployment, s status, sh shard, p node) func()
 }
 
 func blows() []blow {
 	return []blow{
-		{"kill -9 of the primary's server", true, func(d *deployment, _ shard, p node) func() {
+		{"kill -9 of the primary's server", true, func(d *deployment, _ status, _ shard, p node) func() {
 			signal(d.t, p.PID, syscall.SIGKILL)
 			return nil
 		}},
-		{"SIGSTOP of the primary's server", true, func(d *deployment, _ shard, p node) func() {
+		{"SIGSTOP of the primary's server", true, func(d *deployment, _ status, _ shard, p node) func() {
 			signal(d.t, p.PID, syscall.SIGSTOP)
 			return func() { _ = syscall.Kill(p.PID, syscall.SIGCONT) } // killed by its agent long ago
 		}},
-		{"loss of the primary's host", true, func(d *deployment, sh shard, p node) func() {
+		{"loss of the primary's host", true, func(d *deployment, s status, _ shard, p node) func() {
 			signal(d.t, p.AgentPID, syscall.SIGKILL)
-			s, err := d.status()
-			if err != nil {
-				d.t.Fatal(err)
-			}
 			for _, other := range s.Deployments[0].Shards {
 				for _, n := range other.Nodes {
 					if n.AgentPID == p.AgentPID && n.PID > 1 {
@@ -89,7 +85,7 @@ func blows() []blow {
 			}
 			return d.start
 		}},
-		{"switchover", false, func(d *deployment, sh shard, _ node) func() {
+		{"switchover", false, func(d *deployment, _ status, sh shard, _ node) func() {
 			if out, err := d.run("switchover", "--shard", sh.ID, "--yes"); err != nil {
 				d.t.Errorf("%v\n%s", err, out)
 			}
@@ -101,11 +97,11 @@ func blows() []blow {
 // TestClusterUnderLoad: what befalls the primary of one shard of a cluster, as clients of that shard and of the others see it.
 func TestClusterUnderLoad(t *testing.T) {
 	d := upCluster(t)
-	for _, b := range blows() {
+	for k, b := range blows() {
 		var hit, others []time.Duration
 		sum, rest := verdict{messages: map[string]int{}}, verdict{messages: map[string]int{}}
 		for i := range roundsOr(1) {
-			h, o, v, w := d.strike(b, fmt.Sprint(len(b.name), "-", i), i)
+			h, o, v, w := d.strike(b, fmt.Sprint(k, "-", i), k+i)
 			hit, others = append(hit, h.outage), append(others, o.outage)
 			sum.waits, rest.waits = append(sum.waits, h.wait), append(rest.waits, o.wait)
 			sum.add(v)
@@ -157,7 +153,7 @@ func (d *deployment) strike(b blow, run string, i int) (hit, others span, of, el
 	}
 	wait(300 * time.Millisecond)
 	at := time.Now()
-	after := b.do(d, sh, p)
+	after := b.do(d, s, sh, p)
 	d.goesOn(append(slices.Clone(ws), bystanders...), at, 60*time.Second)
 	wait(400 * time.Millisecond)
 	if after != nil {
