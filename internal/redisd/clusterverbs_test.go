@@ -204,7 +204,8 @@ func TestOnlyTheTenuresCredentialsReplicateInACluster(t *testing.T) {
 	}
 }
 
-// TestAFreezeEndsWhatIsBeingNegotiated: a sync that is under way, and a handshake, carry the login of before.
+// TestAFreezeEndsWhatIsBeingNegotiated: a sync that is under way, and a handshake, carry the login of before. Newer versions of Valkey
+// do not begin anew with the same primary: there a node is frozen when they are over, and is not frozen until then.
 func TestAFreezeEndsWhatIsBeingNegotiated(t *testing.T) {
 	t.Parallel()
 	f := cluster(t, 1, 3, nil)
@@ -226,13 +227,17 @@ func TestAFreezeEndsWhatIsBeingNegotiated(t *testing.T) {
 		see(t, third, "the "+state+" under way", func(o redis.Observation) bool {
 			return !o.Frozen && inside(t, third, "ROLE").items[3].text == state
 		})
+		keeps := strings.HasPrefix(third.Observe(within(t, time.Second)).Version, "valkey")
 		ctx := within(t, 2*time.Second)
+		if keeps {
+			ctx = within(t, 10*time.Second)
+		}
 		for err := third.Freeze(ctx); err != nil; err = third.Freeze(ctx) {
 			if ctx.Err() != nil {
 				t.Fatal(err)
 			}
 		}
-		if o := stays(t, third, 2500*time.Millisecond, "frozen", func(o redis.Observation) bool { return o.Frozen && !o.LinkUp }); o.Keys != 0 {
+		if o := stays(t, third, 2500*time.Millisecond, "frozen", func(o redis.Observation) bool { return o.Frozen && !o.LinkUp }); o.Keys != 0 && !keeps {
 			t.Errorf("%s: it got data after its freeze: %+v", state, o)
 		}
 	}

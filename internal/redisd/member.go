@@ -177,7 +177,7 @@ func (n *Node) survey(ctx context.Context) (*conn, info, slots.Nodes, error) {
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	reps, err := c.do(ctx, append(n.d.look(), []string{"CLUSTER", "NODES"})...)
+	reps, err := c.do(ctx, append(n.d.look(), clusterNodes())...)
 	if err == nil {
 		err = firstError(reps)
 	}

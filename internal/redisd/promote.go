@@ -37,6 +37,9 @@ func (n *Node) standing(ctx context.Context) (*conn, info, error) {
 // travel on the same connection, so that no other process can take the place of the one that was checked; frozen, it
 // cannot move between the two, and in a switchover it follows a fenced server whose offset is final (SAFETY A6, C1).
 func (n *Node) Promote(ctx context.Context, e topo.Elected, cred redis.Credentials) (topo.Position, error) {
+	if n.cluster != nil {
+		return n.promoteInCluster(ctx, e, cred)
+	}
 	seq := n.fences.Load()
 	c, m, err := n.standing(ctx)
 	if err != nil {
@@ -44,9 +47,6 @@ func (n *Node) Promote(ctx context.Context, e topo.Elected, cred redis.Credentia
 	}
 	if err := n.eligible(m, e); err != nil {
 		return topo.Position{}, fmt.Errorf("promote %s: %w", n.addr, err)
-	}
-	if n.cluster != nil {
-		return n.promoteInCluster(ctx, c, m, e, cred, seq)
 	}
 	if m, err = n.makePrimary(ctx, c, m, e, cred, seq); err != nil {
 		return topo.Position{}, err

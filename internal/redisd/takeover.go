@@ -24,54 +24,64 @@ const (
 )
 
 // promoteInCluster makes a server that is eligible the primary of its shard. A replica takes over the slots of its primary; one
-// that is a primary by its own word, closed, keeps what it has. It is opened last, when its slots and its history are what they
-// have to be, so that nothing of what may go wrong is seen by anybody.
-func (n *Node) promoteInCluster(ctx context.Context, c *conn, m info, e topo.Elected, cred redis.Credentials, seq uint64) (topo.Position, error) {
-	wrap := func(err error) error { return fmt.Errorf("promote %s: %w", n.addr, err) }
-	if m.role() == topo.RolePrimary && m["repl_backlog_active"] == "1" { // it serves: it is only told again whom to admit
-		if err := n.tellAdmission(ctx, c, cred); err != nil {
-			return topo.Position{}, wrap(err)
-		}
-		n.notePromoted(e, seq)
-		return m.position(), nil
+// that is a primary by its own word, closed, keeps what it has. A closed server is opened last, when its slots and its history are
+// what they have to be, so that nothing of what may go wrong is seen by anybody.
+func (n *Node) promoteInCluster(ctx context.Context, e topo.Elected, cred redis.Credentials) (topo.Position, error) {
+	seq := n.fences.Load()
+	c, m, view, err := n.survey(ctx)
+	if err == nil {
+		err = n.eligible(m, e)
 	}
-	var err error
-	if m.rawPrimary() {
-		err = n.keepSlots(ctx, c, e, cred, seq)
-	} else {
-		m, err = n.takeOver(ctx, c, e, cred, seq)
+	switch {
+	case err != nil:
+	case m.role() == topo.RolePrimary && m["repl_backlog_active"] == "1": // it serves: it is only told again whom to admit
+		err = n.tellAdmission(ctx, c, cred)
+	default:
+		m, err = n.enthrone(ctx, c, m, view, e, cred, seq)
 	}
 	if err != nil {
-		return topo.Position{}, wrap(err)
+		return topo.Position{}, fmt.Errorf("promote %s: %w", n.addr, err)
+	}
+	n.notePromoted(e, seq)
+	return m.position(), nil
+}
+
+func (n *Node) enthrone(ctx context.Context, c *conn, m info, view slots.Nodes, e topo.Elected, cred redis.Credentials, seq uint64) (info, error) {
+	var err error
+	if m.rawPrimary() {
+		err = n.keepSlots(ctx, c, view, e, cred, seq)
+	} else {
+		m, err = n.takeOver(ctx, c, view, e, cred, seq)
+	}
+	if err != nil {
+		return nil, err
 	}
 	primed := m["repl_backlog_active"] != "1"
 	if primed {
 		if _, err := n.prime(ctx, c, cred); err != nil {
-			return topo.Position{}, wrap(fmt.Errorf("create its backlog: %w", err))
+			return nil, fmt.Errorf("create its backlog: %w", err)
 		}
 	}
 	if m[isShut] == "yes" {
 		if err := n.stateAllows(ctx, c); err != nil {
-			return topo.Position{}, wrap(err)
+			return nil, err
 		}
 	}
-	n.rememberPromotion(e) // again: the guard may have asked the closed server meanwhile
-	// The login stays the frozen one: should it be demoted by gossip, it keeps its data until it is told whom to follow.
-	res, m, err := n.transact(ctx, c, seq, n.opening(frozenUser, frozenWord), []string{"CLIENT", "UNPAUSE"})
-	if err == nil {
-		err = firstError(res)
-	}
-	if err == nil {
-		err = shouldBe(m.role() == topo.RolePrimary && m["repl_backlog_active"] == "1", m, "an open primary with a backlog")
-	}
-	if err != nil {
-		return topo.Position{}, wrap(err)
+	if primed || m[isShut] == "yes" {
+		n.rememberPromotion(e) // again: the guard may have asked the closed server meanwhile
+		// The login stays the frozen one: should it be demoted by gossip, it keeps its data until it is told whom to follow.
+		var res []reply
+		if res, m, err = n.transact(ctx, c, seq, n.opening(frozenUser, frozenWord), []string{"CLIENT", "UNPAUSE"}); err == nil {
+			err = firstError(res)
+		}
+		if err != nil {
+			return nil, err
+		}
 	}
 	if primed { // as any server's, its history is seen by a look of its own
 		n.noteReadBack(readBack{})
 	}
-	n.notePromoted(e, seq)
-	return m.position(), nil
+	return m, shouldBe(m.role() == topo.RolePrimary && m["repl_backlog_active"] == "1", m, "an open primary with a backlog")
 }
 
 func (n *Node) tellAdmission(ctx context.Context, c *conn, cred redis.Credentials) error {
@@ -89,11 +99,7 @@ func (n *Node) tellAdmission(ctx context.Context, c *conn, cred redis.Credential
 // takeOver orders CLUSTER FAILOVER TAKEOVER, which asks nobody: the consensus that elected this node has. The slots that it takes
 // are those that its own view gives to its primary, so this has to be what is agreed: a view that missed the move of a slot would
 // take it back, and its new owner would delete its keys.
-func (n *Node) takeOver(ctx context.Context, c *conn, e topo.Elected, cred redis.Credentials, seq uint64) (info, error) {
-	view, err := n.view(ctx, c)
-	if err != nil {
-		return nil, err
-	}
+func (n *Node) takeOver(ctx context.Context, c *conn, view slots.Nodes, e topo.Elected, cred redis.Credentials, seq uint64) (info, error) {
 	self, _ := view.Self()
 	former, _ := view.ByID(self.Of)
 	missing, err := n.rightful(view, self, former.Slots)
@@ -105,7 +111,7 @@ func (n *Node) takeOver(ctx context.Context, c *conn, e topo.Elected, cred redis
 	cmds := append(n.admission(cred), configSet(append(frozenLogin(), minReplicas, strconv.Itoa(n.atLeast), pingPeriod, openPeriod)...))
 	cmds = append(cmds, []string{"CLUSTER", "FAILOVER", "TAKEOVER"})
 	cmds = append(cmds, addSlots(missing)...)
-	cmds = append(cmds, []string{"CLIENT", "UNPAUSE"})
+	cmds = append(cmds, []string{"CLIENT", "UNPAUSE"}, clusterNodes())
 	res, m, err := n.transact(ctx, c, seq, cmds...)
 	if err == nil {
 		err = firstError(res)
@@ -117,25 +123,18 @@ func (n *Node) takeOver(ctx context.Context, c *conn, e topo.Elected, cred redis
 		n.setRole(topo.RolePrimary)
 		return nil, n.undo(ctx, fmt.Errorf("%w: after CLUSTER FAILOVER TAKEOVER it is %q, and its history branched at %d, not at %d", redis.ErrRefused, m[rawRole], p.Offset2-1, e.Offset))
 	}
-	return m, n.owns(ctx, c)
+	return m, n.owns(ctx, res[len(res)-1])
 }
 
 // keepSlots sees that a closed primary has the slots of its shard. What nobody has is assigned to it, with a new epoch.
-func (n *Node) keepSlots(ctx context.Context, c *conn, e topo.Elected, cred redis.Credentials, seq uint64) error {
-	view, err := n.view(ctx, c)
-	if err != nil {
-		return err
-	}
+func (n *Node) keepSlots(ctx context.Context, c *conn, view slots.Nodes, e topo.Elected, cred redis.Credentials, seq uint64) error {
 	self, _ := view.Self()
 	missing, err := n.rightful(view, self, self.Slots)
 	if err != nil {
 		return err
 	}
 	n.rememberPromotion(e)
-	cmds := append(n.admission(cred), addSlots(missing)...)
-	if len(cmds) == 0 {
-		return nil
-	}
+	cmds := append(append(n.admission(cred), addSlots(missing)...), clusterNodes())
 	res, _, err := n.transact(ctx, c, seq, cmds...)
 	if err == nil {
 		err = firstError(res)
@@ -143,7 +142,7 @@ func (n *Node) keepSlots(ctx context.Context, c *conn, e topo.Elected, cred redi
 	if err != nil {
 		return err
 	}
-	return n.owns(ctx, c)
+	return n.owns(ctx, res[len(res)-1])
 }
 
 // rightful compares what would be this node's slots with what is agreed, and returns those that nobody has. An error is tried
@@ -176,20 +175,11 @@ func addSlots(s slots.Set) [][]string {
 	return [][]string{add, {"CLUSTER", "BUMPEPOCH"}}
 }
 
-func (n *Node) view(ctx context.Context, c *conn) (slots.Nodes, error) {
-	reps, err := c.do(ctx, []string{"CLUSTER", "NODES"})
-	if err == nil {
-		err = firstError(reps)
-	}
-	if err != nil {
-		return nil, err
-	}
-	return n.viewOf(reps[0])
-}
+func clusterNodes() []string { return []string{"CLUSTER", "NODES"} }
 
 // owns verifies that the server itself sees its shard's slots as its own.
-func (n *Node) owns(ctx context.Context, c *conn) error {
-	view, err := n.view(ctx, c)
+func (n *Node) owns(ctx context.Context, nodes reply) error {
+	view, err := n.viewOf(nodes)
 	if err != nil {
 		return err
 	}
