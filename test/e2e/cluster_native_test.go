@@ -106,7 +106,7 @@ func (n *native) primaryOf(key string) *exec.Cmd {
 func (n *native) round(sig syscall.Signal) (hit, other time.Duration) {
 	t := n.t
 	const key, elsewhere = "b", "d" // slots 3300 and 11298: the first shard and the third
-	open := func() *redis.ClusterClient { return redis.NewClusterClient(&redis.ClusterOptions{Addrs: n.addrs}) }
+	open := func() *redis.ClusterClient { return clusterClient(n.addrs...) }
 	w, by := goRedisWriter("go-redis ClusterClient", key, open()), goRedisWriter("another shard", elsewhere, open())
 	defer w.finish()
 	defer by.finish()
@@ -134,8 +134,7 @@ func (d *deployment) round(i int, sig syscall.Signal) (hit, other time.Duration)
 	shards := s.Deployments[0].Shards
 	sh := shards[i%len(shards)]
 	p := sh.node(sh.Primary)
-	addrs := []string{d.proxyAddr(0), d.proxyAddr(1), d.proxyAddr(2)}
-	open := func() *redis.ClusterClient { return redis.NewClusterClient(&redis.ClusterOptions{Addrs: addrs}) }
+	open := func() *redis.ClusterClient { return clusterClient(d.proxyAddr(0), d.proxyAddr(1), d.proxyAddr(2)) }
 	run := fmt.Sprint(i, "-", sig)
 	w := goRedisWriter("go-redis ClusterClient", d.keyOn(sh.ID, "n:"+run), open())
 	by := goRedisWriter("another shard", d.keyOn(shards[(i+1)%len(shards)].ID, "nb:"+run), open())
