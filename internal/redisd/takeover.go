@@ -209,7 +209,7 @@ func (n *Node) stateAllows(ctx context.Context, c *conn) error {
 			return err
 		}
 		p := n.process()
-		if parseInfo(reps[0].text)["cluster_state"] == "ok" || p == nil || n.clk.Uptime()-p.startedAt() > writableDelay {
+		if parseInfo(reps[0].text)[clusterState] == "ok" || p == nil || n.clk.Uptime()-p.startedAt() > writableDelay {
 			return nil
 		}
 		if n.clk.Uptime() >= end || ctx.Err() != nil {
