@@ -311,7 +311,7 @@ func TestMessagesComeOnce(t *testing.T) {
 func TestARedirectionNeverReachesAClient(t *testing.T) {
 	var now atomic.Pointer[slots.Map]
 	now.Store(slots.Even("s0", "s1"))
-	f, addrs := clusterFront(t, 2, func(o *Options) { o.Cluster.Map = now.Load; o.Limits.Redirect = 5 * time.Second })
+	f, addrs := clusterFront(t, 2, func(o *Options) { o.Cluster.Map = now.Load; o.Limits.Redirect = 2 * time.Second })
 	w := f.client(t)
 	w.want("+OK\r\n", "SET b 1")
 	for _, a := range []string{addrs[1], addrs[0]} { // b has slot 3300
@@ -344,6 +344,11 @@ func TestARedirectionNeverReachesAClient(t *testing.T) {
 	}
 	if got := w.do("MSET", "b", "5", "a", "1"); !strings.HasPrefix(got, "-OUTCOMEUNKNOWN ") {
 		t.Errorf("%q", got)
+	}
+	for _, c := range []string{"SSUBSCRIBE b", "EVAL return(1) 1 b", "BLPOP b 1", "WATCH b"} {
+		if got := w.do(strings.Fields(c)...); !strings.HasPrefix(got, "-TRYAGAIN ") {
+			t.Errorf("%s: %q", c, got)
+		}
 	}
 }
 
