@@ -242,7 +242,7 @@ func (n *Node) freezeInCluster(ctx context.Context) error {
 	seq := n.fences.Load()
 	c, m, view, err := n.survey(ctx)
 	switch {
-	case m != nil && m.frozen(): // also while it is loading
+	case m != nil && m.frozen() && !m.unsealed(): // also while it is loading
 		n.setRole(topo.RoleReplica)
 		return nil
 	case err != nil:
