@@ -174,7 +174,6 @@ func TestAClusterIsOneServer(t *testing.T) {
 func TestACommandOverSlotsIsRefusedAsByAServer(t *testing.T) {
 	f, addrs := clusterFront(t, 3)
 	w, direct := f.client(t), dial(t, addrs[0])
-	const cross = "-CROSSSLOT Keys in request don't hash to the same slot\r\n"
 	for _, c := range []string{"RENAME b f", "SINTERSTORE b f", "PFCOUNT b f", "BLPOP b f 1", "EVAL return(1) 2 b f", "WATCH b f", "SDIFF b f", "LMOVE b f LEFT LEFT", "COPY b f",
 		"COPY b {b}2 DB 1", "MOVE b 1", "SELECT 0", "SELECT 1", "SELECT x", "SELECT", "SWAPDB 0 1", "SORT b BY w_*", "SORT b", "MSETNX b 1 f 2", "DEL", "MSET b", "MGET",
 		"READONLY", "READWRITE", "ASKING", "READONLY x", "CLUSTER COUNTKEYSINSLOT 3300", "CLUSTER GETKEYSINSLOT 3300 5", "CLUSTER COUNTKEYSINSLOT 99999", "CLUSTER KEYSLOT b", "CLUSTER KEYSLOT",

@@ -94,12 +94,22 @@ func (n *native) primaryOf(key string) *exec.Cmd {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	all, err := c.ClusterSlots(n.t.Context()).Result()
+	shards, err := c.ClusterShards(n.t.Context()).Result()
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	i := slices.IndexFunc(all, func(s redis.ClusterSlot) bool { return s.Start <= int(slot) && int(slot) <= s.End })
-	return n.procs[all[i].Nodes[0].Addr]
+	for _, s := range shards {
+		if !slices.ContainsFunc(s.Slots, func(r redis.SlotRange) bool { return r.Start <= slot && slot <= r.End }) {
+			continue
+		}
+		for _, x := range s.Nodes {
+			if x.Role == "master" {
+				return n.procs[net.JoinHostPort(x.IP, strconv.FormatInt(x.Port, 10))]
+			}
+		}
+	}
+	n.t.Fatalf("nobody has slot %d", slot)
+	return nil
 }
 
 // round strikes one primary and returns what its shard's client saw, and another shard's.
