@@ -94,7 +94,13 @@ func (c *client) reach(kind int, names [][]byte) bool {
 // shardsOf returns where a channel or pattern lives: a channel on the shard that its name would have as a key; a pattern, and
 // what servers say about their own keys, everywhere.
 func (c *client) shardsOf(kind int, name []byte) []int {
-	if kind == subPattern || kind == subChannel && (bytes.HasPrefix(name, []byte("__keyspace@")) || bytes.HasPrefix(name, []byte("__keyevent@"))) {
+	own := bytes.HasPrefix(name, []byte("__keyspace@")) || bytes.HasPrefix(name, []byte("__keyevent@"))
+	if c.f.o.Cluster != nil && kind == subPattern { // what is published reaches all servers of a cluster, but for what they say of keys
+		if own = bytes.HasPrefix(name, []byte("__key")); !own {
+			return []int{home}
+		}
+	}
+	if kind == subPattern || kind == subChannel && own {
 		all := make([]int, len(c.conns))
 		for i := range all {
 			all[i] = i
@@ -173,6 +179,9 @@ func (c *client) subscribed(e *expect) bool {
 	s := e.x.sub
 	bad := slices.IndexFunc(frames, func(f []byte) bool { return f[0] == '-' })
 	if bad >= 0 {
+		if c.f.o.Cluster != nil && redirects(frames[bad]) {
+			frames[bad] = elsewhere(frames[bad])
+		}
 		e.x.reply = bytes.Clone(frames[bad])
 	}
 	switch {
