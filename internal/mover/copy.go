@@ -75,11 +75,11 @@ func (b *batch) copyKeys(ctx context.Context, keys []string, rate reshard.Rate) 
 	if len(keys) == 0 {
 		return nil
 	}
-	ctx, cancel := context.WithCancel(ctx)
+	both, cancel := context.WithCancel(ctx)
 	defer cancel()
 	read := &reader{src: b.s.src, keys: keys, limit: b.o.BigBytes, groups: make(chan []weighed, 2), ended: make(chan struct{})}
-	go read.run(ctx)
-	err := b.restoreAll(ctx, read.groups, rate)
+	go read.run(both)
+	err := b.restoreAll(both, read.groups, rate)
 	cancel()
 	<-read.ended
 	if read.err != nil && (err == nil || ctx.Err() == nil) {

@@ -253,6 +253,7 @@ func (c *cluster) promote(shard string) {
 		c.t.Fatalf("takeover: %s", got)
 	}
 	eventually(c.t, "a new primary", func() bool { return strings.Contains(c.try(next.Addr, "INFO", "replication"), "role:master") })
+	sh.Absent = append(sh.Absent, sh.Primary)
 	sh.Primary, sh.Replicas = next, sh.Replicas[1:]
 }
 

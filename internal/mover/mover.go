@@ -34,6 +34,7 @@ type Shard struct {
 	ID       string
 	Primary  Node
 	Replicas []Node // those that live
+	Absent   []Node // its other nodes: not asked, but whom they call the owner of a slot belongs to this shard
 	Busy     string // why it is to be left alone: a failover, a switchover
 }
 

@@ -160,7 +160,8 @@ func (s *session) side(ctx context.Context, l *link, sh Shard, mv reshard.Move, 
 // ownerOf says who has the slots by a primary's word. Whom the target calls the owner counts for it only if it is the target itself.
 func (s *session) ownerOf(v view, slots []int, target bool) reshard.Owner {
 	has := func(sh Shard, id string) bool {
-		return sh.Primary.ID == id || slices.ContainsFunc(sh.Replicas, func(n Node) bool { return n.ID == id })
+		is := func(n Node) bool { return n.ID == id }
+		return is(sh.Primary) || slices.ContainsFunc(sh.Replicas, is) || slices.ContainsFunc(sh.Absent, is)
 	}
 	var owner reshard.Owner
 	for _, slot := range slots {
