@@ -23,20 +23,24 @@ type weighed struct {
 
 // keysOf lists the keys of slots at one server.
 func keysOf(ctx context.Context, l *link, slots []int) ([]string, error) {
+	addKeys(l, slots)
+	reps, err := l.must(ctx)
+	return keysIn(reps), err
+}
+
+func addKeys(l *link, slots []int) {
 	for _, slot := range slots {
 		l.add("CLUSTER", "GETKEYSINSLOT", strconv.Itoa(slot), strconv.Itoa(1<<31-1))
 	}
-	reps, err := l.must(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var keys []string
+}
+
+func keysIn(reps []reply) (keys []string) {
 	for _, r := range reps {
 		for _, it := range r.items {
 			keys = append(keys, string(it.body))
 		}
 	}
-	return keys, nil
+	return keys
 }
 
 // copyAll copies everything that the source has in the slots.

@@ -287,7 +287,7 @@ func tagOf(slot int) string {
 	}
 }
 
-func keysIn(table *route.Table) func([][]byte, []int) ([]int, bool) {
+func keysBy(table *route.Table) func([][]byte, []int) ([]int, bool) {
 	return func(args [][]byte, dst []int) ([]int, bool) {
 		row := table.Lookup(args[0])
 		return row.Keys(args, dst), row.Name != ""
@@ -377,7 +377,7 @@ func (s *shelf) store(_ context.Context, m reshard.Move) error {
 }
 
 func (c *cluster) options(g *gate, s *shelf) Options {
-	return Options{Name: "test", Shards: c.topology, Slot: slotOf, Keys: keysIn(route.Builtin()), Parker: g, Store: s.store, Replicas: 1,
+	return Options{Name: "test", Shards: c.topology, Slot: slotOf, Keys: keysBy(route.Builtin()), Parker: g, Store: s.store, Replicas: 1,
 		Wish: func() reshard.Wish { s.mu.Lock(); defer s.mu.Unlock(); return s.wish }}
 }
 

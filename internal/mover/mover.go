@@ -78,7 +78,7 @@ type Report struct {
 	Rounds int
 	Took   time.Duration
 	Parked time.Duration            // from the order to park until clients flowed to the new owner
-	Steps  map[string]time.Duration // by rule, while clients waited
+	Steps  map[string]time.Duration // by rule
 }
 
 // ErrHalted is what a person has to look at.
@@ -198,9 +198,7 @@ func (b *batch) run(ctx context.Context) error {
 		if err := b.do(ctx, step); err != nil {
 			return fmt.Errorf("%s: %w", step.Rule, err)
 		}
-		if b.f.Parked || step.Do == reshard.Flow {
-			b.report.Steps[step.Rule] += time.Since(began)
-		}
+		b.report.Steps[step.Rule] += time.Since(began)
 	}
 }
 

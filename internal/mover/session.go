@@ -21,8 +21,10 @@ type session struct {
 	others   []Node // primaries of all other shards
 	src, tgt *link
 	stream   *listener
-	major    int  // version of the target
-	fieldTTL bool // the source knows times to live of a hash's fields
+	peers    map[string]*link // to all others, by address
+	epoch    uint64           // of the source, by its own word
+	heard    view             // of the target, when it was last asked: what it knows of epochs never becomes less
+	fieldTTL bool             // the source knows times to live of a hash's fields
 	valkey   bool
 }
 
@@ -37,12 +39,35 @@ func (s *session) close() {
 	s.stream.close()
 	s.src.close()
 	s.tgt.close()
+	for _, l := range s.peers {
+		l.close()
+	}
+}
+
+// ask asks a server that may not be there: then the error says so, and the next question connects again.
+func (s *session) ask(ctx context.Context, n Node, collect func(*link)) ([]reply, error) {
+	l := s.peers[n.Addr]
+	if l == nil {
+		var err error
+		if l, err = s.dial(ctx, n.Addr); err != nil {
+			return nil, err
+		}
+		s.peers[n.Addr] = l
+	}
+	collect(l)
+	reps, err := l.round(ctx)
+	if err != nil {
+		l.close()
+		delete(s.peers, n.Addr)
+		return nil, err
+	}
+	return reps, l.firstError(reps)
 }
 
 // open connects to both primaries, and ends the connections of an earlier mover of these shards: what it has sent and was not yet
 // carried out must not come later than what this one does.
 func open(ctx context.Context, o *Options, from, to Shard, others []Node) (_ *session, err error) {
-	s := &session{o: o, from: from, to: to, others: others, name: "redoubt-mover:" + o.Name + ":" + from.ID + ":" + to.ID}
+	s := &session{o: o, from: from, to: to, others: others, peers: map[string]*link{}, name: "redoubt-mover:" + o.Name + ":" + from.ID + ":" + to.ID}
 	defer func() {
 		if err != nil {
 			s.close()
@@ -133,8 +158,15 @@ func (s *session) look(ctx context.Context, mv reshard.Move, f *reshard.Facts) e
 	if f.Target, err = s.side(ctx, s.tgt, s.to, mv, true); err != nil {
 		return err
 	}
-	f.Seen = true
+	f.Seen, f.Settled = true, s.settled()
 	return nil
+}
+
+// settled says whether what the target takes now stays its own. Nodes believe whoever claims a slot with the higher epoch, and one that
+// loses a slot deletes its keys. So the target must take an epoch above every one with which the source has claimed the slot: it
+// takes one above all that it knows, unless it has the highest already. Hence it must know the source's, and not have the same.
+func (s *session) settled() bool {
+	return s.heard.me == s.to.Primary.ID && s.heard.epoch[s.from.Primary.ID] >= s.epoch && s.heard.epoch[s.heard.me] != s.epoch
 }
 
 func (s *session) side(ctx context.Context, l *link, sh Shard, mv reshard.Move, target bool) (reshard.Side, error) {
@@ -150,6 +182,11 @@ func (s *session) side(ctx context.Context, l *link, sh Shard, mv reshard.Move, 
 	}
 	if v.me != sh.Primary.ID || !v.primary {
 		return reshard.Side{}, fmt.Errorf("%s calls itself %s (a primary: %v), and not the primary %s of shard %s", l.addr, v.me, v.primary, sh.Primary.ID, sh.ID)
+	}
+	if target {
+		s.heard = v
+	} else {
+		s.epoch = v.epoch[v.me]
 	}
 	side := reshard.Side{Owner: s.ownerOf(v, mv.Slots, target), Keys: sum(reps[1:])}
 	side.Marked, side.AnyMark = s.marks(v, mv.Slots, target)
@@ -219,18 +256,12 @@ func sum(reps []reply) (n int64) {
 // the stream that it gets when it is back.
 func (s *session) left(ctx context.Context, replicas []Node, slots []int) (most int64, answered int, err error) {
 	for _, n := range replicas {
-		l, err := s.dial(ctx, n.Addr)
-		if err != nil {
-			if ctx.Err() != nil {
-				return 0, 0, err
-			}
-			continue
+		reps, err := s.ask(ctx, n, func(l *link) { s.addCounts(l, slots) })
+		if ctx.Err() != nil {
+			return 0, 0, ctx.Err()
 		}
-		s.addCounts(l, slots)
-		reps, err := l.must(ctx)
-		l.close()
 		if err != nil {
-			return 0, 0, err
+			continue
 		}
 		answered++
 		most = max(most, sum(reps))
@@ -242,13 +273,14 @@ func (s *session) left(ctx context.Context, replicas []Node, slots []int) (most 
 type view struct {
 	me        string
 	primary   bool
+	epoch     map[string]uint64 // of every node
 	owner     map[int]string
 	importing map[int]string // from whom
 	migrating map[int]string // to whom
 }
 
 func readView(nodes string, slots []int) (view, error) {
-	v := view{owner: map[int]string{}, importing: map[int]string{}, migrating: map[int]string{}}
+	v := view{epoch: map[string]uint64{}, owner: map[int]string{}, importing: map[int]string{}, migrating: map[int]string{}}
 	wanted := map[int]bool{}
 	for _, s := range slots {
 		wanted[s] = true
@@ -258,6 +290,11 @@ func readView(nodes string, slots []int) (view, error) {
 		if len(f) < 8 {
 			continue
 		}
+		epoch, err := strconv.ParseUint(f[6], 10, 64)
+		if err != nil {
+			return v, fmt.Errorf("read CLUSTER NODES: %.40q is not an epoch", f[6])
+		}
+		v.epoch[f[0]] = epoch
 		me := slices.Contains(strings.Split(f[2], ","), "myself")
 		if me {
 			v.me, v.primary = f[0], strings.Contains(f[2], "master")

@@ -46,7 +46,10 @@ func TestHowLongClientsWait(t *testing.T) {
 	}
 	c := newCluster(t, 2, 1, 0)
 	g, s := newGate(half), &shelf{}
-	m := c.mover(c.options(g, s))
+	o := c.options(g, s)
+	var last Report
+	o.Done = func(r Report) { last = r }
+	m := c.mover(o)
 	slot := 1500
 	for _, each := range []int{10, 300, 1000, 2000, 5000} {
 		slot++
@@ -62,7 +65,7 @@ func TestHowLongClientsWait(t *testing.T) {
 			from, to = to, from
 		}
 		w.end()
-		t.Logf("%5d keys in the slot: clients waited %s (%s to %s)", each, median(waits), waits[0], waits[len(waits)-1])
+		t.Logf("%5d keys in the slot: clients waited %s (%s to %s); the last: %v", each, median(waits), waits[0], waits[len(waits)-1], last.Steps)
 	}
 	// The same 2000 keys as a batch of small slots.
 	slots := slotsFrom(1600, 20)

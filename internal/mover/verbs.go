@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"redoubt/internal/reshard"
@@ -17,6 +18,7 @@ const (
 	askTimeout  = 200 // ms a server of Valkey waits for its replicas when slots change hands
 	countTries  = 50
 	countPause  = 20 * time.Millisecond
+	epochPause  = 2 * time.Millisecond
 )
 
 // do carries out one step, and notes what it changed in the facts.
@@ -30,9 +32,12 @@ func (b *batch) do(ctx context.Context, step reshard.Step) error {
 			return err
 		}
 	}
+	if err := rest(ctx, step.Recheck); err != nil {
+		return err
+	}
 	switch step.Do {
 	case reshard.Wait:
-		return rest(ctx, step.Recheck)
+		return nil
 	case reshard.Store:
 		return b.store(ctx, step.Stage)
 	case reshard.Look:
@@ -47,9 +52,6 @@ func (b *batch) do(ctx context.Context, step reshard.Step) error {
 		b.f.Copy.Listed = true
 		return b.copyAll(ctx)
 	case reshard.CopyDirty:
-		if err := rest(ctx, step.Recheck); err != nil {
-			return err
-		}
 		b.f.Copy.Rounds++
 		b.rounds++
 		return b.copyDirty(ctx, b.o.Rate)
@@ -151,19 +153,14 @@ func (b *batch) forget(ctx context.Context, l *link, keys []string, remake bool)
 // purgeReplicas deletes keys that replicas have and their primary has not (Redis 7.0 leaves them there when slots move away).
 func (b *batch) purgeReplicas(ctx context.Context, primary *link, replicas []Node) error {
 	for _, n := range replicas {
-		l, err := b.s.dial(ctx, n.Addr)
+		reps, err := b.s.ask(ctx, n, func(l *link) { addKeys(l, b.mv.Slots) })
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
 		if err != nil {
-			if ctx.Err() != nil {
-				return err
-			}
 			continue // gone: it gets what the others get when it is back
 		}
-		keys, err := keysOf(ctx, l, b.mv.Slots)
-		l.close()
-		if err == nil {
-			err = b.forget(ctx, primary, keys, true)
-		}
-		if err != nil {
+		if err := b.forget(ctx, primary, keysIn(reps), true); err != nil {
 			return err
 		}
 	}
@@ -249,33 +246,48 @@ func (b *batch) flow(ctx context.Context, owner string) error {
 	return nil
 }
 
-// letGo makes the source, and by its stream its replicas, forget the keys. Nobody writes them; they may end by themselves.
+// letGo makes the source, and by its stream its replicas, forget the keys, and then its claim to the slots: what it said with the epoch that
+// is noted here is the last that anybody can hear of it. Nobody writes these keys; they may end by themselves.
 func (b *batch) letGo(ctx context.Context) error {
 	if b.s.stream != nil {
 		_ = b.s.stream.watchOnly(nil) // it is needed no more: an end of it does not matter
 	}
-	src := b.s.src
-	b.setSlots(src, "MIGRATING", b.s.to.Primary.ID)
+	src, n := b.s.src, len(b.mv.Slots)
 	for {
+		b.setSlots(src, "MIGRATING", b.s.to.Primary.ID)
 		for _, slot := range b.mv.Slots {
 			src.add("CLUSTER", "GETKEYSINSLOT", strconv.Itoa(slot), strconv.Itoa(4*unlinkBatch))
 		}
-		reps, err := src.must(ctx)
+		reps, err := src.round(ctx)
 		if err != nil {
 			return err
 		}
-		left := reps[len(reps)-len(b.mv.Slots):]
-		if err := b.unlink(ctx, left); err != nil {
+		for _, r := range reps { // of a slot that it has let go already it is not the owner
+			if err := r.err(); err != nil && !strings.Contains(err.Error(), "not the owner of hash slot") {
+				return fmt.Errorf("%s: %w", src.addr, err)
+			}
+		}
+		if err := b.unlink(ctx, reps[n:]); err != nil {
 			return err
 		}
 		b.s.addCounts(src, b.mv.Slots)
-		if reps, err = src.must(ctx); err != nil {
+		b.setSlots(src, b.node()...)
+		src.add("CLUSTER", "NODES")
+		if reps, err = src.round(ctx); err != nil {
 			return err
 		}
-		if b.f.Source.Keys = sum(reps); b.f.Source.Keys == 0 {
-			b.f.Source.Marked = true
-			return nil
+		if b.f.Source.Keys = sum(reps[:n]); b.f.Source.Keys > 0 {
+			continue // a slot with keys is not given away
 		}
+		if err := src.firstError(reps); err != nil {
+			return err
+		}
+		v, err := readView(string(reps[2*n].body), b.mv.Slots)
+		if err != nil {
+			return err
+		}
+		b.s.epoch, b.f.Source.Owner = v.epoch[v.me], reshard.ByTarget
+		return nil
 	}
 }
 
@@ -317,14 +329,42 @@ func (b *batch) unlink(ctx context.Context, lists []reply) error {
 	return err
 }
 
-// flip gives the target the slots: the one command that everybody believes.
+// flip gives the target the slots: the one command that everybody believes. It waits until it will be believed (see settled).
 func (b *batch) flip(ctx context.Context) error {
+	for !b.s.settled() {
+		if err := rest(ctx, epochPause); err != nil {
+			return err
+		}
+		if err := b.hear(ctx); err != nil {
+			return err
+		}
+	}
 	b.setSlots(b.s.tgt, b.node()...)
-	if _, err := b.s.tgt.must(ctx); err != nil {
+	if err := b.hear(ctx); err != nil {
 		return err
+	}
+	for b.s.heard.epoch[b.s.heard.me] <= b.s.epoch { // it had the highest, and another node the same
+		b.s.tgt.add("CLUSTER", "BUMPEPOCH")
+		if err := b.hear(ctx); err != nil {
+			return err
+		}
+		if err := rest(ctx, epochPause); err != nil {
+			return err
+		}
 	}
 	b.f.Target.Owner, b.f.Target.Marked, b.f.Target.AnyMark = reshard.ByTarget, false, false
 	return nil
+}
+
+// hear sends the target what was collected, and asks what it knows of the cluster.
+func (b *batch) hear(ctx context.Context) error {
+	b.s.tgt.add("CLUSTER", "NODES")
+	reps, err := b.s.tgt.must(ctx)
+	if err != nil {
+		return err
+	}
+	b.s.heard, err = readView(string(reps[len(reps)-1].body), b.mv.Slots)
+	return err
 }
 
 func (b *batch) node() []string {
@@ -342,11 +382,9 @@ func (b *batch) tell(ctx context.Context) error {
 		return err
 	}
 	for _, n := range b.s.others {
-		if l, err := b.s.dial(ctx, n.Addr); err == nil {
-			b.setSlots(l, b.node()...)
-			_, _ = l.round(ctx) // gossip tells it
-			l.close()
-		}
+		if _, err := b.s.ask(ctx, n, func(l *link) { b.setSlots(l, b.node()...) }); err != nil && ctx.Err() != nil {
+			return ctx.Err()
+		} // else gossip tells it
 	}
 	if err := b.s.look(ctx, b.mv, &b.f); err != nil {
 		return err

@@ -8,9 +8,10 @@ import (
 )
 
 const (
-	recheckBusy = 20 * time.Millisecond
-	recheckWish = 100 * time.Millisecond
-	recheckHot  = time.Second
+	recheckBusy  = 20 * time.Millisecond
+	recheckWish  = 100 * time.Millisecond
+	recheckHot   = time.Second
+	recheckEpoch = 5 * time.Millisecond // gossip's own pace
 )
 
 // rule is one row: it holds in one stage (everyStage: in all that are not over), when its condition does, and says what is then to be done.
@@ -55,6 +56,9 @@ var rules = [...]rule{
 	{Copying, "hot", hot, func(_ Move, f Facts) Step {
 		return Step{Do: CopyDirty, Recheck: recheckHot, Why: fmt.Sprintf("after %d rounds %d keys of about %d bytes are still written faster than copied; clients would wait for too long: move these slots in a quieter time, or by force", f.Copy.Rounds, f.Copy.Dirty, f.Copy.Bytes)}
 	}},
+	{Copying, "epochs", unsettled, func(Move, Facts) Step {
+		return Step{Do: Look, Recheck: recheckEpoch, Why: "the target has not heard of the source's latest epoch, or has the same: what it takes now could be taken back"}
+	}},
 	{Copying, "park", unparked, func(_ Move, f Facts) Step {
 		return Step{Do: Park, Why: fmt.Sprintf("%d keys are left to copy", f.Copy.Dirty)}
 	}},
@@ -64,8 +68,8 @@ var rules = [...]rule{
 	{LettingGo, "flipped", flipped, store(Settling, "the target owns the slots")},
 	{LettingGo, "hold", unparked, do(Park, "the slots are between two owners")},
 	{LettingGo, "mark-again", unmarked, do(Import, "the target's primary does not know the mark: it was replaced")},
-	{LettingGo, "forget", sourceHolds, do(LetGo, "the source and its replicas must forget the keys before the target owns them")},
-	{LettingGo, "flip", always, do(Flip, "the source is empty: the target takes the slots")},
+	{LettingGo, "forget", sourceHolds, do(LetGo, "the source and its replicas must forget the keys, and the source its claim, before the target owns them")},
+	{LettingGo, "flip", always, do(Flip, "the source is empty and claims nothing: the target takes the slots")},
 	// it is done; others must know
 	{Settling, "flip-lost", unflippedUnmarked, do(Import, "the target's primary does not know that it owns the slots: it was replaced")},
 	{Settling, "flip-again", unflipped, do(Flip, "the target's primary does not own the slots: it was replaced")},
@@ -144,6 +148,7 @@ func untracked(_ Move, f Facts) bool  { return !f.Copy.Tracked }
 func unlisted(_ Move, f Facts) bool   { return !f.Copy.Listed }
 func parked(_ Move, f Facts) bool     { return f.Parked }
 func unparked(_ Move, f Facts) bool   { return !f.Parked }
+func unsettled(_ Move, f Facts) bool  { return !f.Settled && !f.Parked }
 func undrained(_ Move, f Facts) bool  { return !f.Drained }
 func untold(_ Move, f Facts) bool     { return !f.Told }
 func uncounted(_ Move, f Facts) bool  { return !f.Counted }
@@ -157,7 +162,7 @@ func copiesUnmarked(m Move, f Facts) bool    { return copies(m, f) && unmarked(m
 // leftovers: what lies at the target although this process has copied nothing yet.
 func leftovers(m Move, f Facts) bool { return !f.Copy.Tracked && copies(m, f) }
 
-func sourceHolds(_ Move, f Facts) bool { return f.Source.Keys > 0 || !f.Source.Marked }
+func sourceHolds(_ Move, f Facts) bool { return f.Source.Keys > 0 || f.Source.Owner != ByTarget }
 
 // worthARound: another round makes the stop shorter. After each park in vain fewer keys are waited for.
 func worthARound(_ Move, f Facts) bool {

@@ -84,6 +84,7 @@ type Facts struct {
 	Seen    bool   // both primaries were looked at since anything unexpected happened
 	Source  Side
 	Target  Side
+	Settled bool // the target knows the source's latest epoch, and has another one: what it takes cannot be taken back
 	Copy    Copy
 	Parked  bool // nobody writes these slots
 	Drained bool // since the park: the stream was read to its end, the last keys were copied, enough replicas of the target have them
@@ -124,10 +125,10 @@ const (
 	CopyDirty Verb = "copy-more" // what was written meanwhile
 	Park      Verb = "park"      // clients of these slots wait
 	Drain     Verb = "drain"     // the stream to its end, the last keys, WAIT
-	LetGo     Verb = "let-go"    // SETSLOT MIGRATING and UNLINK on the source
+	LetGo     Verb = "let-go"    // SETSLOT MIGRATING, UNLINK, SETSLOT NODE on the source
 	Flip      Verb = "flip"      // SETSLOT NODE on the target
 	Flow      Verb = "flow"      // clients of these slots go to the shard Step.Owner
-	Tell      Verb = "tell"      // SETSLOT NODE everywhere else
+	Tell      Verb = "tell"      // SETSLOT NODE everywhere
 	Clean     Verb = "clean"     // delete what the source or its replicas still have
 	Count     Verb = "count"     // compare the target's replicas with their primary
 	Stable    Verb = "stable"    // SETSLOT STABLE on the target
@@ -140,5 +141,5 @@ type Step struct {
 	Do      Verb
 	Stage   Stage         // of Store
 	Owner   string        // of Flow
-	Recheck time.Duration // of Wait
+	Recheck time.Duration // wait for so long before it
 }

@@ -19,7 +19,7 @@ import (
 //	move slots=(1,2) [from=a] [to=b] [stage=copying] [wish=pause] [force]
 //	source|target [owner=source|target|mixed|nobody|other] [keys=5] [left=2] [marked|unmarked]     what a side is like, seen from now on
 //	copy [tracked] [listed] [dirty=5] [bytes=100] [rounds=3]
-//	now [parked|flowing] [drained] [told] [counted] [tried=1] [busy=why|idle]
+//	now [parked|flowing] [drained] [told] [counted] [tried=1] [unsettled] [busy=why|idle]
 //	crash                                   nothing is known any more but what is stored
 //	next [times=3]                          what Next says; what it stores becomes what is stored, and each other step has the effect that it should have
 //	say                                     what Next says, with no effect
@@ -56,6 +56,7 @@ func (w *story) run(t *testing.T, d *datadriven.TestData) string {
 		f.Parked = (f.Parked || a.Has("parked")) && !a.Has("flowing")
 		f.Drained = (f.Drained || a.Has("drained")) && f.Parked
 		f.Told, f.Counted = f.Told || a.Has("told"), f.Counted || a.Has("counted")
+		f.Settled = f.Settled && !a.Has("unsettled")
 		f.Tried = int(a.Num("tried", int64(f.Tried)))
 		if f.Busy = a.Str("busy", f.Busy); a.Has("idle") {
 			f.Busy = ""
@@ -100,7 +101,7 @@ func (w *story) side(a storytest.Args, s *Side) {
 	if w.f.Source.Owner == "" {
 		w.f.Source.Owner, w.f.Target.Owner = BySource, BySource
 	}
-	w.f.Seen = true
+	w.f.Seen, w.f.Settled = true, true
 	s.Owner = Owner(strings.Replace(a.Str("owner", string(s.Owner)), "other", string(BySome), 1))
 	s.Keys, s.Left = a.Num("keys", s.Keys), a.Num("left", s.Left)
 	s.Marked = (s.Marked || a.Has("marked")) && !a.Has("unmarked")
@@ -115,8 +116,9 @@ func (w *story) next(apply bool) string {
 		out += " " + string(s.Stage)
 	case Flow:
 		out += " to " + s.Owner
-	case Wait:
-		out += " " + s.Recheck.String()
+	}
+	if s.Recheck > 0 {
+		out += " in " + s.Recheck.String()
 	}
 	out += ": " + s.Why + "\n"
 	if apply {
@@ -128,6 +130,8 @@ func (w *story) next(apply bool) string {
 // effect is what a step does to the facts when all goes well.
 func effect(m *Move, f *Facts, s Step) {
 	switch s.Do {
+	case Look:
+		f.Settled = f.Settled || s.Recheck > 0
 	case Store:
 		m.Stage = s.Stage
 	case Import:
@@ -146,7 +150,7 @@ func effect(m *Move, f *Facts, s Step) {
 	case Drain:
 		f.Drained, f.Copy.Dirty, f.Copy.Bytes = true, 0, 0
 	case LetGo:
-		f.Source.Keys, f.Source.Marked = 0, true
+		f.Source.Keys, f.Source.Owner = 0, ByTarget
 	case Flip:
 		f.Target.Owner, f.Target.Marked, f.Target.AnyMark = ByTarget, false, false
 	case Flow:

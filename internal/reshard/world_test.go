@@ -61,7 +61,7 @@ func (w *world) write() {
 
 func (w *world) look(f *Facts) {
 	own := [2]Owner{BySource, ByTarget}
-	f.Seen = true
+	f.Seen, f.Settled = true, w.rng.IntN(3) > 0
 	f.Source = Side{Owner: own[w.owner[0]], Marked: w.marked[0], AnyMark: w.marked[0], Keys: int64(len(w.side[0].primary)), Left: int64(len(w.side[0].replica))}
 	f.Target = Side{Owner: own[w.owner[1]], Marked: w.marked[1], AnyMark: w.marked[1], Keys: int64(len(w.side[1].primary)), Left: int64(len(w.side[1].replica))}
 }
@@ -116,7 +116,7 @@ func (w *world) do(t *testing.T, m *Move, f *Facts, s Step) {
 		if w.flow >= 0 {
 			t.Fatal("the source lets go while clients write")
 		}
-		w.marked[0] = true
+		w.owner[0] = 1
 		for k := range w.side[0].primary { // one step of it may be all that is done
 			delete(w.side[0].primary, k)
 			delete(w.side[0].replica, k)
