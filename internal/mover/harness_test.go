@@ -78,6 +78,7 @@ func serverBinary(t testing.TB) string {
 type server struct {
 	Node
 	port, bus int
+	announced int // where other nodes reach the bus
 	dir       string
 	cmd       *exec.Cmd
 }
@@ -103,6 +104,8 @@ type cluster struct {
 	t     testing.TB
 	nodes [][]*server // by shard; the first was the primary at the beginning
 
+	gossip sync.RWMutex // what nodes tell each other passes while nobody has it locked
+
 	mu     sync.Mutex
 	shards []Shard // as the topology is told to the mover
 }
@@ -117,6 +120,7 @@ func newCluster(t testing.TB, shards, replicas, empty int) *cluster {
 		c.nodes = append(c.nodes, nil)
 		for j := range replicas + 1 {
 			s := &server{port: freePort(t), bus: freePort(t), dir: t.TempDir()}
+			s.announced = c.relay(s.bus)
 			s.ID, s.Addr = fmt.Sprintf("%040x", (i+1)*16+j), fmt.Sprintf("127.0.0.1:%d", s.port)
 			c.nodes[i] = append(c.nodes[i], s)
 		}
@@ -129,7 +133,7 @@ func newCluster(t testing.TB, shards, replicas, empty int) *cluster {
 	for i := range c.nodes {
 		for _, s := range c.nodes[i] {
 			c.write(s, shards-empty)
-			start(t, s, "--cluster-enabled", "yes", "--cluster-port", strconv.Itoa(s.bus), "--cluster-node-timeout", "15000", "--cluster-replica-no-failover", "yes",
+			start(t, s, "--cluster-enabled", "yes", "--cluster-port", strconv.Itoa(s.bus), "--cluster-announce-bus-port", strconv.Itoa(s.announced), "--cluster-node-timeout", "15000", "--cluster-replica-no-failover", "yes",
 				"--cluster-allow-replica-migration", "no", "--cluster-require-full-coverage", "no", "--lazyfree-lazy-server-del", "yes")
 		}
 	}
@@ -141,6 +145,65 @@ func newCluster(t testing.TB, shards, replicas, empty int) *cluster {
 		}
 	}
 	return c
+}
+
+// relay carries gossip to a bus while c.gossip lets it.
+func (c *cluster) relay(bus int) (port int) {
+	port = freePort(c.t)
+	l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	var open sync.WaitGroup
+	var mu sync.Mutex
+	var conns []net.Conn
+	carry := func(to, from net.Conn) {
+		defer open.Done()
+		defer to.Close()
+		b := make([]byte, 64<<10)
+		for {
+			n, err := from.Read(b)
+			c.gossip.RLock()
+			c.gossip.RUnlock() //nolint:staticcheck // it is waited for, nothing is guarded
+			if err != nil {
+				return
+			}
+			if _, err := to.Write(b[:n]); err != nil {
+				return
+			}
+		}
+	}
+	open.Add(1)
+	go func() {
+		defer open.Done()
+		for {
+			in, err := l.Accept()
+			if err != nil {
+				return
+			}
+			out, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", bus))
+			if err != nil {
+				_ = in.Close()
+				continue
+			}
+			mu.Lock()
+			conns = append(conns, in, out)
+			mu.Unlock()
+			open.Add(2)
+			go carry(in, out)
+			go carry(out, in)
+		}
+	}()
+	c.t.Cleanup(func() {
+		_ = l.Close()
+		mu.Lock()
+		for _, nc := range conns {
+			_ = nc.Close()
+		}
+		mu.Unlock()
+		open.Wait()
+	})
+	return port
 }
 
 // write makes the file that a node remembers its cluster by.
@@ -157,7 +220,7 @@ func (c *cluster) write(me *server, owners int) {
 			} else if i < owners {
 				slots = fmt.Sprintf(" %d-%d", i*reshard.SlotCount/owners, (i+1)*reshard.SlotCount/owners-1)
 			}
-			fmt.Fprintf(&b, "%s 127.0.0.1:%d@%d %s %s 0 0 %d connected%s\n", s.ID, s.port, s.bus, flags, of, i+1, slots)
+			fmt.Fprintf(&b, "%s 127.0.0.1:%d@%d %s %s 0 0 %d connected%s\n", s.ID, s.port, s.announced, flags, of, i+1, slots)
 		}
 	}
 	fmt.Fprintf(&b, "vars currentEpoch %d lastVoteEpoch 0\n", len(c.nodes))

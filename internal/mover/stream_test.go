@@ -5,10 +5,14 @@ package mover
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"redoubt/internal/reshard"
 	"redoubt/internal/resp"
@@ -146,6 +150,95 @@ func TestSlotsGoThereAndBackAtOnce(t *testing.T) {
 		}
 		mustRun(t, m, reshard.Move{Slots: []int{slot}, From: owner[slot], To: to})
 		owner[slot] = to
+	}
+	w.compare(t)
+}
+
+// TestASlotIsNotTakenBackByAnOldClaim: while gossip is slow, two shards that take slots from each other would come to the same epoch, and the
+// repair of that tie would give the slot to whoever has it no more.
+func TestASlotIsNotTakenBackByAnOldClaim(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 2, 1, 0)
+	g, s := newGate(half), &shelf{}
+	w := newClients(t, c, g, []int{9042})
+	w.fill(t, 2, 60)
+	w.run(t, 2)
+	o := c.options(g, s)
+	held, waited := true, 0
+	c.gossip.Lock()
+	release := func() {
+		if held {
+			held = false
+			c.gossip.Unlock()
+		}
+	}
+	t.Cleanup(release)
+	o.Before = func(step reshard.Step) error {
+		if step.Rule == "epochs" {
+			if waited++; waited == 20 { // 100 ms
+				release()
+			}
+		}
+		return nil
+	}
+	m := c.mover(o)
+	mustRun(t, m, reshard.Move{Slots: []int{9042}, From: "b", To: "a"}) // it takes an epoch above both
+	if waited > 0 {
+		t.Fatalf("the first move waited %d times", waited)
+	}
+	mustRun(t, m, reshard.Move{Slots: []int{9042}, From: "a", To: "b"})
+	if release(); waited < 20 {
+		t.Errorf("the slot went back after %d looks, before gossip had told of the first move", waited)
+	}
+	for _, addr := range []string{c.primary("a").Addr, c.primary("b").Addr} { // and ties have been repaired
+		eventually(t, "epochs that differ", func() bool {
+			v, err := readView(c.try(addr, "CLUSTER", "NODES"), []int{9042})
+			a, b := v.epoch[c.primary("a").ID], v.epoch[c.primary("b").ID]
+			return err == nil && b > a && a >= 3
+		})
+	}
+	w.compare(t)
+}
+
+// lateStream is a connection that is slow once a stream was asked for on it.
+type lateStream struct {
+	net.Conn
+	asked atomic.Bool
+}
+
+func (l *lateStream) Write(b []byte) (int, error) {
+	if bytes.Contains(b, []byte("PSYNC")) {
+		l.asked.Store(true)
+	}
+	return l.Conn.Write(b)
+}
+
+func (l *lateStream) Read(b []byte) (int, error) {
+	n, err := l.Conn.Read(b)
+	if l.asked.Load() {
+		_ = rest(context.Background(), 20*time.Millisecond)
+	}
+	return n, err
+}
+
+func TestWhatWasWrittenLastIsCopiedHoweverLateItIsHeard(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 2, 1, 0)
+	g, s := newGate(half), &shelf{}
+	slots := slotsFrom(50, 2)
+	w := newClients(t, c, g, slots)
+	w.fill(t, 2, 200)
+	w.run(t, 3)
+	o := c.options(g, s)
+	o.Dial = func(ctx context.Context, addr string) (net.Conn, error) {
+		var d net.Dialer
+		nc, err := d.DialContext(ctx, "tcp", addr)
+		return &lateStream{Conn: nc}, err
+	}
+	from, to := "a", "b"
+	for range 4 {
+		mustRun(t, c.mover(o), reshard.Move{Slots: slots, From: from, To: to})
+		from, to = to, from
 	}
 	w.compare(t)
 }
