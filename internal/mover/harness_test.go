@@ -164,7 +164,8 @@ func (c *cluster) relay(bus int) (port int) {
 		for {
 			n, err := from.Read(b)
 			c.gossip.RLock()
-			c.gossip.RUnlock() //nolint:staticcheck // it is waited for, nothing is guarded
+			//lint:ignore SA2001 it is waited for, nothing is guarded
+			c.gossip.RUnlock()
 			if err != nil {
 				return
 			}
