@@ -165,7 +165,7 @@ func (p *prober) end() time.Duration {
 }
 
 func TestALargeValueThatIsWrittenAllTheTime(t *testing.T) {
-	t.Parallel()
+	unhurried(t)
 	c := newCluster(t, 2, 1, 0)
 	tag := tagOf(1400)
 	a := c.primary("a").Addr

@@ -24,7 +24,7 @@ func (c *cluster) do(addr string, args ...string) string {
 }
 
 func TestDeletedKeysDoNotComeBackWithAnOldReplica(t *testing.T) {
-	t.Parallel()
+	unhurried(t)
 	c := newCluster(t, 2, 1, 0)
 	g, s := newGate(half), &shelf{}
 	m := c.mover(c.options(g, s))
@@ -113,7 +113,7 @@ func TestWhatEndsByItselfIsLetGo(t *testing.T) {
 }
 
 func TestEverythingIsFlushedMeanwhile(t *testing.T) {
-	t.Parallel()
+	unhurried(t)
 	c := newCluster(t, 2, 1, 0)
 	slots, tag := []int{500}, tagOf(500)
 	a := c.primary("a").Addr
@@ -265,7 +265,7 @@ func TestWaitDoesNotCountWhoListens(t *testing.T) {
 
 // TestTheListenerIsRenewed: a connection that acknowledges nothing would be ended after repl-timeout.
 func TestTheListenerIsRenewed(t *testing.T) {
-	t.Parallel()
+	unhurried(t)
 	c := newCluster(t, 2, 1, 0)
 	g, s := newGate(half), &shelf{}
 	slots := []int{900}
@@ -298,7 +298,7 @@ func TestTheListenerIsRenewed(t *testing.T) {
 }
 
 func TestClientsGoOnWhenTheTargetsReplicasDoNotAcknowledge(t *testing.T) {
-	t.Parallel()
+	unhurried(t)
 	c := newCluster(t, 2, 1, 0)
 	g, s := newGate(half), &shelf{}
 	o := c.options(g, s)
@@ -363,4 +363,19 @@ func TestMoversOfOneNameEndEachOther(t *testing.T) {
 		t.Fatalf("%q, %s", got, s.stored)
 	}
 	t.Log(err, strconv.Itoa(len(g.waits)))
+}
+
+func TestAMoveKeepsItsRate(t *testing.T) {
+	unhurried(t)
+	c := newCluster(t, 2, 1, 0)
+	g, s := newGate(half), &shelf{}
+	fillSlots(t, c, c.primary("a").Addr, []int{1700}, 400)
+	o := c.options(g, s)
+	o.Rate = reshard.Rate{KeysPerSecond: 2000}
+	var r Report
+	o.Done = func(done Report) { r = done }
+	mustRun(t, c.mover(o), reshard.Move{Slots: []int{1700}, From: "a", To: "b"})
+	if r.Keys != 400 || r.Steps["copy"] < 190*time.Millisecond {
+		t.Fatalf("%d keys were copied in %s, 2000 a second were allowed", r.Keys, r.Steps["copy"])
+	}
 }

@@ -28,6 +28,15 @@ func within(t testing.TB, d time.Duration) context.Context {
 	return ctx
 }
 
+// unhurried marks what the quick gate leaves to `make test`.
+func unhurried(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("left to make test")
+	}
+	t.Parallel()
+}
+
 // eventually polls until cond holds, and ends the test if it never does.
 func eventually(t testing.TB, what string, cond func() bool) {
 	t.Helper()

@@ -56,9 +56,9 @@ type Options struct {
 	// Keys appends the places of a command's keys to dst; known is false for a command of which that is not known.
 	Keys   func(args [][]byte, dst []int) (at []int, known bool)
 	Parker Parker
-	// Store stores a batch, and fails if the batch is not this mover's any more. Its error ends Run at once.
+	// Store stores the stage of a batch, and fails if the batch is not this mover's any more. Its error ends Run at once.
 	Store func(ctx context.Context, m reshard.Move) error
-	Wish  func() reshard.Wish // what is wanted now; nil: nothing
+	Wish  func() reshard.Wish // what is wanted now; nil: what the Move says
 	// Replicas of the target that must have everything before the source lets go.
 	Replicas int
 	Limits   reshard.Limits // zero: the default
@@ -111,9 +111,6 @@ func New(o Options) (*Mover, error) {
 	}
 	if o.Stop <= 0 {
 		o.Stop = stopDefault
-	}
-	if o.Wish == nil {
-		o.Wish = func() reshard.Wish { return reshard.GoOn }
 	}
 	if o.Dial == nil {
 		o.Dial = func(ctx context.Context, addr string) (net.Conn, error) {
@@ -204,7 +201,9 @@ func (b *batch) run(ctx context.Context) error {
 
 // refresh takes what may have changed since the last step: orders, who is primary, what was written.
 func (b *batch) refresh() error {
-	b.mv.Wish = b.o.Wish()
+	if b.o.Wish != nil {
+		b.mv.Wish = b.o.Wish()
+	}
 	from, to, others, err := b.sides()
 	if err != nil {
 		return err

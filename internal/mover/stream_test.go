@@ -133,7 +133,7 @@ func TestWhatTheTargetTakesStaysItsOwn(t *testing.T) {
 
 // TestSlotsGoThereAndBackAtOnce: faster than gossip.
 func TestSlotsGoThereAndBackAtOnce(t *testing.T) {
-	t.Parallel()
+	unhurried(t)
 	cl := newCluster(t, 3, 1, 0)
 	g, s := newGate(func(slot int) string { return shardNames[slot*3/reshard.SlotCount] }), &shelf{}
 	slots := []int{40, 41}

@@ -22,7 +22,6 @@ type world struct {
 	owner  [2]int // by each primary's word: 0 the source, 1 the target
 	flow   int    // whom clients are sent to; -1: they wait
 	dirty  map[string]bool
-	acked  bool // the target's replica has what its primary has
 	n      int
 }
 
