@@ -184,6 +184,11 @@ show-upgrade: build ## replace the process of each member under 600 idle, 12 wri
 bench-ring: build ## 4 × (1+2) ring: kill, SIGSTOP and switchover of one shard's primary under load: that shard, and the others
 	@$(E2E) -run TestRingUnderLoad -args -rounds $(or $(ROUNDS),8)
 
+.PHONY: bench-move
+bench-move: ## slots of a cluster move: how long their clients wait, how fast, beside redis-cli; a list of 1,000,000 elements and 100 MiB
+	@$(GO) test ./internal/mover -count=1 -v -timeout 20m -run 'HowLong|HowFast' -args -speed
+	@$(GO) test ./internal/mover -count=1 -v -timeout 20m -run LargeValuesMove -args -large
+
 .PHONY: show-stress
 show-stress: build ## MINUTES=10 of CPU stress with stalls of 500 ms: no failover
 	@$(E2E) -run TestStress -args -minutes $(or $(MINUTES),10)

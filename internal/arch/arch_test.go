@@ -23,9 +23,9 @@ const module = "redoubt/"
 // layers is the table: each package stands once. A package may import its own layer only where the table says so.
 var layers = map[int][]string{
 	0: {"internal/invariant", "internal/topo", "internal/resp", "internal/slots"},
-	1: {"internal/failover", "internal/converge", "internal/route", "internal/ring"},
+	1: {"internal/failover", "internal/converge", "internal/route", "internal/ring", "internal/reshard"},
 	2: {"internal/clock", "internal/coord", "internal/redis", "internal/event"},
-	3: {"internal/coord/memstore", "internal/coord/raftstore", "internal/coord/scope", "internal/redisd", "internal/view", "internal/salvage"},
+	3: {"internal/coord/memstore", "internal/coord/raftstore", "internal/coord/scope", "internal/redisd", "internal/view", "internal/salvage", "internal/mover"},
 	4: {"internal/accord", "internal/agent", "internal/controller", "internal/proxy", "internal/front", "internal/sentinel", "internal/api"},
 	5: {"internal/config", "internal/app", "internal/cli", "cmd/redoubt"},
 	9: {"internal/sim", "internal/arch", "internal/coord/coordtest", "internal/redis/redistest", "internal/looptest", "internal/storytest", "test/chaos", "test/netns", "test/clients", "test/traffic", "test/redis"},
@@ -43,6 +43,7 @@ var extra = map[string][]string{
 	"internal/proxy":    {"internal/view"},
 	"internal/sentinel": {"internal/view"},
 	"internal/api":      {"internal/view"},
+	"internal/mover":    {"internal/reshard"}, // carries out what is decided there, step by step
 	"internal/topo":     {},
 }
 

@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mover
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+)
+
+const (
+	pieceElements = 2000 // of a piece, at most
+	pieceFirst    = 100  // of the first piece, before it is known how large elements are
+)
+
+// copyBig copies a large value in pieces into a temporary key of the same slot, and renames it. A value that is written meanwhile
+// is left for the next round: it counts as written.
+func (b *batch) copyBig(ctx context.Context, w weighed) error {
+	s := b.s
+	s.src.add("TYPE", w.key)
+	s.src.add("PEXPIRETIME", w.key)
+	reps, err := s.src.must(ctx)
+	if err != nil {
+		return err
+	}
+	kind := string(reps[0].body)
+	w.ttl = max(0, reps[1].num)
+	p := &pieces{batch: b, key: w.key, temp: temporary(b.o.Slot, b.o.Slot([]byte(w.key))), count: pieceFirst}
+	copy := map[string]func(context.Context) (bool, error){
+		"string": p.text, "list": p.list, "hash": p.hash, "set": p.set, "zset": p.zset, "stream": p.stream,
+	}[kind]
+	if copy == nil || kind == "hash" && s.fieldTTL { // a hash's fields may have times to live, which no piece tells
+		return b.copyWhole(ctx, w.key)
+	}
+	if err := p.remove(ctx); err != nil {
+		return err
+	}
+	whole, err := copy(ctx)
+	if err != nil {
+		return err
+	}
+	if !whole || p.made == 0 {
+		return b.copyGone(ctx, p, whole)
+	}
+	return p.rename(ctx, w.ttl)
+}
+
+// copyGone ends a copy that was overtaken. A value that turned out empty is gone at the source.
+func (b *batch) copyGone(ctx context.Context, p *pieces, whole bool) error {
+	if err := p.remove(ctx); err != nil || !whole {
+		return err
+	}
+	return b.copyWhole(ctx, p.key)
+}
+
+// copyWhole copies a value by DUMP, whatever its size.
+func (b *batch) copyWhole(ctx context.Context, key string) error {
+	b.s.src.add("DUMP", key)
+	b.s.src.add("PEXPIRETIME", key)
+	reps, err := b.s.src.must(ctx)
+	if err != nil {
+		return err
+	}
+	w := weighed{key: key}
+	if !reps[0].null && reps[1].num != -2 {
+		w.value, w.ttl = reps[0].body, max(0, reps[1].num)
+	}
+	n, err := b.s.restore(ctx, []weighed{w})
+	b.report.Keys++
+	b.report.Bytes += n
+	return err
+}
+
+// pieces is one large value on its way.
+type pieces struct {
+	*batch
+	key, temp string
+	count     int64 // elements of the next piece
+	made      int64 // pieces that were written
+	bytes     int64 // of the piece being made
+}
+
+func (p *pieces) remove(ctx context.Context) error {
+	p.s.tgt.add("ASKING")
+	p.s.tgt.add("UNLINK", p.temp)
+	_, err := p.s.tgt.must(ctx)
+	return err
+}
+
+// rename gives the value its name. A target that takes keys of a slot it does not own refuses a command about two keys of which one
+// is missing, so there is something of that name first.
+func (p *pieces) rename(ctx context.Context, ttl int64) error {
+	t := p.s.tgt
+	if ttl > 0 {
+		t.add("ASKING")
+		t.add("PEXPIREAT", p.temp, strconv.FormatInt(ttl, 10))
+	}
+	t.add("ASKING")
+	t.add("SET", p.key, "")
+	t.add("ASKING")
+	t.add("RENAME", p.temp, p.key)
+	reps, err := t.round(ctx)
+	if err != nil {
+		return err
+	}
+	err = t.firstError(reps)
+	if err != nil && ttl > 0 { // its time may have come just now: then there is nothing to rename
+		return p.copyWhole(ctx, p.key)
+	}
+	p.report.Keys++
+	return err
+}
+
+// write sends one piece, while the next is read. goOn is false when the value was written meanwhile.
+func (p *pieces) write(ctx context.Context, head []string, values [][]byte) (goOn bool, err error) {
+	for _, v := range values {
+		p.bytes += int64(len(v))
+	}
+	p.s.tgt.add("ASKING")
+	p.s.tgt.addValues(head, values...)
+	return p.flush(ctx, int64(len(values)))
+}
+
+// flush sends what was collected for the target, when it has answered the piece before.
+func (p *pieces) flush(ctx context.Context, elements int64) (goOn bool, err error) {
+	if err := p.settle(ctx); err != nil {
+		return false, err
+	}
+	if err := p.s.tgt.send(ctx); err != nil {
+		return false, err
+	}
+	goOn, err = p.written(ctx, elements)
+	if err != nil || goOn {
+		return goOn, err
+	}
+	return false, p.settle(ctx)
+}
+
+// written accounts for a piece, chooses the size of the next, and says whether the value is still what it was. While clients wait it is.
+func (p *pieces) written(ctx context.Context, elements int64) (goOn bool, err error) {
+	p.made++
+	p.report.Pieces++
+	p.report.Bytes += p.bytes
+	if elements > 0 {
+		p.count = min(max(batchBytes/max(1, p.bytes/elements), 10), pieceElements)
+	}
+	if p.f.Parked {
+		p.bytes = 0
+		return true, nil
+	}
+	err = rest(ctx, p.o.Rate.Rest(0, p.bytes, 0))
+	p.bytes = 0
+	return err == nil && !p.s.stream.written(p.key), err
+}
+
+// settle reads the answer to the piece before.
+func (p *pieces) settle(ctx context.Context) error {
+	reps, err := p.s.tgt.receive(ctx)
+	if err != nil {
+		return err
+	}
+	return p.s.tgt.firstError(reps)
+}
+
+func (p *pieces) end(ctx context.Context, err error) (bool, error) {
+	if err != nil {
+		return false, err
+	}
+	return true, p.settle(ctx)
+}
+
+func (p *pieces) text(ctx context.Context) (bool, error) {
+	for at := int64(0); ; {
+		rep, err := p.s.src.ask(ctx, "GETRANGE", p.key, strconv.FormatInt(at, 10), strconv.FormatInt(at+batchBytes-1, 10))
+		if err != nil || len(rep.body) == 0 {
+			return p.end(ctx, err)
+		}
+		goOn, err := p.write(ctx, []string{"SETRANGE", p.temp, strconv.FormatInt(at, 10)}, [][]byte{rep.body})
+		if !goOn {
+			return false, err
+		}
+		at += int64(len(rep.body))
+	}
+}
+
+func (p *pieces) list(ctx context.Context) (bool, error) {
+	for at := int64(0); ; {
+		rep, err := p.s.src.ask(ctx, "LRANGE", p.key, strconv.FormatInt(at, 10), strconv.FormatInt(at+p.count-1, 10))
+		if err != nil || len(rep.items) == 0 {
+			return p.end(ctx, err)
+		}
+		at += int64(len(rep.items))
+		goOn, err := p.write(ctx, []string{"RPUSH", p.temp}, bodies(rep.items))
+		if !goOn {
+			return false, err
+		}
+	}
+}
+
+func bodies(items []reply) [][]byte {
+	out := make([][]byte, 0, len(items))
+	for _, it := range items {
+		out = append(out, it.body)
+	}
+	return out
+}
+
+func (p *pieces) hash(ctx context.Context) (bool, error) {
+	return p.scan(ctx, "HSCAN", func(items [][]byte) ([]string, [][]byte) { return []string{"HSET", p.temp}, items })
+}
+
+func (p *pieces) set(ctx context.Context) (bool, error) {
+	return p.scan(ctx, "SSCAN", func(items [][]byte) ([]string, [][]byte) { return []string{"SADD", p.temp}, items })
+}
+
+func (p *pieces) zset(ctx context.Context) (bool, error) {
+	return p.scan(ctx, "ZSCAN", func(items [][]byte) ([]string, [][]byte) {
+		for i := 0; i+1 < len(items); i += 2 { // ZSCAN has the member first, ZADD the score
+			items[i], items[i+1] = items[i+1], items[i]
+		}
+		return []string{"ZADD", p.temp}, items
+	})
+}
+
+// scan walks over a hash, a set or a sorted set. What it meets twice is written twice, which changes nothing.
+func (p *pieces) scan(ctx context.Context, verb string, as func([][]byte) ([]string, [][]byte)) (bool, error) {
+	for cursor := "0"; ; {
+		rep, err := p.s.src.ask(ctx, verb, p.key, cursor, "COUNT", strconv.FormatInt(p.count, 10))
+		if err != nil {
+			return false, err
+		}
+		if len(rep.items) != 2 {
+			return false, fmt.Errorf("%s answered %s with %d parts", p.s.src.addr, verb, len(rep.items))
+		}
+		cursor = string(rep.items[0].body)
+		if items := bodies(rep.items[1].items); len(items) > 0 {
+			head, values := as(items)
+			if goOn, err := p.write(ctx, head, values); !goOn {
+				return false, err
+			}
+		}
+		if cursor == "0" {
+			return p.end(ctx, nil)
+		}
+	}
+}
