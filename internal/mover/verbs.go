@@ -15,10 +15,11 @@ import (
 
 const (
 	unlinkBatch = 1000
-	askTimeout  = 200 // ms a server of Valkey waits for its replicas when slots change hands
+	askTimeout  = 1000 // ms a server of Valkey waits for its replicas when slots change hands
 	countTries  = 50
 	countPause  = 20 * time.Millisecond
 	epochPause  = 2 * time.Millisecond
+	catchUp     = 4 // times as long as clients wait, before they do
 )
 
 // do carries out one step, and notes what it changed in the facts.
@@ -56,9 +57,7 @@ func (b *batch) do(ctx context.Context, step reshard.Step) error {
 		b.rounds++
 		return b.copyDirty(ctx, b.o.Rate)
 	case reshard.Park:
-		b.parked = time.Now()
-		b.f.Parked = true // also when it fails: clients may be waiting
-		return b.o.Parker.Park(ctx, b.mv.Slots)
+		return b.park(ctx)
 	case reshard.Drain:
 		return b.drain(ctx)
 	case reshard.LetGo:
@@ -189,6 +188,18 @@ func (b *batch) track(ctx context.Context) error {
 	return nil
 }
 
+// park makes clients wait. The target's replicas get the time that they need for what was copied before, not in it.
+func (b *batch) park(ctx context.Context) error {
+	if b.o.Replicas > 0 && b.s != nil && b.mv.Stage == reshard.Copying {
+		if err := b.acknowledged(ctx, catchUp*b.o.Stop); err != nil {
+			return b.vain(ctx, err)
+		}
+	}
+	b.parked = time.Now()
+	b.f.Parked = true // also when it fails: clients may be waiting
+	return b.o.Parker.Park(ctx, b.mv.Slots)
+}
+
 // drain ends copying while clients wait. What takes too long gives them back.
 func (b *batch) drain(ctx context.Context) error {
 	soft, cancel := context.WithTimeout(ctx, b.o.Stop)
@@ -207,30 +218,41 @@ func (b *batch) drain(ctx context.Context) error {
 	if err := b.copyDirty(ctx, reshard.Rate{}); err != nil {
 		return err
 	}
-	if k := b.o.Replicas; k > 0 {
-		left := time.Millisecond
+	if b.o.Replicas > 0 {
+		left := time.Duration(0)
 		if d, ok := soft.Deadline(); ok {
-			left = max(left, time.Until(d))
+			left = time.Until(d)
 		}
-		rep, err := b.s.tgt.ask(ctx, "WAIT", strconv.Itoa(k), strconv.FormatInt(left.Milliseconds(), 10))
-		if err != nil {
-			return err
-		}
-		if rep.num < int64(k) {
-			return b.vain(ctx, fmt.Errorf("%d of %d replicas of shard %s have acknowledged", rep.num, k, b.mv.To))
+		if err := b.acknowledged(ctx, left); err != nil {
+			return b.vain(ctx, err)
 		}
 	}
 	b.f.Drained = true
 	return nil
 }
 
-// vain lets clients go on at the source. After some times whoever called Run decides.
+// errLate: the target's replicas do not have what was copied.
+var errLate = errors.New("too few replicas of the target have acknowledged")
+
+// acknowledged waits until enough of the target's replicas have what was copied.
+func (b *batch) acknowledged(ctx context.Context, within time.Duration) error {
+	rep, err := b.s.tgt.ask(ctx, "WAIT", strconv.Itoa(b.o.Replicas), strconv.FormatInt(max(1, within.Milliseconds()), 10))
+	if err == nil && rep.num < int64(b.o.Replicas) {
+		err = fmt.Errorf("%w: %d of %d", errLate, rep.num, b.o.Replicas)
+	}
+	return err
+}
+
+// vain lets clients go on at the source, when the stream or the replicas were too late. After some times whoever called Run decides.
 func (b *batch) vain(ctx context.Context, why error) error {
-	if ctx.Err() != nil {
+	if !errors.Is(why, errLate) && !errors.Is(why, context.DeadlineExceeded) || ctx.Err() != nil {
 		return errors.Join(ctx.Err(), why)
 	}
 	if b.f.Tried++; b.f.Tried >= parksInVain {
 		return why
+	}
+	if !b.f.Parked {
+		return nil
 	}
 	return b.flow(ctx, b.mv.From)
 }
