@@ -3,6 +3,8 @@
 package failover
 
 import (
+	"fmt"
+
 	"time"
 
 	"redoubt/internal/invariant"
@@ -240,6 +242,9 @@ func changeReady(f *facts) (bool, string) {
 	if why := unsynced(f.Shard, f.heard); why != "" {
 		return false, why
 	}
+	if why := strays(f.Shard, f.heard); why != "" {
+		return false, why
+	}
 	return f.confirms(c), f.say("%d replicas hold everything that was acknowledged before (change %d: %s)", f.Shard.Acks(), c.ID, c)
 }
 
@@ -289,6 +294,28 @@ func lackOfDisk(s topo.Sighting, want topo.DiskState) string {
 	return ""
 }
 
+// strays names the nodes that may still serve a primary of an earlier tenure; empty: too few for it to be acknowledged by them. An
+// election under a weaker promise leaves behind whoever it does not reach. With the stronger one, what such a primary and k of those replicas
+// hold would count as acknowledged, although no election looks for it any more: so as many nodes as an election needs from now on have to be
+// in sync with the present tenure first.
+func strays(s topo.Shard, heard func(topo.NodeID) (topo.Sighting, bool)) string {
+	next := s.Assigned.Change.Apply(s.Spec)
+	if !next.Durability.Waits() || next.Replicas() <= s.Spec.Replicas() {
+		return ""
+	}
+	var missing []string
+	for _, n := range next.Nodes {
+		seen, ok := heard(n.ID)
+		if n.ID != s.Assigned.Primary && (!ok || seen.InSync != s.Assigned.Epoch) {
+			missing = append(missing, string(n.ID))
+		}
+	}
+	if len(missing) <= next.Replicas() {
+		return ""
+	}
+	return fmt.Sprintf("waiting until all nodes but %d are in sync with epoch %d, so that no earlier primary can be acknowledged by the others: %s", next.Replicas(), s.Assigned.Epoch, list(missing))
+}
+
 // unsynced names a node whose word about its disk would be a lie under the change to quorum+disk; empty: there is none. A server
 // that does not sync every write may say that it has (SAFETY A12), so all nodes do before anything is promised.
 func unsynced(s topo.Shard, heard func(topo.NodeID) (topo.Sighting, bool)) string {
@@ -332,6 +359,9 @@ func ChangeWaits(s topo.Shard, heard func(topo.NodeID) (topo.Sighting, bool)) st
 		return "waiting until " + string(c.Node.ID) + " stands still; if it is lost: redoubt switchover, whose primary will not let it in"
 	}
 	if why := unsynced(s, heard); why != "" {
+		return why
+	}
+	if why := strays(s, heard); why != "" {
 		return why
 	}
 	if p, ok := heard(a.Primary); ok && p.Waits != "" {

@@ -61,8 +61,8 @@ func (w *world) mayForgetChanging(h *host) bool {
 	if _, known := doc.Spec.Node(h.id); !known || doc.Spec.Durability == topo.Async && doc.Assigned.Change == nil {
 		return true
 	}
-	if doc.Assigned.Alone != "" {
-		return h.id != doc.Assigned.Alone && doc.Assigned.Change == nil
+	if one := w.host(doc.Assigned.Alone); one != nil {
+		return h != one && doc.Assigned.Change == nil && one.srv.alive && one.srv.run == doc.Assigned.Enrolled[one.id] // it may be dead, and nobody knows yet
 	}
 	return doc.Assigned.Change == nil && w.forgotten(h) < doc.Spec.Replicas()
 }
