@@ -70,6 +70,10 @@ bench-hang: build test-clients-deps ## 10 × SIGSTOP of the primary's server
 bench-host: build test-clients-deps ## 10 × kill -9 of agent and server together
 	@$(E2E) -run TestKillHost -args -rounds $(or $(ROUNDS),10)
 
+.PHONY: bench-cluster
+bench-cluster: build test-clients-deps ## mode cluster: kill, hang, host loss, switchover of one shard's primary; kill and hang beside Redis Cluster's own failover
+	@$(E2E) -run 'TestClusterUnderLoad|TestClusterBesideNative' -args -rounds $(or $(ROUNDS),5)
+
 .PHONY: bench-partition
 bench-partition: build ## 10 × isolation of the host of primary and controller, in network namespaces (root)
 	@$(E2E) -run TestPartition -args -rounds $(or $(ROUNDS),10)

@@ -46,6 +46,7 @@ type Shard struct {
 	View    *view.View
 	Outage  func() string // how this member goes on without the store, in words; empty while it answers; nil: nobody knows
 	Salvage SalvageFiles  // nil: nothing is kept here
+	Slots   func() string // mode cluster: what the shard has, like 0-5460,7000; empty: not known; nil: there are no slots
 }
 
 // Options are what the face needs. All fields but Metrics, Mode and Log are required.

@@ -58,8 +58,9 @@ type IntentStatus struct {
 // Orders writes operators' orders into a shard's document. It is safe for concurrent use and needs nothing of a Server,
 // so that the Sentinel face and a stopping member use it too.
 type Orders struct {
-	docs coord.Docs
-	key  string
+	docs    coord.Docs
+	key     string
+	cluster bool // the shard is one of a cluster
 }
 
 // NewOrders returns the orders for the shard with that id.

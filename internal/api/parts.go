@@ -25,7 +25,9 @@ func newPart(o Options, sh Shard) (*part, error) {
 	if sh.Outage == nil {
 		sh.Outage = func() string { return "" }
 	}
-	return &part{Shard: sh, orders: NewOrders(sh.Store, sh.ID), gather: newGatherer(o, sh)}, nil
+	p := &part{Shard: sh, orders: NewOrders(sh.Store, sh.ID), gather: newGatherer(o, sh)}
+	p.orders.cluster = sh.Slots != nil
+	return p, nil
 }
 
 // one returns the shard that a request names with ?shard=ID; where there is only one, nobody need name it.

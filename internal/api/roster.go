@@ -22,6 +22,9 @@ func (o *Orders) AddNode(ctx context.Context, r NodeRequest) error {
 	if r.ID == "" || r.Addr == "" {
 		return &Error{http.StatusBadRequest, "bad-request", "a node needs an id and an address: start its member first, or name the address"}
 	}
+	if o.cluster {
+		return rosterOfCluster()
+	}
 	return o.change(ctx, func(s *topo.Shard) (bool, error) {
 		a := &s.Assigned
 		c := a.Change
@@ -48,8 +51,15 @@ func (o *Orders) AddNode(ctx context.Context, r NodeRequest) error {
 	})
 }
 
+func rosterOfCluster() error {
+	return refuse("not-in-cluster", "nodes do not join or leave in this version of mode cluster")
+}
+
 // RemoveNode begins to take a node out of the roster. For one that is about to join it takes that back.
 func (o *Orders) RemoveNode(ctx context.Context, id topo.NodeID, by string) error {
+	if o.cluster {
+		return rosterOfCluster()
+	}
 	return o.change(ctx, func(s *topo.Shard) (bool, error) {
 		a := &s.Assigned
 		c := a.Change

@@ -54,6 +54,7 @@ type ShardStatus struct {
 	Copies    int           `json:"copies"`           // nodes that hold a write at least when it is acknowledged
 	Alone     topo.NodeID   `json:"alone,omitempty"`  // the one node that has every acknowledged write
 	Nodes     []NodeStatus  `json:"nodes"`
+	Slots     string        `json:"slots,omitempty"`      // mode cluster: ranges between commas
 	PledgedBy []topo.NodeID `json:"pledged_by,omitempty"` // the store is away, and the primary goes on because these promised not to freeze
 }
 
@@ -125,6 +126,7 @@ type facts struct {
 	reportsErr error
 	outage     string        // how this member goes on while the store does not answer it
 	pledgedBy  []topo.NodeID // who gave the lease that the store does not give
+	slots      string        // of a shard of a cluster
 }
 
 func (f facts) status() Status {
@@ -145,7 +147,7 @@ func (f facts) status() Status {
 		s, a := f.shard.Spec, f.shard.Assigned
 		sh := ShardStatus{
 			ID: f.shard.ID, Epoch: a.Epoch, Phase: a.Phase, Primary: a.Primary, Reason: a.Reason, Why: a.Why,
-			Witnesses: s.Witnesses(), Paused: a.Paused, Intent: a.Intent, Outcome: a.Outcome, Nodes: f.nodes(), PledgedBy: f.pledgedBy,
+			Witnesses: s.Witnesses(), Paused: a.Paused, Intent: a.Intent, Outcome: a.Outcome, Nodes: f.nodes(), PledgedBy: f.pledgedBy, Slots: f.slots,
 			Change: f.changeStatus(), Copies: f.copies(), Alone: a.Alone,
 		}
 		if a.Alone != "" {

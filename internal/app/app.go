@@ -75,6 +75,7 @@ type member struct {
 	store     coord.Store
 	hall      *scope.Hall  // the store as the shards of a ring share it; nil: there is one shard
 	units     []*unit      // one for each shard
+	slots     *slotBook    // mode cluster: which shard has which slots; nil otherwise
 	front     *front.Front // nil: there is one shard, whose proxy clients speak to
 	sentinel  *sentinel.Server
 	api       *api.Server

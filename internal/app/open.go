@@ -50,7 +50,7 @@ func advertised(c config.Config) string {
 }
 
 // openNode starts or finds the server beside this member.
-func openNode(ctx context.Context, o Options, d config.Unit, dir string, clk clock.Clock, log *slog.Logger) (localNode, error) {
+func openNode(ctx context.Context, o Options, d config.Unit, seat *redisd.ClusterSeat, dir string, clk clock.Clock, log *slog.Logger) (localNode, error) {
 	local := d.Node
 	addr := d.LocalAddr()
 	if local.Kind == "attached" {
@@ -65,7 +65,7 @@ func openNode(ctx context.Context, o Options, d config.Unit, dir string, clk clo
 	}
 	n, err := redisd.Managed(ctx, redisd.Options{
 		Addr: addr, Dir: local.Dir, Binary: local.Binary, Directives: local.Directives, Password: d.Password,
-		Persistence: redisd.Persistence(local.Persistence), SyncAlways: d.Durability.OnDisk(), GuardCommand: o.GuardCommand, Log: log, Clock: clk,
+		Persistence: redisd.Persistence(local.Persistence), SyncAlways: d.Durability.OnDisk(), Cluster: seat, GuardCommand: o.GuardCommand, Log: log, Clock: clk,
 	})
 	if err != nil {
 		return nil, err

@@ -21,27 +21,49 @@ func (m *member) startFront() error {
 		p := u.proxy
 		shards = append(shards, front.Shard{Name: u.deploy.ID(), Dial: func(ctx context.Context) (net.Conn, error) { return p.Attach(ctx) }})
 	}
-	placed, err := newPlacement(m.deploy.RingSpec())
-	if err != nil {
-		return fmt.Errorf("place keys on the ring: %w", err)
-	}
 	ln, err := net.Listen("tcp", c.Proxy.Listen)
 	if err != nil {
 		return fmt.Errorf("open the proxy's port: %w", err)
 	}
-	f, err := front.New(front.Options{
-		Shards: shards, Place: placed.shard, Table: m.units[0].proxy.Table,
-		Listener: ln, Password: m.deploy.Password, Log: m.log,
+	o := front.Options{
+		Shards: shards, Table: m.units[0].proxy.Table, Listener: ln, Password: m.deploy.Password, Log: m.log,
 		Limits: front.Limits{Clients: c.Proxy.Clients, Query: int(c.Proxy.QueryBytes), Output: int(c.Proxy.OutputBytes)},
-	})
+	}
+	var face *clusterFace
+	var placed *placement
+	if m.slots != nil {
+		o.Cluster = &front.Cluster{Map: m.slots.Map}
+		if c.Proxy.ClusterFace != "off" {
+			face = &clusterFace{m: m, heard: map[string]heard{}, addr: m.reach(ln.Addr().String())}
+			o.Cluster.Face = face.now.Load
+		}
+	} else {
+		if placed, err = newPlacement(m.deploy.RingSpec()); err != nil {
+			_ = ln.Close()
+			return fmt.Errorf("place keys on the ring: %w", err)
+		}
+		o.Place = placed.shard
+	}
+	f, err := front.New(o)
 	if err != nil {
 		_ = ln.Close()
 		return fmt.Errorf("set up the front of the shards: %w", err)
 	}
 	m.front = f
 	m.faces.ProxyAddr = m.reach(ln.Addr().String())
-	m.parts.start("front", f.Run)
-	if after := m.deploy.Ring.EjectAfter.D(); after > 0 {
+	m.parts.start("front", func(ctx context.Context) error {
+		if m.slots != nil { // who comes earlier waits at the port
+			if err := m.slots.await(ctx); err != nil {
+				_ = ln.Close()
+				return err
+			}
+		}
+		return f.Run(ctx)
+	})
+	if face != nil {
+		m.parts.start("cluster face", face.run)
+	}
+	if after := m.deploy.Ring.EjectAfter.D(); after > 0 && m.slots == nil {
 		m.parts.start("ejection", func(ctx context.Context) error { return m.eject(ctx, placed, after) })
 	}
 	return nil

@@ -27,6 +27,11 @@ const (
 // seed creates the shard's document if nobody has yet. It ends when the document exists; until then the store may not
 // even have a majority, because the other members are still starting.
 func (u *unit) seed(ctx context.Context, key string) error {
+	if u.slots != nil { // nobody is promoted before it is known what for
+		if err := u.slots.await(ctx); err != nil {
+			return err
+		}
+	}
 	s := topo.Shard{Format: topo.Format, ID: u.deploy.ID(), Spec: u.deploy.Spec(), Assigned: topo.Assigned{Phase: topo.PhaseNew}}
 	tick := time.NewTicker(seedEvery)
 	defer tick.Stop()

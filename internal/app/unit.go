@@ -41,7 +41,7 @@ type unit struct {
 // open makes the units, and a view for each.
 func (m *member) open() error {
 	shards := m.deploy.Units()
-	if m.deploy.Mode != "single" {
+	if m.deploy.Sharded() {
 		shared, ok := m.store.(scope.Shared)
 		if !ok {
 			return fmt.Errorf("a deployment with mode %s needs a store that several shards can share", m.deploy.Mode)
@@ -54,6 +54,10 @@ func (m *member) open() error {
 		if m.hall, err = scope.Open(shared, ids...); err != nil {
 			return err
 		}
+	}
+	if m.deploy.Mode == "cluster" {
+		m.slots = newSlotBook()
+		m.parts.start("slots", m.keepSlots)
 	}
 	for _, d := range shards {
 		u := &unit{member: m, deploy: d, log: m.log, store: m.store}
@@ -90,6 +94,9 @@ func (u *unit) face() api.Shard {
 	if u.salvaged != nil {
 		s.Salvage = u.salvaged.keeper
 	}
+	if u.slots != nil {
+		s.Slots = u.slotsText
+	}
 	return s
 }
 
@@ -98,7 +105,7 @@ func (u *unit) startNode(ctx context.Context) error {
 	if local == nil {
 		return nil
 	}
-	node, err := openNode(ctx, u.o, u.deploy, u.dir("attached"), u.clock, u.log)
+	node, err := openNode(ctx, u.o, u.deploy, u.seat(), u.dir("attached"), u.clock, u.log)
 	if err != nil {
 		return fmt.Errorf("set up node %s: %w", local.ID, err)
 	}
@@ -141,8 +148,8 @@ func (u *unit) startProxy() error {
 		p, err := proxy.New(proxy.Options{
 			View: u.view, Clock: u.clock, ID: c.Member.ID, Listen: listen, ListenReadonly: readonly,
 			Beats: u.source, Password: u.deploy.Password, ReadConsistency: proxy.Consistency(c.Proxy.Reads), HangUp: c.Proxy.UnknownOutcome == "disconnect",
-			Exact: u.deploy.Retry == "exact",
-			Zone:  c.Zone(), SplitReads: c.Proxy.SplitReads, Staleness: c.Proxy.MaxStaleness.D(), Log: u.log, Events: u.event,
+			Exact: u.deploy.Retry == "exact", Cluster: u.slots != nil,
+			Zone: c.Zone(), SplitReads: c.Proxy.SplitReads, Staleness: c.Proxy.MaxStaleness.D(), Log: u.log, Events: u.event,
 			Limits:    limits,
 			Inherited: u.inherited.of("proxy"), FirstID: u.firstID,
 			SocketMode: mode, ProxyProtocol: header,

@@ -126,7 +126,7 @@ func (m *member) mayUpgrade() error {
 	s := m.units[0].view.Load()
 	switch {
 	case m.hall != nil:
-		return errors.New("a member of a ring is not handed over in this version: stop it, which moves its primaries to other members, and start it again")
+		return errors.New("a member with several shards is not handed over in this version: stop it, which moves its primaries to other members, and start it again")
 	case len(m.o.Command) == 0:
 		return errors.New("this process does not know how it was started")
 	case !s.Fresh(m.clock.Uptime()):

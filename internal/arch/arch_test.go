@@ -22,7 +22,7 @@ const module = "redoubt/"
 
 // layers is the table: each package stands once. A package may import its own layer only where the table says so.
 var layers = map[int][]string{
-	0: {"internal/invariant", "internal/topo", "internal/resp"},
+	0: {"internal/invariant", "internal/topo", "internal/resp", "internal/slots"},
 	1: {"internal/failover", "internal/converge", "internal/route", "internal/ring"},
 	2: {"internal/clock", "internal/coord", "internal/redis", "internal/event"},
 	3: {"internal/coord/memstore", "internal/coord/raftstore", "internal/coord/scope", "internal/redisd", "internal/view", "internal/salvage"},

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -21,7 +22,7 @@ const planFile = "up.json"
 // replicasMax bounds a deployment of `redoubt up`: seven members have their ports in steps of ten.
 const replicasMax = 6
 
-// shardsMax bounds a ring of `redoubt up`, which has a server for each shard on each member.
+// shardsMax bounds a ring or cluster of `redoubt up`, which has a server for each shard on each member.
 const shardsMax = 16
 
 // plan is a deployment on one machine.
@@ -30,6 +31,7 @@ type plan struct {
 	BasePort   int             `json:"base_port"`
 	Replicas   int             `json:"replicas"`
 	Shards     int             `json:"shards,omitempty"` // 0: mode single
+	Mode       string          `json:"mode,omitempty"`   // ring (default) or cluster, where there are shards
 	Durability topo.Durability `json:"durability"`
 	Persist    string          `json:"persistence,omitempty"`        // aof (default), rdb or none
 	Sentinel   string          `json:"sentinel_addresses,omitempty"` // proxy (default) or direct
@@ -42,7 +44,8 @@ type planMember struct {
 	Dir      string   `json:"dir"` // relative to the deployment's directory
 	Node     string   `json:"node,omitempty"`
 	Server   string   `json:"server,omitempty"`
-	Servers  []string `json:"servers,omitempty"` // of a ring: one for each shard, in place of Server
+	Servers  []string `json:"servers,omitempty"` // of a ring or cluster: one for each shard, in place of Server; empty: that shard has none here
+	Buses    []int    `json:"buses,omitempty"`   // of a cluster: for each of Servers the port of its bus
 	Proxy    string   `json:"proxy"`
 	Readonly string   `json:"readonly"`
 	Sentinel string   `json:"sentinel"`
@@ -52,23 +55,32 @@ type planMember struct {
 
 // newPlan lays out the ports: proxies from base, read-only ones from base + 10, Sentinel faces from base + 20000 (or
 // base + 20 where that does not fit), APIs from base + 30, stores from base + 40, servers from base + 100, those of the
-// next shard of a ring ten further. shards is 0 in mode single.
-func newPlan(base, replicas, shards int, d topo.Durability) (plan, error) {
+// next shard ten further, the buses of a cluster 10000 above their servers (or 200 where that does not fit). shards is 0 in mode
+// single. In a ring the nodes of all shards are on the same members; in a cluster each shard begins on the next member, so that no
+// host has half of the primaries.
+func newPlan(base, replicas, shards int, mode string, d topo.Durability) (plan, error) {
 	if replicas < 0 || replicas > replicasMax {
 		return plan{}, fail(ExitUsage, "--replicas %d: use 0 to %d", replicas, replicasMax)
 	}
 	if shards < 0 || shards > shardsMax {
 		return plan{}, fail(ExitUsage, "--shards %d: use 1 to %d", shards, shardsMax)
 	}
-	if last := 65535 - 120 - 10*shards; base < 1024 || base > last {
+	last := 65535 - 120 - 10*shards
+	if mode == "cluster" {
+		last -= busNear
+	}
+	if base < 1024 || base > last {
 		return plan{}, fail(ExitUsage, "--base-port %d: use 1024 to %d", base, last)
 	}
 	nodes := replicas + 1
 	if d == "" {
 		d = topo.Async
-		if nodes >= 3 {
+		if nodes >= 3 && mode != "cluster" {
 			d = topo.Quorum
 		}
+	}
+	if mode == "cluster" && d != topo.Async {
+		return plan{}, fail(ExitUsage, "--durability %s is not in this version of mode cluster: use async", d)
 	}
 	if d != topo.Async && !d.Waits() {
 		return plan{}, fail(ExitUsage, "--durability %s: use quorum, quorum+disk or async", d)
@@ -82,6 +94,9 @@ func newPlan(base, replicas, shards int, d topo.Durability) (plan, error) {
 		sentinels = base + 20
 	}
 	p := plan{Format: 1, BasePort: base, Replicas: replicas, Shards: shards, Durability: d}
+	if mode == "cluster" {
+		p.Mode = mode
+	}
 	at := func(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
 	for i := range members {
 		m := planMember{
@@ -91,7 +106,10 @@ func newPlan(base, replicas, shards int, d topo.Durability) (plan, error) {
 		if shards == 0 {
 			m.Readonly = at(base + 10 + i)
 		}
-		if i < nodes {
+		switch {
+		case p.Mode == "cluster":
+			p.seats(&m, i, members)
+		case i < nodes:
 			m.Node = m.ID
 			if shards == 0 {
 				m.Server = at(base + 100 + i)
@@ -99,12 +117,38 @@ func newPlan(base, replicas, shards int, d topo.Durability) (plan, error) {
 			for k := range shards {
 				m.Servers = append(m.Servers, at(base+100+10*k+i))
 			}
-		} else {
+		default:
 			m.ID = fmt.Sprintf("arbiter%d", i+1-nodes)
 		}
 		p.Members = append(p.Members, m)
 	}
 	return p, nil
+}
+
+// How far the ports of buses are above those of their servers.
+const (
+	busFar  = 10_000
+	busNear = 200
+)
+
+// seats gives the member with index i of so many its servers of a cluster.
+func (p plan) seats(m *planMember, i, members int) {
+	far := busFar
+	if p.BasePort+100+10*p.Shards+busFar > 65535 {
+		far = busNear
+	}
+	m.Node = ""
+	for k := range p.Shards {
+		server, bus := "", 0
+		if rank := ((i-k)%members + members) % members; rank <= p.Replicas {
+			port := p.BasePort + 100 + 10*k + i
+			server, bus, m.Node = net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), port+far, m.ID
+		}
+		m.Servers, m.Buses = append(m.Servers, server), append(m.Buses, bus)
+	}
+	if m.Node == "" {
+		m.ID = fmt.Sprintf("arbiter%d", i-p.Shards-p.Replicas+1)
+	}
 }
 
 func readPlan(dir string) (plan, error) {
@@ -161,10 +205,15 @@ func (p plan) file(m planMember) string {
 	if p.Shards == 0 {
 		p.roster(line, "    ", 0, func(o planMember) string { return o.Server })
 	} else {
-		line("    mode: ring\n    shards:")
+		line("    mode: %s\n    shards:", cmp.Or(p.Mode, "ring"))
 		for k := range p.Shards {
 			line("      - name: s%d", k+1)
-			p.roster(line, "        ", k, func(o planMember) string { return o.Servers[k] })
+			p.roster(line, "        ", k, func(o planMember) string {
+				if k < len(o.Servers) {
+					return o.Servers[k]
+				}
+				return ""
+			})
 		}
 	}
 	if m.Node != "" {
@@ -183,12 +232,20 @@ func (p plan) file(m planMember) string {
 func (p plan) roster(line func(string, ...any), indent string, first int, server func(planMember) string) {
 	line(indent + "nodes:")
 	n := p.Replicas + 1
-	for i, o := range p.Members[:n] {
-		priority := ""
+	if p.Mode == "cluster" {
+		n = len(p.Members)
+	}
+	for i, o := range p.Members {
+		more := ""
 		if rank := ((i-first)%n + n) % n; p.Shards > 0 && rank > 0 {
-			priority = fmt.Sprintf(", priority: %d", rank)
+			more = fmt.Sprintf(", priority: %d", rank)
 		}
-		line(indent+"  - {id: %s, host: %s, addr: %q%s}", o.Node, o.ID, server(o), priority)
+		if p.Mode == "cluster" && server(o) != "" {
+			more = fmt.Sprintf(", bus-port: %d", o.Buses[first]) + more
+		}
+		if server(o) != "" {
+			line(indent+"  - {id: %s, host: %s, addr: %q%s}", o.Node, o.ID, server(o), more)
+		}
 	}
 }
 
@@ -201,6 +258,11 @@ func (m planMember) ports() [][2]string {
 	for _, server := range m.servers() {
 		ps = append(ps, [2]string{"server", server})
 	}
+	for _, bus := range m.Buses {
+		if bus > 0 {
+			ps = append(ps, [2]string{"server", net.JoinHostPort("127.0.0.1", strconv.Itoa(bus))})
+		}
+	}
 	return ps
 }
 
@@ -209,7 +271,7 @@ func (m planMember) servers() []string {
 	if m.Server != "" {
 		return []string{m.Server}
 	}
-	return m.Servers
+	return slices.DeleteFunc(slices.Clone(m.Servers), func(s string) bool { return s == "" })
 }
 
 // serverDirs lists where the member's servers keep their data.
@@ -218,7 +280,10 @@ func (p plan) serverDirs(data string, m planMember) []string {
 		return []string{filepath.Join(data, "redis")}
 	}
 	var dirs []string
-	for k := range m.Servers {
+	for k, server := range m.Servers {
+		if server == "" {
+			continue
+		}
 		dirs = append(dirs, filepath.Join(data, "redis", fmt.Sprintf("s%d", k+1)))
 	}
 	return dirs

@@ -163,7 +163,7 @@ func (e *env) check(file string) error {
 	for _, u := range d.Units() {
 		nodes += len(u.Nodes)
 	}
-	if d.Mode == "ring" {
+	if d.Sharded() {
 		shards = fmt.Sprintf("%d shards with ", len(d.Shards))
 	}
 	fmt.Fprintf(e.out, "%s is sound: member %s, deployment %s, %s%d nodes, durability %s\n", file, cfg.Member.ID, d.Name, shards, nodes, d.Durability)

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -111,6 +112,9 @@ func printShard(w io.Writer, on bool, s api.ShardStatus) {
 		primary = "none"
 	}
 	fmt.Fprintf(w, "%s  phase %s  epoch %d  primary %s", s.ID, paint(on, c, string(s.Phase)), s.Epoch, primary)
+	if s.Slots != "" {
+		fmt.Fprintf(w, "  slots %s", shortened(s.Slots))
+	}
 	if s.Paused != nil {
 		fmt.Fprintf(w, "  %s", paint(on, yellow, "automation paused"))
 	}
@@ -141,6 +145,16 @@ func printShard(w io.Writer, on bool, s api.ShardStatus) {
 	}
 	table(w, on, rows)
 	fmt.Fprintln(w)
+}
+
+// shortened is a list of ranges as long as a line has room for; --json has all of it.
+func shortened(ranges string) string {
+	parts := strings.Split(ranges, ",")
+	const most = 6
+	if len(parts) <= most {
+		return ranges
+	}
+	return fmt.Sprintf("%s and %d ranges more", strings.Join(parts[:most], ","), len(parts)-most)
 }
 
 // replicasOf is how many replicas a shard has that has fewest.

@@ -43,7 +43,7 @@ func (e *env) up() *cobra.Command {
 		Use: "up", Short: "Start a whole deployment on this machine",
 		Long: "Start a whole deployment on this machine: members as separate processes, each with its own server, exactly as in\n" +
 			"production, so that killing any of them is a real test. Run again, it starts only what is not running.\n\n" +
-			"Ports from --base-port: read-write proxies +0…, read-only ones +10…, Sentinel faces +20000… (+20… from base 40001 on),\nAPIs +30…, stores +40…, servers +100…",
+			"Ports from --base-port: read-write proxies +0…, read-only ones +10…, Sentinel faces +20000… (+20… from base 40001 on),\nAPIs +30…, stores +40…, servers +100…, their buses in mode cluster 10000 above (200 from base 55200 on).",
 		RunE: func(c *cobra.Command, _ []string) error {
 			return e.runUp(c.Context(), f, c.Flags().Changed("base-port"), c.Flags().Changed("replicas"), c.Flags().Changed("durability"), c.Flags().Changed("mode") || c.Flags().Changed("shards"))
 		},
@@ -51,8 +51,8 @@ func (e *env) up() *cobra.Command {
 	c.Flags().StringVar(&f.dir, "dir", defaultDir, "where the deployment lives")
 	c.Flags().IntVar(&f.base, "base-port", 6379, "the first port")
 	c.Flags().IntVar(&f.replicas, "replicas", 2, "replicas of the primary, or of each shard's")
-	c.Flags().StringVar(&f.mode, "mode", "single", "single: one shard; ring: --shards shards, keys placed as twemproxy does (fnv1a_64, ketama)")
-	c.Flags().IntVar(&f.shards, "shards", 4, "shards of a ring")
+	c.Flags().StringVar(&f.mode, "mode", "single", "single: one shard; ring: --shards shards, keys placed as twemproxy does (fnv1a_64, ketama); cluster: --shards shards of servers with cluster-enabled")
+	c.Flags().IntVar(&f.shards, "shards", 4, "shards of a ring or cluster")
 	c.Flags().StringVar(&f.durability, "durability", "", "quorum, quorum+disk or async (default: quorum with two or more replicas)")
 	c.Flags().StringVar(&f.persist, "persistence", "aof", "what the servers keep on disk: aof, rdb or none")
 	c.Flags().StringVar(&f.sentinel, "sentinel-addresses", "proxy", "what Sentinel clients are told: proxy (never changes) or direct (the real primary)")
@@ -70,12 +70,12 @@ func (e *env) runUp(ctx context.Context, f upFlags, given ...bool) error {
 	switch {
 	case f.mode == "single":
 		shards = 0
-	case f.mode != "ring":
-		return fail(ExitUsage, "--mode %s: use single or ring", f.mode)
+	case f.mode != "ring" && f.mode != "cluster":
+		return fail(ExitUsage, "--mode %s: use single, ring or cluster", f.mode)
 	case shards == 0:
 		return fail(ExitUsage, "--shards 0: use 1 to %d", shardsMax)
 	}
-	want, err := newPlan(f.base, f.replicas, shards, topo.Durability(f.durability))
+	want, err := newPlan(f.base, f.replicas, shards, f.mode, topo.Durability(f.durability))
 	if err != nil {
 		return err
 	}
@@ -104,8 +104,8 @@ func (e *env) runUp(ctx context.Context, f upFlags, given ...bool) error {
 		}
 	case err != nil:
 		return err
-	case given[0] && p.BasePort != want.BasePort, given[1] && p.Replicas != want.Replicas, given[2] && p.Durability != want.Durability, given[3] && p.Shards != want.Shards:
-		return fail(ExitUsage, "%s holds a deployment with --base-port %d --replicas %d --durability %s and %d shards in a ring (0: mode single): leave these flags out, use another --dir, or remove it with `redoubt down --purge --dir %s`",
+	case given[0] && p.BasePort != want.BasePort, given[1] && p.Replicas != want.Replicas, given[2] && p.Durability != want.Durability, given[3] && (p.Shards != want.Shards || p.Mode != want.Mode):
+		return fail(ExitUsage, "%s holds a deployment with --base-port %d --replicas %d --durability %s and %d shards (0: mode single): leave these flags out, use another --dir, or remove it with `redoubt down --purge --dir %s`",
 			f.dir, p.BasePort, p.Replicas, p.Durability, p.Shards, f.dir)
 	}
 	for _, m := range p.Members {

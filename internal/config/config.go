@@ -81,7 +81,7 @@ type StoreMember struct {
 // Deployment is what a client sees as one Redis.
 type Deployment struct {
 	Name        string          `yaml:"name"`
-	Mode        string          `yaml:"mode"` // "single" or "ring"
+	Mode        string          `yaml:"mode"` // "single", "ring" or "cluster"
 	Durability  topo.Durability `yaml:"durability"`
 	AckReplicas int             `yaml:"ack-replicas"`
 	MinCopies   int             `yaml:"min-copies"` // quorum with two nodes: 1 or 2
@@ -89,10 +89,16 @@ type Deployment struct {
 	Retry       string          `yaml:"retry"`      // "none" or "exact"; exact: quorum and quorum+disk only
 	Password    string          `yaml:"password"`
 	Timing      Timing          `yaml:"timing"`
-	Nodes       []Node          `yaml:"nodes"`  // single: the roster, the same on all members
-	Ring        Ring            `yaml:"ring"`   // ring: how keys find their shard
-	Shards      []Shard         `yaml:"shards"` // ring: each with its roster, the same on all members
-	Node        *LocalNode      `yaml:"node"`   // what is on this member; nil: no data node (an arbiter)
+	Nodes       []Node          `yaml:"nodes"`   // single: the roster, the same on all members
+	Ring        Ring            `yaml:"ring"`    // ring: how keys find their shard
+	Cluster     Cluster         `yaml:"cluster"` // cluster: what the servers' ids follow from
+	Shards      []Shard         `yaml:"shards"`  // ring and cluster: each with its roster, the same on all members
+	Node        *LocalNode      `yaml:"node"`    // what is on this member; nil: no data node (an arbiter)
+}
+
+// Cluster is what only a cluster has.
+type Cluster struct {
+	UID string `yaml:"uid"` // the servers' ids follow from it, so it never changes; default: the deployment's name
 }
 
 // Ring says how keys find their shard. The words are twemproxy's, and mean the same.
@@ -105,11 +111,12 @@ type Ring struct {
 	EjectAfter topo.Duration `yaml:"eject-after"`
 }
 
-// Shard is one part of a ring: a primary and its replicas.
+// Shard is one part of a ring or a cluster: a primary and its replicas.
 type Shard struct {
-	Name     string `yaml:"name"`
-	RingName string `yaml:"ring-name"` // its place on the ring follows from it; default: the name
-	Weight   int    `yaml:"weight"`
+	Name     string `yaml:"name"`      // its id in a cluster follows from it
+	RingName string `yaml:"ring-name"` // ring only: its place on the ring follows from it; default: the name
+	Weight   int    `yaml:"weight"`    // ring only
+	Slots    string `yaml:"slots"`     // cluster only, when it is created: 0-5460,…; default: equal parts in the order of the list
 	Nodes    []Node `yaml:"nodes"`
 }
 
@@ -127,6 +134,7 @@ type Node struct {
 	Host     string `yaml:"host"`
 	Zone     string `yaml:"zone"`
 	Addr     string `yaml:"addr"`
+	BusPort  int    `yaml:"bus-port"` // cluster only: where the servers reach each other; default: 10000 above that of Addr
 	Priority int    `yaml:"priority"`
 }
 
@@ -181,6 +189,8 @@ type Proxy struct {
 	OutputSoftBytes Bytes         `yaml:"output-soft-bytes"` // more than these for OutputSoftTime is too much as well; 0: no such limit
 	OutputSoftTime  topo.Duration `yaml:"output-soft-time"`
 	UpgradeDrain    topo.Duration `yaml:"upgrade-drain"` // clients that cannot be handed over to a new process within it are disconnected
+
+	ClusterFace string `yaml:"cluster-face"` // cluster only: what cluster-aware clients are told of: "proxy", "nodes" or "off"
 }
 
 // Sentinel is the face that speaks Sentinel's protocol.
@@ -217,6 +227,7 @@ func Default() Config {
 			ReadonlyLag: 1 << 20, Reads: "local", UnknownOutcome: "error", MaxStaleness: topo.Duration(time.Second),
 			SocketMode: "0700", ProxyProtocol: "off", Handshake: topo.Duration(10 * time.Second),
 			QueryBytes: 1 << 30, OutputBytes: 256 << 20, OutputSoftTime: topo.Duration(time.Minute), UpgradeDrain: topo.Duration(time.Minute),
+			ClusterFace: "proxy",
 		},
 		Sentinel: Sentinel{Addresses: "proxy"},
 		API:      API{Listen: "127.0.0.1:7379"},
@@ -293,7 +304,7 @@ func (d *Deployment) complete(dir string) {
 	}
 	if d.Durability == "" {
 		d.Durability = topo.Async
-		if d.size() >= 3 {
+		if d.size() >= 3 && d.Mode != "cluster" {
 			d.Durability = topo.Quorum
 		}
 	}
@@ -306,6 +317,9 @@ func (d *Deployment) complete(dir string) {
 			sh := &d.Shards[i]
 			sh.Weight, sh.RingName = cmp.Or(sh.Weight, 1), cmp.Or(sh.RingName, sh.Name)
 		}
+	}
+	if d.Mode == "cluster" {
+		d.completeCluster()
 	}
 	if d.MinCopies == 0 {
 		d.MinCopies = 1
@@ -360,12 +374,15 @@ func (d Deployment) size() int {
 // Unit is one shard of a deployment, as if it were alone.
 type Unit struct {
 	Deployment        // with the nodes of this shard, and the node of it that is on this member
-	Shard      string // its name in a ring; empty in mode single
+	Shard      string // its name in a ring or cluster; empty in mode single
 }
+
+// Sharded reports whether the deployment has a list of shards.
+func (d Deployment) Sharded() bool { return d.Mode == "ring" || d.Mode == "cluster" }
 
 // Units are the shards of the deployment, in the order of the file.
 func (d Deployment) Units() []Unit {
-	if d.Mode != "ring" {
+	if !d.Sharded() {
 		return []Unit{{Deployment: d}}
 	}
 	var us []Unit

@@ -45,7 +45,7 @@ func uncommented(sample []byte) []byte {
 }
 
 func TestTheDefaultsThatTheSampleShowsAreTheDefaults(t *testing.T) {
-	shown := regexp.MustCompile(`(?m)^\s*#? ?(ring|hash|distribution|hash-tag|eject-after|shards|weight|ring-name|join|password|maxmemory|directives|username|pid-file|binary): .*$`)
+	shown := regexp.MustCompile(`(?m)^\s*#? ?(ring|hash|distribution|hash-tag|eject-after|cluster|uid|slots|bus-port|shards|weight|ring-name|join|password|maxmemory|directives|username|pid-file|binary): .*$`)
 	all := shown.ReplaceAll(uncommented(Sample), nil)
 	got, err := Parse(all, "sample", "/srv")
 	if err != nil {
@@ -151,9 +151,9 @@ func TestTimingInequalitiesAreRefusedWithTheirLine(t *testing.T) {
 	}
 }
 
-func TestOnlyOneSingleDeploymentIsAccepted(t *testing.T) {
-	file := strings.Replace(string(Sample), "# mode: single ", "mode: cluster ", 1)
-	if _, err := Parse([]byte(file), "f", "/"); err == nil || !strings.Contains(err.Error(), `"cluster" is not in this version: use single`) {
+func TestModesAndTheNumberOfDeploymentsAreChecked(t *testing.T) {
+	file := strings.Replace(string(Sample), "# mode: single ", "mode: sharded ", 1)
+	if _, err := Parse([]byte(file), "f", "/"); err == nil || !strings.Contains(err.Error(), `"sharded": use single or ring or cluster`) {
 		t.Errorf("error %v", err)
 	}
 	if _, err := Parse([]byte("member: {id: m1}\nstore: {join: \"h:1\", listen: \":2\"}\n"), "f", "/"); err == nil || !strings.Contains(err.Error(), "0 deployments: this version runs exactly one") {

@@ -48,7 +48,7 @@ func TestARingIsOneUnitForEachShard(t *testing.T) {
 
 func TestWhatIsWrongWithARingIsSaid(t *testing.T) {
 	for _, x := range []struct{ from, to, want string }{
-		{"mode: ring", "mode: single", "deployments[0].shards: shards and ring belong to mode ring"},
+		{"mode: ring", "mode: single", "deployments[0].shards: shards belong to modes ring and cluster"},
 		{"name: b\n", "name: a\n", "deployments[0].shards[1].name: name a is already used"},
 		{"10.0.0.1:6480", "10.0.0.1:6479", "shards[1].nodes[0].addr: address 10.0.0.1:6479 is already used by deployments[0].shards[0].nodes[0].addr"},
 		{"weight: 2", "weight: -1", "deployments[0].shards[1].weight: -1: use 1 or more"},

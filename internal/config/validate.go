@@ -15,6 +15,7 @@ import (
 
 	"redoubt/internal/redisd"
 	"redoubt/internal/ring"
+	slotmap "redoubt/internal/slots"
 	"redoubt/internal/topo"
 )
 
@@ -144,12 +145,7 @@ func (c Config) validateDeployments(f *findings) {
 
 func (d Deployment) validate(f *findings, path string) {
 	f.id(path+".name", d.Name)
-	switch d.Mode {
-	case "cluster":
-		f.add(path+".mode", "%q is not in this version: use single or ring", d.Mode)
-	default:
-		f.oneOf(path+".mode", d.Mode, "single", "ring")
-	}
+	f.oneOf(path+".mode", d.Mode, "single", "ring", "cluster")
 	d.validateNodes(f, path)
 	f.oneOf(path+".durability", string(d.Durability), string(topo.Quorum), string(topo.QuorumDisk), string(topo.Async))
 	if n := d.size(); d.Durability.Waits() && n > 0 {
@@ -230,13 +226,19 @@ func (d Deployment) validateDisk(f *findings, path string) {
 
 func (d Deployment) validateNodes(f *findings, path string) {
 	addrs := map[string]string{}
-	if d.Mode == "ring" {
+	switch d.Mode {
+	case "ring":
+		d.validateShards(f, path, addrs)
 		d.validateRing(f, path)
-	} else {
-		if len(d.Shards) > 0 || d.Ring != (Ring{}) {
-			f.add(path+".shards", "shards and ring belong to mode ring")
+	case "cluster":
+		d.validateShards(f, path, addrs)
+		d.validateCluster(f, path, addrs)
+	default:
+		if len(d.Shards) > 0 || d.Ring != (Ring{}) || d.Cluster != (Cluster{}) {
+			f.add(path+".shards", "shards belong to modes ring and cluster, and so do ring and cluster")
 		}
 		validateRoster(f, path, d.Nodes, addrs)
+		validateNoBus(f, path, d.Nodes)
 	}
 	if d.Node == nil {
 		return
@@ -284,29 +286,43 @@ func validateRoster(f *findings, path string, nodes []Node, addrs map[string]str
 	}
 }
 
-// shardsMax bounds a ring: each shard has a server and its agent on every member that holds a part of it.
+// shardsMax bounds a ring or cluster: each shard has a server and its agent on every member that holds a part of it.
 const shardsMax = 128
 
 // ejectLeast leaves a shard the time for a failover before it is left out of a ring.
 const ejectLeast = 2 * time.Second
 
-func (d Deployment) validateRing(f *findings, path string) {
+func (d Deployment) validateShards(f *findings, path string, addrs map[string]string) {
 	if len(d.Nodes) > 0 {
-		f.add(path+".nodes", "belongs to mode single: in a ring each of the shards has its nodes")
+		f.add(path+".nodes", "belongs to mode single: in mode %s each of the shards has its nodes", d.Mode)
 	}
 	if len(d.Shards) < 1 || len(d.Shards) > shardsMax {
 		f.add(path+".shards", "%d shards: use 1 to %d", len(d.Shards), shardsMax)
 	}
-	names, places, addrs := map[string]string{}, map[string]string{}, map[string]string{}
+	names := map[string]string{}
 	for i, s := range d.Shards {
 		at := fmt.Sprintf("%s.shards[%d]", path, i)
 		f.id(at+".name", s.Name)
 		f.unique(names, at+".name", "name "+s.Name)
+		validateRoster(f, at, s.Nodes, addrs)
+	}
+}
+
+func (d Deployment) validateRing(f *findings, path string) {
+	places := map[string]string{}
+	for i, s := range d.Shards {
+		at := fmt.Sprintf("%s.shards[%d]", path, i)
 		f.unique(places, at+".ring-name", "ring-name "+s.RingName)
 		if s.Weight < 1 {
 			f.add(at+".weight", "%d: use 1 or more", s.Weight)
 		}
-		validateRoster(f, at, s.Nodes, addrs)
+		if s.Slots != "" {
+			f.add(at+".slots", "belongs to mode cluster: in a ring the shards' names and weights decide")
+		}
+		validateNoBus(f, at, s.Nodes)
+	}
+	if d.Cluster != (Cluster{}) {
+		f.add(path+".cluster", "belongs to mode cluster")
 	}
 	if _, err := ring.New(d.RingSpec()); err != nil && len(d.Shards) > 0 {
 		f.add(path+".ring", "%s", strings.TrimPrefix(err.Error(), "ring: "))
@@ -325,6 +341,10 @@ func (l LocalNode) validateManaged(f *findings, at string, d Deployment) {
 		f.add(at, "username and pid-file belong to an attached server: remove them, or use kind: attached")
 	}
 	o := redisd.Options{Addr: "127.0.0.1:1", Dir: "/", Directives: l.Directives}
+	if d.Mode == "cluster" {
+		id := slotmap.Derived(d.Name)
+		o.Cluster = &redisd.ClusterSeat{ID: id, ShardID: id, BusPort: 2, Layout: func() redisd.ClusterLayout { return redisd.ClusterLayout{} }}
+	}
 	for _, err := range o.Validate() {
 		text := strings.TrimPrefix(err.Error(), "directive ")
 		name, why, ok := strings.Cut(text, ": ")
@@ -356,8 +376,9 @@ func (c Config) validateFaces(f *findings) {
 			f.address(a.path, a.addr, true)
 		}
 	}
-	if len(c.Deployments) > 0 && c.Deployments[0].Mode == "ring" {
-		c.validateRingFaces(f)
+	f.oneOf("proxy.cluster-face", c.Proxy.ClusterFace, "proxy", "nodes", "off")
+	if len(c.Deployments) > 0 && c.Deployments[0].Sharded() {
+		c.validateShardedFaces(f, c.Deployments[0].Mode)
 	}
 	if c.Proxy.ReadonlyListen != "" && c.Proxy.Listen == "" {
 		f.add("proxy.readonly-listen", "needs proxy.listen too")
@@ -394,20 +415,21 @@ func (c Config) validateFaces(f *findings) {
 	f.oneOf("log.format", c.Log.Format, "text", "json")
 }
 
-// validateRingFaces refuses what the front of a ring does not do in this version.
-func (c Config) validateRingFaces(f *findings) {
+// validateShardedFaces refuses what the front of several shards does not do in this version.
+func (c Config) validateShardedFaces(f *findings, mode string) {
 	for _, x := range []struct {
 		path string
 		set  bool
 		text string
 	}{
-		{"proxy.readonly-listen", c.Proxy.ReadonlyListen != "", "is not in this version of mode ring: remove it; split-reads works"},
-		{"proxy.listen", isSocket(c.Proxy.Listen), "a Unix socket is not in this version of mode ring: use host:port"},
-		{"proxy.proxy-protocol", c.Proxy.ProxyProtocol != "off", "is not in this version of mode ring: use off"},
-		{"sentinel.addresses", c.Sentinel.Listen != "" && c.Sentinel.Addresses == "direct", "direct is not for mode ring, where no server has all keys: use proxy"},
+		{"proxy.readonly-listen", c.Proxy.ReadonlyListen != "", "is not in this version of mode %s: remove it"},
+		{"proxy.listen", isSocket(c.Proxy.Listen), "a Unix socket is not in this version of mode %s: use host:port"},
+		{"proxy.proxy-protocol", c.Proxy.ProxyProtocol != "off", "is not in this version of mode %s: use off"},
+		{"proxy.split-reads", mode == "cluster" && c.Proxy.SplitReads, "is not in this version of mode %s: use false"},
+		{"sentinel.addresses", c.Sentinel.Listen != "" && c.Sentinel.Addresses == "direct", "direct is not for mode %s, where no server has all keys: use proxy"},
 	} {
 		if x.set {
-			f.add(x.path, "%s", x.text)
+			f.add(x.path, x.text, mode)
 		}
 	}
 }
@@ -483,6 +505,9 @@ func (c Config) validatePorts(f *findings) {
 			for j, n := range u.Nodes {
 				if u.Node != nil && n.ID == u.Node.ID {
 					use(fmt.Sprintf("%s.nodes[%d].addr", at, j), n.Addr)
+					if n.BusPort > 0 {
+						use(fmt.Sprintf("%s.nodes[%d].bus-port", at, j), net.JoinHostPort("", strconv.Itoa(n.BusPort)))
+					}
 				}
 			}
 		}

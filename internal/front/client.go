@@ -41,6 +41,7 @@ type client struct {
 	idx     []int
 	where   []int
 	counts  []int
+	bySlot  map[int]int // of a command that is split: which part has a slot
 	scratch []byte
 	local   bool // something was answered here that nobody has written yet
 
@@ -55,7 +56,9 @@ type client struct {
 	stream   *conn // the reply at the head is handed on while it arrives
 	alarm    bool  // the client's goroutine reads and wants to know when the queue is empty
 	alarmed  bool
-	over     bool // nothing more is handled
+	detour   net.Conn // on which the command at the head of the queue is tried again
+	turned   bool     // that goes on; nothing new is sent meanwhile
+	over     bool     // nothing more is handled
 	retried  []*conn
 }
 
@@ -103,6 +106,9 @@ func (c *client) kill() {
 		if k != nil {
 			_ = k.sock.Close()
 		}
+	}
+	if c.detour != nil {
+		_ = c.detour.Close()
 	}
 	c.mu.Unlock()
 	_ = c.sock.Close()

@@ -39,6 +39,7 @@ type conn struct {
 	keeps bool   // it holds a state that another connection would not have: WATCH, MULTI, tracking
 	gone  bool   // it is not used any more
 	id    []byte // of the connection at the shard, as digits; nil: not known
+	last  []byte // a cluster's: the latest command, in case it is to be tried again; empty: it is not
 }
 
 // name returns the name of its shard.

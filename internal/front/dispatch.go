@@ -7,6 +7,7 @@ import (
 
 	"redoubt/internal/resp"
 	"redoubt/internal/route"
+	"redoubt/internal/slots"
 )
 
 const (
@@ -68,9 +69,15 @@ func (c *client) special(v route.Verdict, args [][]byte, raw []byte) bool {
 	case "HELLO":
 		c.hello(args, raw)
 	case "SELECT":
+		if c.f.o.Cluster != nil {
+			return c.selectInCluster(args)
+		}
 		c.selectDB(args, raw)
 	case "READONLY", "READWRITE", "ASKING":
-		return false // the server's error
+		if !c.f.speaksCluster() || len(args) > 1 {
+			return false // the server's error
+		}
+		c.say(ok())
 	case "MONITOR":
 		c.refuse(noMonitor)
 	case "MULTI", "EXEC", "DISCARD", "WATCH", "UNWATCH":
@@ -80,7 +87,7 @@ func (c *client) special(v route.Verdict, args [][]byte, raw []byte) bool {
 	case "CLIENT":
 		return c.clientCommand(args, raw)
 	case "CLUSTER":
-		return c.cluster(args)
+		return c.cluster(args, raw)
 	case "PROXY":
 		c.proxy(args, raw)
 	case "PUBLISH", "SPUBLISH":
@@ -102,7 +109,7 @@ func (c *client) special(v route.Verdict, args [][]byte, raw []byte) bool {
 	case "EVAL", "EVAL_RO", "EVALSHA", "EVALSHA_RO", "FCALL", "FCALL_RO":
 		return c.script(v, args, raw)
 	default:
-		if j, ok := everywhere(v.Row.Name, args); ok && len(c.f.o.Shards) > 1 {
+		if j, ok := everywhere(v.Row.Name, args); ok && !c.f.single() {
 			c.learn(v.Row.Name, args)
 			if j.kind == joinInfo {
 				raw = infoCommand(args, raw)
@@ -133,26 +140,33 @@ func (c *client) byKeys(v route.Verdict, args [][]byte, raw []byte) {
 // shardOf returns the shard of a command's keys, home if it has none; text is the error of one that cannot be carried out by one
 // shard.
 func (c *client) shardOf(v route.Verdict, args [][]byte) (shard int, text string) {
-	shard, _, text = c.keysOf(v, args)
-	return shard, text
+	at, text := c.keysOf(v, args)
+	return at.shard, text
 }
 
-// keysOf is shardOf, and says whether there are keys.
-func (c *client) keysOf(v route.Verdict, args [][]byte) (shard int, any bool, text string) {
+// place is where a command's keys are.
+type place struct {
+	shard int
+	group int  // what keys of one command have to share: their slot in a cluster, their shard otherwise
+	keyed bool // there are keys; otherwise it is the home shard
+}
+
+// keysOf returns where a command's keys are; text is the error of one that cannot be carried out by one shard.
+func (c *client) keysOf(v route.Verdict, args [][]byte) (at place, text string) {
 	c.idx = v.Row.Keys(args, c.idx[:0])
 	if len(c.idx) == 0 {
-		return home, false, ""
+		return place{shard: home}, ""
 	}
-	shard = c.place(args[c.idx[0]])
+	at = c.at(args[c.idx[0]])
 	for _, i := range c.idx[1:] {
-		if c.place(args[i]) != shard {
-			return 0, true, crossSlot
+		if c.group(args[i]) != at.group {
+			return place{keyed: true}, crossSlot
 		}
 	}
-	if len(c.f.o.Shards) > 1 && (v.Row.Name == "SORT" || v.Row.Name == "SORT_RO") {
-		return shard, true, sortsByOthers(args)
+	if !c.f.single() && (v.Row.Name == "SORT" || v.Row.Name == "SORT_RO") {
+		return at, sortsByOthers(args)
 	}
-	return shard, true, ""
+	return at, ""
 }
 
 // sortsByOthers returns an error if a SORT looks at keys that its arguments do not name.
@@ -179,8 +193,23 @@ func sortsByOthers(args [][]byte) string {
 }
 
 // place returns the shard of a key; one out of range is refused where it is used.
-func (c *client) place(key []byte) int {
-	if len(c.f.o.Shards) == 1 {
+func (c *client) place(key []byte) int { return c.at(key).shard }
+
+// at returns where a key is.
+func (c *client) at(key []byte) place {
+	g := c.group(key)
+	if c.f.o.Cluster != nil {
+		return place{c.f.shardOfSlot(g), g, true}
+	}
+	return place{g, g, true}
+}
+
+// group returns what the keys of one command have to share.
+func (c *client) group(key []byte) int {
+	switch {
+	case c.f.o.Cluster != nil:
+		return slots.Of(key)
+	case len(c.f.o.Shards) == 1:
 		return 0
 	}
 	return c.f.o.Place(key)
@@ -226,6 +255,7 @@ func (c *client) send(e expect, raw []byte, writes bool) {
 		c.caching = nil
 	}
 	c.mu.Lock()
+	c.awaitDetour()
 	c.pushLocked(e, raw)
 	have := k.out.size()
 	c.mu.Unlock()
@@ -267,6 +297,7 @@ func (c *client) together(conns []*conn, j join, raw []byte, writes bool) {
 // part sends what a shard has to do for a joined reply; the entry for that follows.
 func (c *client) part(k *conn, raw []byte) {
 	c.mu.Lock()
+	c.awaitDetour()
 	c.give(k, raw)
 	k.owed++
 	big := k.out.size() >= batchMax
@@ -295,36 +326,6 @@ func (c *client) ping(args [][]byte, raw []byte) {
 }
 
 func pong() []byte { return []byte("+PONG\r\n") }
-
-// cluster answers CLUSTER KEYSLOT; everything else is the server's refusal.
-func (c *client) cluster(args [][]byte) bool {
-	if len(args) != 3 || !route.Is(args[1], "KEYSLOT") {
-		return false
-	}
-	c.say(resp.AppendInt(nil, int64(keySlot(args[2]))))
-	return true
-}
-
-// keySlot is the slot of a key in a cluster: CRC16 (XMODEM) of the part between the first { and the next }, if that is not empty.
-func keySlot(key []byte) int {
-	if open := strings.IndexByte(string(key), '{'); open >= 0 {
-		if length := strings.IndexByte(string(key[open+1:]), '}'); length > 0 {
-			key = key[open+1 : open+1+length]
-		}
-	}
-	crc := uint16(0)
-	for _, b := range key {
-		crc ^= uint16(b) << 8
-		for range 8 {
-			if crc&0x8000 != 0 {
-				crc = crc<<1 ^ 0x1021
-			} else {
-				crc <<= 1
-			}
-		}
-	}
-	return int(crc & 16383)
-}
 
 // proxy answers PROXY SHARDOF and PROXY INFO. Every other one is a matter of the proxies behind each shard, which keep it for the
 // connection.

@@ -10,6 +10,7 @@
 package front
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -31,7 +32,8 @@ type Shard struct {
 // Options are what a Front needs. Fields without a default are required.
 type Options struct {
 	Shards   []Shard              // 1 to ShardsMax; their order is that of the numbers which Place returns
-	Place    func(key []byte) int // the number of the shard that has the key; safe for concurrent use
+	Place    func(key []byte) int // the number of the shard that has the key; safe for concurrent use; nil with Cluster
+	Cluster  *Cluster             // keys are placed by slot, and the shards' servers refuse keys of several slots; nil: plain servers
 	Table    func() *route.Table  // what is known of commands; default: the built-in table
 	Password string               // what clients must present; the shards check it. Empty: none
 	Limits   Limits
@@ -56,11 +58,12 @@ type Limits struct {
 	Idle      time.Duration // a client that is silent for longer is disconnected; 0: never
 	Handshake time.Duration // a client that has not authenticated by then is disconnected, where there is a password; 0: never
 	Dial      time.Duration // to connect to a shard
+	Redirect  time.Duration // for which a command is tried again that a shard of a cluster is not responsible for
 }
 
 // DefaultLimits returns the limits of the shipped configuration.
 func DefaultLimits() Limits {
-	return Limits{Clients: 10_000, Pipeline: 16_384, Query: 1 << 30, Bulk: 512 << 20, Output: 256 << 20, Ahead: 4 << 20, Held: 1 << 20, Dial: 5 * time.Second}
+	return Limits{Clients: 10_000, Pipeline: 16_384, Query: 1 << 30, Bulk: 512 << 20, Output: 256 << 20, Ahead: 4 << 20, Held: 1 << 20, Dial: 5 * time.Second, Redirect: 10 * time.Second}
 }
 
 func (l *Limits) fill() {
@@ -73,9 +76,7 @@ func (l *Limits) fill() {
 			*f.have = *f.def
 		}
 	}
-	if l.Dial == 0 {
-		l.Dial = d.Dial
-	}
+	l.Dial, l.Redirect = cmp.Or(l.Dial, d.Dial), cmp.Or(l.Redirect, d.Redirect)
 }
 
 // Validate returns everything that is wrong with the options; nil when they can be used.
@@ -93,10 +94,13 @@ func (o Options) Validate() []error {
 		need(!names[s.Name], "front: two shards have the name "+s.Name)
 		names[s.Name] = true
 	}
-	need(o.Place != nil, "front: a placement of keys is needed")
+	need((o.Place != nil) != (o.Cluster != nil), "front: either a placement of keys or a cluster is needed")
+	if o.Cluster != nil {
+		errs = append(errs, o.Cluster.validate()...)
+	}
 	need(o.Listener != nil, "front: a listener is needed")
 	l := o.Limits
-	for _, v := range []int{l.Clients, l.Pipeline, l.Query, l.Bulk, l.Output, l.Ahead, l.Held, int(l.Idle), int(l.Handshake), int(l.Dial)} {
+	for _, v := range []int{l.Clients, l.Pipeline, l.Query, l.Bulk, l.Output, l.Ahead, l.Held, int(l.Idle), int(l.Handshake), int(l.Dial), int(l.Redirect)} {
 		need(v >= 0, "front: limits must not be negative")
 	}
 	return errs
@@ -110,7 +114,8 @@ type Front struct {
 	ctx   context.Context // of Run; set before any goroutine starts
 	wg    sync.WaitGroup
 	lore  lore
-	tick  atomic.Uint32 // seconds, as the sweep counts them
+	paths atomic.Pointer[paths] // of the present slot map
+	tick  atomic.Uint32         // seconds, as the sweep counts them
 	stats struct{ commands, split atomic.Uint64 }
 
 	mu      sync.Mutex // guards what follows

@@ -49,37 +49,55 @@ func startServer(t testing.TB, args ...string) string {
 		addr := l.Addr().String()
 		_ = l.Close()
 		_, port, _ := net.SplitHostPort(addr)
-		cmd := exec.Command(bin, append([]string{"--port", port, "--bind", "127.0.0.1", "--dir", t.TempDir(), "--save", "", "--enable-debug-command", "yes",
-			"--logfile", filepath.Join(t.TempDir(), "log")}, args...)...)
-		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		gone := make(chan struct{})
-		go func() { _ = cmd.Wait(); close(gone) }()
-		t.Cleanup(func() { _ = cmd.Process.Kill(); <-gone })
-		up := until(10*time.Second, func() bool {
-			select {
-			case <-gone:
-				return true
-			default:
-			}
-			c, err := net.Dial("tcp", addr)
-			if err == nil {
-				_ = c.Close()
-			}
-			return err == nil
-		})
-		select {
-		case <-gone:
-		default:
-			if up {
-				return addr
-			}
+		if tryServer(t, bin, port, t.TempDir(), args) {
+			return addr
 		}
 	}
 	t.Fatal("redis-server did not start")
 	return ""
+}
+
+// startAt starts a server at a port, with its data in dir.
+func startAt(t testing.TB, port int, dir string, args ...string) string {
+	t.Helper()
+	bin, err := exec.LookPath("redis-server")
+	if err != nil {
+		t.Skip("redis-server is not installed")
+	}
+	if !tryServer(t, bin, strconv.Itoa(port), dir, args) {
+		t.Fatal("redis-server did not start")
+	}
+	return "127.0.0.1:" + strconv.Itoa(port)
+}
+
+// tryServer starts a server until the test ends, and reports whether it answers.
+func tryServer(t testing.TB, bin, port, dir string, args []string) bool {
+	t.Helper()
+	cmd := exec.Command(bin, append([]string{"--port", port, "--bind", "127.0.0.1", "--dir", dir, "--save", "", "--enable-debug-command", "yes",
+		"--logfile", filepath.Join(t.TempDir(), "log")}, args...)...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	gone := make(chan struct{})
+	go func() { _ = cmd.Wait(); close(gone) }()
+	t.Cleanup(func() { _ = cmd.Process.Kill(); <-gone })
+	ended := func() bool {
+		select {
+		case <-gone:
+			return true
+		default:
+			return false
+		}
+	}
+	up := until(10*time.Second, func() bool {
+		c, err := net.Dial("tcp", "127.0.0.1:"+port)
+		if err == nil {
+			_ = c.Close()
+		}
+		return err == nil || ended()
+	})
+	return up && !ended()
 }
 
 func dialer(addr string) func(context.Context) (net.Conn, error) {

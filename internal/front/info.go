@@ -119,6 +119,10 @@ func listed(list, name string) bool {
 // merged returns the value of a field over all shards.
 func (c *client) merged(name, value string, texts []map[string]string) string {
 	switch {
+	case c.f.o.Cluster != nil && !c.f.speaksCluster() && name == "redis_mode":
+		return "standalone"
+	case c.f.o.Cluster != nil && !c.f.speaksCluster() && name == "cluster_enabled":
+		return "0"
 	case name == "connected_clients":
 		return strconv.Itoa(c.f.Stats().Clients)
 	case name == "loading":

@@ -120,7 +120,7 @@ func (j join) failed(frames [][]byte, bad int) []byte {
 	done := slices.ContainsFunc(frames, func(f []byte) bool { return f[0] != '-' })
 	text := string(resp.Text(frames[bad]))
 	code, _, _ := strings.Cut(text, " ")
-	if !j.writes || !done || !slices.Contains([]string{"TRYAGAIN", "LOADING", "READONLY", "MASTERDOWN", "NOREPLICAS", "CLUSTERDOWN"}, code) {
+	if !j.writes || !done || !slices.Contains([]string{"TRYAGAIN", "LOADING", "READONLY", "MASTERDOWN", "NOREPLICAS", "CLUSTERDOWN", "MOVED", "ASK"}, code) {
 		return frames[bad]
 	}
 	return resp.AppendError(nil, unknownOutcome+"a part of the command was carried out by its shard, another one was refused: "+text)

@@ -94,7 +94,13 @@ func (c *client) reach(kind int, names [][]byte) bool {
 // shardsOf returns where a channel or pattern lives: a channel on the shard that its name would have as a key; a pattern, and
 // what servers say about their own keys, everywhere.
 func (c *client) shardsOf(kind int, name []byte) []int {
-	if kind == subPattern || kind == subChannel && (bytes.HasPrefix(name, []byte("__keyspace@")) || bytes.HasPrefix(name, []byte("__keyevent@"))) {
+	own := bytes.HasPrefix(name, []byte("__keyspace@")) || bytes.HasPrefix(name, []byte("__keyevent@"))
+	if c.f.o.Cluster != nil && kind == subPattern { // what is published reaches all servers of a cluster, but for what they say of keys
+		if own = bytes.HasPrefix(name, []byte("__key")); !own {
+			return []int{home}
+		}
+	}
+	if kind == subPattern || kind == subChannel && own {
 		all := make([]int, len(c.conns))
 		for i := range all {
 			all[i] = i

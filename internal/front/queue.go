@@ -24,6 +24,8 @@ const (
 	opScan             // its cursor is made one of all shards
 	opSub              // the shards confirm a subscription, or its end
 	opScript           // it may say that the shard does not know a script or function
+	opTurned           // there is none yet: the command is tried again, and entry.canned will be the answer
+	opPart             // it is kept for the opJoin that follows: one connection has several parts of it
 )
 
 const tooLong = "ERR a reply is longer than what is held for one client"
@@ -34,7 +36,8 @@ type expect struct {
 	x      *extra
 	canned []byte
 	op     op
-	silent bool // the client has switched its replies off
+	part   int32 // opPart: which one
+	silent bool  // the client has switched its replies off
 	blocks bool
 }
 
@@ -48,12 +51,16 @@ type extra struct {
 	raw    []byte // opScript: the command; nil: it is not to be repeated
 	row    string
 	before int // replies of from to be dropped before the one that counts
+
+	frames [][]byte // of the opParts of a joined reply; nil: they are taken from parts
+	held   int      // bytes of them
 }
 
 // push appends an entry, with what is to be sent to e.from for it. Only the client's goroutine calls it.
 func (c *client) push(e expect, command []byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.awaitDetour()
 	c.pushLocked(e, command)
 }
 
@@ -61,6 +68,9 @@ func (c *client) pushLocked(e expect, command []byte) {
 	if k := e.from; k != nil {
 		c.give(k, command)
 		k.owed++
+		if c.f.o.Cluster != nil {
+			k.remember(&e, command)
+		}
 	}
 	if e.blocks {
 		c.blocked++
@@ -148,6 +158,8 @@ func (c *client) one(e *expect) bool {
 			c.append(e.canned)
 		}
 		return true
+	case opTurned:
+		return false
 	case opJoin:
 		return c.joined(e)
 	case opSub:
@@ -168,10 +180,22 @@ func (c *client) one(e *expect) bool {
 	if f == nil {
 		return (e.op == opPass || e.op == opScript) && c.passOn(e)
 	}
+	if f[0] == '-' && c.f.o.Cluster != nil && redirects(f) {
+		if c.turn(e, f) {
+			return false // it is tried again; its entry gets the answer
+		}
+		f = elsewhere(f)
+	}
 	switch e.op {
 	case opPass:
 		if !e.silent {
 			c.append(f)
+		}
+	case opPart:
+		e.x.frames[e.part] = bytes.Clone(f)
+		if e.x.held += len(f); e.x.held > c.f.o.Limits.Output {
+			c.fail(tooLong)
+			return false
 		}
 	case opMust:
 		if f[0] == '-' {
@@ -246,6 +270,12 @@ func (c *client) passOn(e *expect) bool {
 
 // joined makes one reply of those of several shards, when they are all there.
 func (c *client) joined(e *expect) bool {
+	if e.x.frames != nil {
+		if !e.silent {
+			c.joinFrames(e.x, e.x.frames)
+		}
+		return true
+	}
 	frames := make([][]byte, 0, 8)
 	held := 0
 	for _, k := range e.x.parts {
@@ -260,17 +290,26 @@ func (c *client) joined(e *expect) bool {
 		return false
 	}
 	if !e.silent {
-		if bad := slices.IndexFunc(frames, func(f []byte) bool { return f[0] == '-' }); bad >= 0 && !e.x.join.forgives {
-			c.append(e.x.join.failed(frames, bad))
-		} else {
-			c.out.buf = e.x.join.make(c.out.buf, c, e.x, frames)
-			c.measure()
-		}
+		c.joinFrames(e.x, frames)
 	}
 	for _, k := range e.x.parts {
 		c.take(k)
 	}
 	return true
+}
+
+// joinFrames gives the client the one reply that several are.
+func (c *client) joinFrames(x *extra, frames [][]byte) {
+	if bad := slices.IndexFunc(frames, func(f []byte) bool { return f[0] == '-' }); bad >= 0 && !x.join.forgives {
+		f := x.join.failed(frames, bad)
+		if c.f.o.Cluster != nil && redirects(f) {
+			f = elsewhere(f)
+		}
+		c.append(f)
+		return
+	}
+	c.out.buf = x.join.make(c.out.buf, c, x, frames)
+	c.measure()
 }
 
 // ask sends a command to some connections, when everything before it is answered, and returns their replies; nil when the client

@@ -10,7 +10,7 @@ import (
 // split carries out a command on keys of several shards as one command for each of them. It reports false when one shard has
 // all keys, or the arguments make no sense.
 func (c *client) split(v route.Verdict, args [][]byte) bool {
-	if len(c.f.o.Shards) == 1 {
+	if c.f.single() {
 		return false
 	}
 	step := 1
@@ -24,6 +24,9 @@ func (c *client) split(v route.Verdict, args [][]byte) bool {
 	if len(args) < 1+step || (len(args)-1)%step != 0 {
 		c.pass(home, resp.AppendCommand(nil, args...), false) // the server's error
 		return true
+	}
+	if c.f.o.Cluster != nil {
+		return c.splitBySlot(v, args, step, j)
 	}
 	c.where = c.where[:0]
 	clear(c.counts)

@@ -184,7 +184,7 @@ func (c *client) hello(args [][]byte, raw []byte) {
 	c.say(c.withOwnID(reply))
 }
 
-// withOwnID returns a reply to HELLO in which the id is the client's.
+// withOwnID returns a reply to HELLO in which the id is the client's, and the mode that of the face.
 func (c *client) withOwnID(reply []byte) []byte {
 	e := resp.Elements(reply, nil)
 	if len(e) == 0 {
@@ -193,9 +193,12 @@ func (c *client) withOwnID(reply []byte) []byte {
 	out := slices.Clone(reply[:bytes.IndexByte(reply, '\n')+1])
 	for i := 0; i+1 < len(e); i += 2 {
 		out = append(out, e[i]...)
-		if string(resp.Text(e[i])) == "id" {
+		switch name := string(resp.Text(e[i])); {
+		case name == "id":
 			out = resp.AppendInt(out, int64(c.id))
-		} else {
+		case name == "mode" && c.f.speaksCluster():
+			out = resp.AppendBulk(out, "cluster")
+		default:
 			out = append(out, e[i+1]...)
 		}
 	}

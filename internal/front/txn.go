@@ -4,6 +4,7 @@ package front
 
 import (
 	"bytes"
+	"cmp"
 	"strconv"
 	"strings"
 
@@ -14,7 +15,9 @@ import (
 // transaction is what is known of an open MULTI. Its commands are held until the first key says which shard it is of.
 type transaction struct {
 	on    bool
-	to    *conn    // nil: not known yet
+	to    *conn // nil: not known yet
+	group int   // of its keys, once keyed
+	keyed bool
 	held  [][]byte // commands that are answered with QUEUED and not sent yet
 	bytes int
 	bad   bool // EXEC is refused
@@ -67,15 +70,15 @@ func (c *client) transact(v route.Verdict, args [][]byte, raw []byte) bool {
 }
 
 func (c *client) watchKeys(v route.Verdict, args [][]byte, raw []byte) bool {
-	shard, keyed, text := c.keysOf(v, args)
+	at, text := c.keysOf(v, args)
 	switch {
-	case text != "" || keyed && c.watch != nil && c.watch.i != shard:
+	case text != "" || at.keyed && c.watch != nil && c.watch.i != at.shard:
 		c.refuse(crossSlot)
 		return true
-	case !keyed:
+	case !at.keyed:
 		return false
 	}
-	if k := c.connTo(shard); k != nil {
+	if k := c.connTo(at.shard); k != nil {
 		c.watch = k
 		c.pin(k)
 		c.send(expect{from: k, silent: c.mute}, raw, false)
@@ -118,10 +121,13 @@ func (c *client) inTransaction(v route.Verdict, args [][]byte, raw []byte) {
 		c.special(v, args, raw)
 	case v.Class == route.Forbidden:
 		c.spoil(v.Why)
-	case len(c.f.o.Shards) > 1 && c.allShards(v, args):
+	case !c.f.single() && c.allShards(v, args):
 		c.spoil("ERR " + strings.ToUpper(string(args[0])) + " is refused inside MULTI: it concerns all shards, and a transaction is of one")
-	case v.Class == route.Pubsub || v.Class == route.Tracking || v.Class == route.Monitor || name == "CLIENT" || name == "AUTH" || name == "HELLO" || name == "PROXY":
+	case v.Class == route.Pubsub || v.Class == route.Tracking || v.Class == route.Monitor || name == "CLIENT" || name == "AUTH" || name == "HELLO" || name == "PROXY",
+		c.f.o.Cluster != nil && (name == "CLUSTER" || name == "READONLY" || name == "READWRITE" || name == "ASKING"):
 		c.spoil("ERR " + strings.ToUpper(string(args[0])) + " is not allowed inside a transaction through the front")
+	case name == "SELECT" && c.f.o.Cluster != nil && !selectsZero(args):
+		c.spoil(noSelect)
 	default:
 		c.enqueue(v, args, raw)
 	}
@@ -145,26 +151,25 @@ func (c *client) spoil(text string) {
 // enqueue passes a command of a transaction to its shard, or holds it while no key has named one.
 func (c *client) enqueue(v route.Verdict, args [][]byte, raw []byte) {
 	t := &c.txn
-	shard, keyed, text := c.keysOf(v, args)
-	if (v.Row.Name == "PUBLISH" || v.Row.Name == "SPUBLISH") && len(args) == 3 {
-		shard, keyed = c.place(args[1]), true
+	at, text := c.keysOf(v, args)
+	if (v.Row.Name == "PUBLISH" && c.f.o.Cluster == nil || v.Row.Name == "SPUBLISH") && len(args) == 3 {
+		at = c.at(args[1]) // servers of a cluster tell each other what is published
 	}
 	if v.Row.Name == "SELECT" && len(args) == 2 && len(t.dbs) < selectsMax {
 		t.dbs = append(t.dbs, selected{t.n, string(args[1])})
 	}
 	t.n++
 	switch {
-	case text != "" || keyed && t.to != nil && t.to.i != shard:
-		if text == "" {
-			text = crossSlot
-		}
-		c.spoil(text)
+	case text != "" || at.keyed && t.to != nil && t.to.i != at.shard || at.keyed && t.keyed && at.group != t.group:
+		c.spoil(cmp.Or(text, crossSlot))
 	case t.to != nil:
+		t.hold(at)
 		c.send(expect{from: t.to, silent: c.mute}, raw, v.Class != route.Read)
-	case keyed:
-		if k := c.connTo(shard); k == nil {
+	case at.keyed:
+		if k := c.connTo(at.shard); k == nil {
 			t.bad = true
 		} else {
+			t.hold(at)
 			if v.Row.Care == route.EvalSHA { // inside, it could not be told any more
 				c.tellScript(k, args[1])
 			}
@@ -180,6 +185,13 @@ func (c *client) enqueue(v route.Verdict, args [][]byte, raw []byte) {
 		}
 		t.held = append(t.held, bytes.Clone(raw))
 		c.say(queued())
+	}
+}
+
+// hold notes what all later keys have to share with a command's.
+func (t *transaction) hold(at place) {
+	if at.keyed {
+		t.group, t.keyed = at.group, true
 	}
 }
 

@@ -323,10 +323,17 @@ const shardKey = topo.KeyShard + "s"
 
 func newShard(t testing.TB, replicas int, change func(*topo.Spec, *Options)) *shard {
 	t.Helper()
-	s := &shard{t: t, docs: newDocs()}
+	var nodes []*node
 	for i := range replicas + 1 {
-		s.nodes = append(s.nodes, startNode(t, "n"+strconv.Itoa(i)))
+		nodes = append(nodes, startNode(t, "n"+strconv.Itoa(i)))
 	}
+	return shardOf(t, nodes, change)
+}
+
+// shardOf is a shard of these nodes, the first of which is its primary.
+func shardOf(t testing.TB, nodes []*node, change func(*topo.Spec, *Options)) *shard {
+	t.Helper()
+	s := &shard{t: t, docs: newDocs(), nodes: nodes}
 	s.spec = topo.Shard{Format: topo.Format, ID: "s", Spec: topo.Spec{Deployment: "d", Durability: topo.Async, Timing: topo.LANTiming()}}
 	for _, n := range s.nodes {
 		s.spec.Spec.Nodes = append(s.spec.Spec.Nodes, topo.Node{ID: n.id, Addr: n.addr})

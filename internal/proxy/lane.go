@@ -64,11 +64,12 @@ type lane struct {
 	unacked  []*batch // answered, but not acknowledged by enough replicas
 	redo     []entry  // to be sent again, in the order of each session; bytes in x.data
 	redoAt   time.Time
-	refusals int          // in a row, for want of replicas
-	prefix   *batch       // restores an own connection's state, before anything else
-	blocking atomic.Int32 // blocking commands on their way
-	commit   int          // batches that wait for an acknowledgement
-	waiting  int          // WAITs on their way
+	strayed  atomic.Uint64 // the latest epoch in which a cluster's primary said that a slot is not its own
+	refusals int           // in a row, for want of replicas
+	prefix   *batch        // restores an own connection's state, before anything else
+	blocking atomic.Int32  // blocking commands on their way
+	commit   int           // batches that wait for an acknowledgement
+	waiting  int           // WAITs on their way
 	up       bool
 	room     *sync.Cond // pend was taken
 	held     int64      // commands counted as parked, and their bytes

@@ -64,6 +64,7 @@ type Options struct {
 	SplitReads      bool          // reads of the read-write port may go to replicas
 	Staleness       time.Duration // of SplitReads: how old what a replica shows may be; default 1 s
 	Exact           bool          // with acknowledgements: writes whose outcome is unknown are settled by a marker beside them
+	Cluster         bool          // the servers are a cluster's: they may say that a slot is not theirs
 	HangUp          bool          // a client is disconnected, instead of answered, when the outcome of its write is unknown
 	Limits          Limits
 	FirstID         uint64       // of the first client, less one

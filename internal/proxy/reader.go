@@ -78,8 +78,9 @@ func (k *link) reply(f []byte) error {
 // milliseconds after a promotion: its EXEC can only fail, so nothing of it has run or will. The connection is given up, and
 // the transaction is said again on the next one.
 func (k *link) refusedForNow(e *entry, f []byte) bool {
-	queued := e.op == opQueued && f[0] == '-' && route.ClassifyReply(f) == route.NotYet
-	if !queued && !(e.op == opExec && bytes.HasPrefix(f, []byte("-EXECABORT Transaction discarded because of: NOREPLICAS"))) {
+	_, down := k.redirection(f)
+	queued := e.op == opQueued && f[0] == '-' && (down || route.ClassifyReply(f) == route.NotYet)
+	if !queued && !(e.op == opExec && (down || bytes.HasPrefix(f, []byte("-EXECABORT Transaction discarded because of: NOREPLICAS")))) {
 		return false
 	}
 	k.l.mu.Lock()
@@ -153,7 +154,11 @@ func (k *link) answer(b *batch, e *entry, f []byte) {
 	}
 	if f[0] == '-' {
 		fate = route.ClassifyReply(f)
-		switch {
+		switch moved, down := k.redirection(f); {
+		case down:
+			fate = route.NotYet
+		case moved && k.strayed():
+			fate = route.NotExecuted
 		case fate == route.NotExecuted && e.flags&blocks != 0 && k.unblocked.Swap(false):
 			fate = route.Deliver // the wish of a client
 		case e.op == opExec && k.demoted.Load() && bytes.HasPrefix(f, []byte("-EXECABORT ")):
@@ -190,6 +195,24 @@ func (k *link) answer(b *batch, e *entry, f []byte) {
 		return
 	}
 	k.divert(b, e, f, fate)
+}
+
+// redirection reports what a cluster's server says of a slot that is not its own.
+func (k *link) redirection(f []byte) (moved, down bool) {
+	if !k.l.p.o.Cluster || f[0] != '-' {
+		return false, false
+	}
+	return route.ClassifyRedirect(f)
+}
+
+// strayed reports whether a redirection is that of a primary which is none any more: the connection is given up, and the command
+// sent again. If the next connection of the same tenure, which has shown a primary, says so, too, the slot is elsewhere, and whoever
+// knows the slots has to deal with it.
+func (k *link) strayed() bool {
+	if k.demoted.Load() {
+		return true
+	}
+	return k.l.strayed.Swap(uint64(k.epoch())) != uint64(k.epoch())
 }
 
 // waitsBefore reports whether an earlier command of the session is still to be sent again.
@@ -286,6 +309,8 @@ func (l *lane) addRedo(b *batch, e *entry, reply []byte) {
 	switch fate := route.ClassifyReply(reply); {
 	case fate == route.NotYet:
 		x.canned = slices.Clone(reply)
+	case l.p.o.Cluster && bytes.HasPrefix(reply, []byte("-CLUSTERDOWN ")):
+		x.canned = notSent("its primary says: " + string(resp.Text(reply)))
 	case fate == route.Deliver && len(reply) > 0 && l.p.budget.room(0, int64(len(reply))):
 		x.ran = slices.Clone(reply)
 	}

@@ -55,7 +55,11 @@ func turnedAway(log reply) string {
 // ours takes away the commands that only our own user may run on a managed server, as rules. One that the directives rename
 // is hidden already, and older servers refuse a rule about it.
 func (o Options) ours() []string {
-	rules := []string{"-replicaof", "-slaveof", "-failover", "-psync", "-sync", "-shutdown"}
+	rules := []string{}
+	if o.Cluster != nil {
+		rules = clusterRules()
+	}
+	rules = append(rules, "-replicaof", "-slaveof", "-failover", "-psync", "-sync", "-shutdown")
 	for name, value := range o.Directives {
 		if !strings.EqualFold(name, "rename-command") {
 			continue

@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -71,8 +73,7 @@ type conn struct {
 
 // dial opens a connection and queues the setup batch without waiting for its replies.
 func dial(ctx context.Context, addr string, setup [][]string, lost func()) (*conn, error) {
-	var d net.Dialer
-	nc, err := d.DialContext(ctx, "tcp", addr)
+	nc, err := connect(ctx, addr)
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", addr, err)
 	}
@@ -83,6 +84,33 @@ func dial(ctx context.Context, addr string, setup [][]string, lost func()) (*con
 		return nil, err
 	}
 	return c, nil
+}
+
+// socketPrefix marks a directory, whose server is reached by its Unix socket, where otherwise a host:port stands.
+const socketPrefix = "unix:"
+
+// connect opens a connection to a host:port, or to the socket in a directory. That is reached through the directory's own
+// descriptor, because the path may be longer than the name of a socket can be.
+func connect(ctx context.Context, addr string) (net.Conn, error) {
+	var d net.Dialer
+	dir, ok := strings.CutPrefix(addr, socketPrefix)
+	if !ok {
+		return d.DialContext(ctx, "tcp", addr)
+	}
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return d.DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d/%s", f.Fd(), socketName))
+}
+
+// local is our end of the connection as the server names it.
+func (c *conn) local() string {
+	if c.nc.RemoteAddr().Network() == "unix" {
+		return socketName + ":0"
+	}
+	return c.nc.LocalAddr().String()
 }
 
 // read delivers replies to the oldest call until the connection ends.

@@ -53,7 +53,7 @@ func readEnding(path string, offset int64) ending {
 		switch {
 		case line == "":
 			return
-		case strings.Contains(line, "Ready to accept connections"):
+		case strings.Contains(line, "eady to accept connections"):
 			ready = true
 		case containsAny(line, unreadableWords()):
 			e.unreadable, e.line = true, line

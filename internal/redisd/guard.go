@@ -25,6 +25,7 @@ const (
 	guardAsk     = 50 * time.Millisecond  // … and how long it waits for that answer
 	guardFence   = 100 * time.Millisecond // a primary that has not carried out the fence by then is killed
 	guardPatient = 2 * time.Second        // how long a guard waits for the word of a server that was a replica
+	guardRecent  = 2 * time.Second        // a promotion that was ordered so long ago has been carried out, or will not be
 	passwordMax  = 64 << 10
 )
 
@@ -73,7 +74,7 @@ func (m *managed) runGuard(server *process) (*process, error) {
 	argv := append(append([]string{}, m.o.GuardCommand...),
 		"--agent-pid", strconv.Itoa(want.AgentPID), "--agent-start", strconv.FormatUint(want.AgentStart, 10),
 		"--server-pid", strconv.Itoa(server.pid), "--server-start", strconv.FormatUint(server.start, 10),
-		"--addr", m.o.Addr, "--dir", m.o.Dir, "--user", username)
+		"--addr", m.node.own, "--dir", m.o.Dir, "--user", username)
 	out, err := os.OpenFile(filepath.Join(m.o.Dir, guardLog), os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("start the guard: %w", err)
@@ -103,6 +104,7 @@ func (m *managed) runGuard(server *process) (*process, error) {
 // guard is the state of the guard process. One goroutine (RunGuard) uses it.
 type guard struct {
 	addr     string
+	d        dialect
 	username string
 	password string
 	dir      string
@@ -122,7 +124,7 @@ func RunGuard(ctx context.Context, args []string) error {
 	agentStart := fs.Uint64("agent-start", 0, "its start time, in ticks after boot")
 	serverPID := fs.Int("server-pid", 0, "process id of the server")
 	serverStart := fs.Uint64("server-start", 0, "its start time, in ticks after boot")
-	addr := fs.String("addr", "", "host:port of the server")
+	addr := fs.String("addr", "", "host:port of the server, or unix: and its directory, for a member of a cluster")
 	dir := fs.String("dir", ".", "the node's directory")
 	user := fs.String("user", "", "the server's user to log in as; empty: the default one")
 	if err := fs.Parse(args); err != nil {
@@ -137,7 +139,10 @@ func RunGuard(ctx context.Context, args []string) error {
 		return nil // the server is gone already
 	}
 	defer server.release()
-	g := &guard{addr: *addr, username: *user, password: string(password), dir: *dir, server: server, out: os.Stderr}
+	g := &guard{addr: *addr, d: single{}, username: *user, password: string(password), dir: *dir, server: server, out: os.Stderr}
+	if strings.HasPrefix(*addr, socketPrefix) {
+		g.d = member{}
+	}
 	defer g.hangUp()
 	agent, err := openProcess(*agentPID, *agentStart, nil)
 	if err != nil {
@@ -199,12 +204,22 @@ func (g *guard) ask(ctx context.Context, patience time.Duration) bool {
 			return false
 		}
 	}
-	reps, err := c.do(ctx, []string{"INFO", "replication"})
+	reps, err := c.do(ctx, g.d.look("replication")...)
 	if err != nil || firstError(reps) != nil {
 		return false
 	}
-	g.role = parseInfo(reps[0].text).role()
+	g.role = g.d.read(reps).role()
+	if g.role == topo.RoleReplica && g.promoting() {
+		g.role = topo.RoleUnknown
+	}
 	return g.role != topo.RoleUnknown
+}
+
+// promoting tells whether a promotion was ordered a moment ago: what is a replica now may be a primary in the next moment, and
+// then the record of the order does not change any more.
+func (g *guard) promoting() bool {
+	st, err := os.Stat(filepath.Join(g.dir, promotedFile))
+	return err == nil && time.Since(st.ModTime()) < guardRecent
 }
 
 // agentDied does what the guard is for. A server whose last known role is replica is only asked, for a while: it must
@@ -263,11 +278,11 @@ func (g *guard) fence(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	reps, err := c.do(ctx, fenceOrder()...)
+	reps, err := c.do(ctx, g.d.fence()...)
 	if err != nil {
 		return err
 	}
-	_, err = fenceDone(reps)
+	_, err = g.d.fenced(reps)
 	return err
 }
 

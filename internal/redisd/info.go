@@ -154,3 +154,8 @@ func (m info) problems(cfg map[string]string) []string {
 	}
 	return out
 }
+
+func portOfAddr(addr string) string {
+	_, port, _ := net.SplitHostPort(addr)
+	return port
+}

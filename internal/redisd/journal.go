@@ -75,7 +75,7 @@ func (n *Node) journalFiles(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	reps, err := c.do(ctx, append(configGets([]string{"dir", "appendonly", "appendfilename", "appenddirname"}), []string{"INFO", "replication"})...)
+	reps, err := c.do(ctx, append(configGets([]string{"dir", "appendonly", "appendfilename", "appenddirname"}), n.d.look("replication")...)...)
 	if err != nil {
 		return nil, err
 	}
@@ -83,11 +83,11 @@ func (n *Node) journalFiles(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := reps[4].err(); err != nil {
+	if err := firstError(reps[4:]); err != nil {
 		return nil, err
 	}
 	switch {
-	case !parseInfo(reps[4].text).frozen():
+	case !n.read(reps[4:]).frozen():
 		return nil, fmt.Errorf("%w: it is not frozen", redis.ErrRefused)
 	case cfg["appendonly"] != "yes":
 		return nil, fmt.Errorf("%w: it has no append-only file", redis.ErrNoTail)

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -30,23 +31,28 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	if len(os.Args) > 1 && os.Args[1] == "agent" {
-		playAgent(os.Args[2], os.Args[3], os.Args[4] == "promote")
+		playAgent(os.Args[2], os.Args[3], os.Args[4])
 	}
 	os.Exit(m.Run())
 }
 
-// playAgent is a minimal agent: it starts a guarded server, promotes it if asked to, says so, and waits to be killed.
-func playAgent(addr, dir string, promote bool) {
+// playAgent is a minimal agent: it starts a guarded server, promotes it if asked to, says so, and waits to be killed. Mode
+// "member:PORT" is a cluster of one, with that bus port, which is promoted.
+func playAgent(addr, dir, mode string) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	n, err := Managed(ctx, Options{Addr: addr, Dir: dir, Persistence: PersistNone, GuardCommand: []string{"/proc/self/exe", "guard"}})
+	options := Options{Addr: addr, Dir: dir, Persistence: PersistNone, GuardCommand: []string{"/proc/self/exe", "guard"}}
+	if bus, ok := strings.CutPrefix(mode, "member:"); ok {
+		options.Cluster = hermit(addr, bus)
+	}
+	n, err := Managed(ctx, options)
 	if err != nil {
 		fmt.Println("error", err)
 		os.Exit(1)
 	}
 	o := lookUntil(ctx, n, isUp)
-	if promote {
-		if _, err := n.Promote(ctx, electedOf(o), tenure()); err != nil {
+	if mode != "replica" {
+		if _, err := crownAt(ctx, n, electedOf(o)); err != nil {
 			fmt.Println("error", err)
 			os.Exit(1)
 		}

@@ -63,7 +63,13 @@ func Managed(ctx context.Context, o Options) (*Node, error) {
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("managed server: %w", err)
 	}
+	if o.Cluster != nil && version < clusterSince {
+		return nil, fmt.Errorf("mode cluster: %s is version %d.%d and knows no cluster-port: run Redis 7.0 or Valkey 7.2, or newer ones (node.binary)", binary, version/100, version%100)
+	}
 	n := newNode(o.Addr, o.Log, o.Clock)
+	if n.cluster = o.Cluster; n.cluster != nil {
+		n.own, n.d = socketPrefix+o.Dir, member{}
+	}
 	n.password, n.state, n.knownRun = o.Password, o.Dir, notJudged
 	m := &managed{node: n, o: o, binary: binary, version: version}
 	n.managed = m
@@ -146,6 +152,12 @@ func (n *Node) Restart(ctx context.Context) error {
 // start runs a new process, detached from the agent: it survives the agent's death, and the next agent adopts it.
 func (m *managed) start(ctx context.Context) error {
 	if err := portFree(ctx, m.o.Addr); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(m.o.Dir, 0o700); err != nil { // somebody may have removed it
+		return fmt.Errorf("make the server's directory: %w", err)
+	}
+	if err := m.prepareMembership(ctx); err != nil {
 		return err
 	}
 	rec, err := m.prepareSeat()

@@ -42,6 +42,9 @@ const markDB = "15"
 // Mark writes the commit marker: see redis.Node. The count of changes is taken in the same transaction, so that a write that
 // comes after the marker is not missed.
 func (n *Node) Mark(ctx context.Context, m topo.Mark) error {
+	if n.cluster != nil {
+		return nil // there is one database, whose every key belongs to a slot: it has no place for a marker
+	}
 	n.mu.Lock()
 	runID, done := n.runID, n.marks.done
 	needed := done != wrote{runID, m.Epoch, n.marks.changes}
@@ -70,6 +73,9 @@ func (n *Node) Mark(ctx context.Context, m topo.Mark) error {
 // readMark reads the commit marker of a frozen server, whose data stand still. It says something only when it is in its place: a
 // copy in another database (SWAPDB) may be older than what the data hold.
 func (n *Node) readMark(ctx context.Context, c *conn, m info) error {
+	if n.cluster != nil {
+		return nil
+	}
 	at := m.standpoint()
 	n.mu.Lock()
 	known := n.marks.at == at
@@ -120,6 +126,10 @@ func (n *Node) readMark(ctx context.Context, c *conn, m info) error {
 // fillMark adds what is known of the marker to an observation; the caller holds n.mu.
 func (n *Node) fillMark(o *redis.Observation, m info) {
 	n.marks.changes = m[changesField]
+	if n.cluster != nil && m.standsWhole() {
+		o.Mark = &topo.Mark{} // there is none
+		return
+	}
 	if !m.standsWhole() || n.marks.at != m.standpoint() {
 		return
 	}

@@ -41,6 +41,7 @@ const (
 // describes: one verb at a time, Fence at any time; Close when no verb is under way.
 type Node struct {
 	addr     string
+	own      string // where this driver reaches its server: addr, or the socket of a member of a cluster
 	username string
 	password string
 	log      *slog.Logger
@@ -50,6 +51,8 @@ type Node struct {
 	dialing  chan struct{} // capacity one: who holds the token may open the admin connection
 	state    string        // directory of our own small files; empty: nothing outlives this process
 	managed  *managed      // nil for attached servers
+	cluster  *ClusterSeat  // nil: the server is no member of a cluster
+	d        dialect       // how such a server is asked and told
 	pidFile  string        // attached: where the service manager writes the pid; may be empty
 
 	peer     *conn // verbs only: connection to another server, see PrimaryPosition
@@ -59,6 +62,7 @@ type Node struct {
 	rules    []string          // … and the access rules after that
 	disk     bool              // verbs only: Configure asked for every write to be synced
 	gate     barrier           // verbs only: the latest that was written
+	atLeast  int               // verbs only: min-replicas-to-write that Configure asked for, for a server that is opened later
 
 	mu         sync.Mutex // guards everything below; never held across I/O
 	closed     bool
@@ -70,6 +74,7 @@ type Node struct {
 	badBoot    string      // problem of the boot of runID
 	role       topo.Role   // last seen of this process
 	frozen     bool        // the last look found a frozen replica; cleared by every change of role
+	barred     bool        // cluster: whatever link this process is about to make presents the frozen login
 	version    int         // Redis-compatible, major × 100 + minor; 0 before the first look
 	verText    string
 	answered   bool          // this process has answered at least once
@@ -106,7 +111,7 @@ func newNode(addr string, log *slog.Logger, clk clock.Clock) *Node {
 		clk = clock.Real{}
 	}
 	return &Node{
-		addr: addr, log: log.With("addr", addr), clk: clk,
+		addr: addr, own: addr, d: single{}, log: log.With("addr", addr), clk: clk,
 		wake: make(chan struct{}, 1), dialing: make(chan struct{}, 1),
 	}
 }
@@ -179,7 +184,7 @@ func (n *Node) newProcess(p *process, role topo.Role) {
 	defer n.mu.Unlock()
 	n.proc, n.role, n.frozen = p, role, false
 	n.runID, n.badBoot, n.answered, n.loadedAt, n.cfg = "", "", false, 0, nil
-	n.promoted = topo.Elected{}
+	n.promoted, n.barred = topo.Elected{}, false
 }
 
 // credentials is the AUTH command that opens a connection to another node's server; none without a password.
@@ -229,7 +234,7 @@ func (n *Node) connection(ctx context.Context) (*conn, error) {
 		setup = append(setup, []string{"CLIENT", "KILL", "ID", fmt.Sprint(last.ID), "ADDR", last.Addr})
 	}
 	setup = append(setup, []string{"CLIENT", "SETNAME", adminName}, []string{"INFO", "server"}, []string{"CLIENT", "ID"})
-	c, err := dial(ctx, n.addr, setup, n.nudge)
+	c, err := dial(ctx, n.own, setup, n.nudge)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", redis.ErrUnanswered, err)
 	}
@@ -278,7 +283,7 @@ func (n *Node) introduced(ctx context.Context, c *conn) error {
 		c.close()
 		return fmt.Errorf("open the admin connection: %w", err)
 	}
-	n.record(adminRecord{ID: reps[len(reps)-1].num, Addr: c.nc.LocalAddr().String()})
+	n.record(adminRecord{ID: reps[len(reps)-1].num, Addr: c.local()})
 	return nil
 }
 

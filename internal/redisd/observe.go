@@ -116,6 +116,9 @@ func (n *Node) examine(ctx context.Context) (info, map[string]string, error) {
 	}
 	n.mu.Unlock()
 	m, fresh, err := n.question(ctx, c, cfg == nil)
+	if err == nil && m.unsealed() {
+		m, fresh, err = n.seal(ctx)
+	}
 	if err != nil {
 		return nil, nil, err
 	}
@@ -137,9 +140,10 @@ func (n *Node) examine(ctx context.Context) (info, map[string]string, error) {
 }
 
 func (n *Node) question(ctx context.Context, c *conn, withSettings bool) (info, map[string]string, error) {
-	cmds := [][]string{{"INFO"}} // one section by name would need one command each before Redis 7.0
+	cmds := n.d.look() // one section by name would need one command each before Redis 7.0
+	first, watched := len(cmds), n.watchedSettings()
 	if withSettings {
-		cmds = append(cmds, configGets(watchedSettings())...)
+		cmds = append(cmds, configGets(watched)...)
 		cmds = append(cmds, []string{"ACL", "LOG", aclLogMax}, []string{"COMMAND", "INFO", "WAITAOF"})
 		if n.managed == nil { // whether its access rules may be changed shows only in the attempt; this user has no rights yet
 			cmds = append(cmds, admissionProbe())
@@ -149,21 +153,21 @@ func (n *Node) question(ctx context.Context, c *conn, withSettings bool) (info, 
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := reps[0].err(); err != nil {
+	if err := firstError(reps[:first]); err != nil {
 		return nil, nil, err
 	}
-	m := parseInfo(reps[0].text)
+	m := n.read(reps)
 	if !withSettings {
 		return m, nil, nil
 	}
 	cfg := map[string]string{}
-	for _, r := range reps[1:] { // a refused CONFIG GET shows as a setting that is not readable
+	for _, r := range reps[first:] { // a refused CONFIG GET shows as a setting that is not readable
 		for k, v := range r.pairs() {
 			cfg[k] = v
 		}
 	}
-	cfg[aclTurnedAway] = turnedAway(reps[1+len(watchedSettings())])
-	cfg[waitsForDisk] = knowsCommand(reps[2+len(watchedSettings())])
+	cfg[aclTurnedAway] = turnedAway(reps[first+len(watched)])
+	cfg[waitsForDisk] = knowsCommand(reps[first+1+len(watched)])
 	if last := reps[len(reps)-1]; n.managed == nil && last.err() != nil {
 		cfg[aclRefusal] = last.text
 	}
@@ -231,7 +235,7 @@ func (n *Node) fill(o *redis.Observation, m info, cfg map[string]string) {
 		o.Problems = append(o.Problems, "replication-open: the server refuses to have its access rules changed, so anybody may replicate and be counted: give the agent's user +acl ("+why+")")
 	}
 	o.PID, o.Version = int(m.num("process_id")), m.version()
-	o.Settings, o.Problems = violations(cfg, m.major(), n.disk), append(o.Problems, m.problems(cfg)...)
+	o.Settings, o.Problems = violations(cfg, m.major(), n.demands(n.disk)), append(o.Problems, m.problems(cfg)...)
 	o.Disk, o.NoDisk = n.diskState(cfg, o.Version)
 	n.mu.Lock()
 	n.frozen = o.Frozen && o.Health == topo.HealthUp

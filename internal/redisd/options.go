@@ -35,6 +35,7 @@ type Options struct {
 	Password     string            // requirepass: of the default user; empty: none
 	Persistence  Persistence       // empty: PersistAOF
 	SyncAlways   bool              // start with appendfsync always, whatever the directives say: for durability quorum+disk
+	Cluster      *ClusterSeat      // its place in a cluster; nil: it is no member of one
 	GuardCommand []string          // argv that runs RunGuard; empty: no guard, and then an agent that dies leaves its primary writable
 	Log          *slog.Logger      // nil: silent
 	Clock        clock.Clock       // nil: the machine's
@@ -54,7 +55,7 @@ func reserved(name string) string {
 	case "appendonly":
 		return "use the persistence option"
 	case "cluster-enabled":
-		return "REPLICAOF is refused in cluster mode, so that nothing can be frozen"
+		return "use mode: cluster"
 	case "replica-read-only", "slave-read-only", "replica-ignore-maxmemory", "slave-ignore-maxmemory", "propagation-error-behavior",
 		"replica-ignore-disk-write-errors", "repl-backlog-ttl", "replica-serve-stale-data", "slave-serve-stale-data":
 		return "safety needs its own value (a replica must not acknowledge what it does not hold)"
@@ -83,6 +84,9 @@ func (o Options) Validate() []error {
 		key := strings.ToLower(name)
 		need(key != "" && !strings.ContainsAny(name, " \t\r\n\"'"), "directive %q: not a name", name)
 		why := reserved(key)
+		if o.Cluster != nil && why == "" {
+			why = reservedInCluster(key)
+		}
 		need(why == "", "directive %s: cannot be set here: %s", name, why)
 		need(!strings.ContainsAny(value, "\x00\r"), "directive %s: the value holds a control character", name)
 		if key == "repl-backlog-size" {
@@ -94,7 +98,13 @@ func (o Options) Validate() []error {
 		}
 		if key == "rename-command" {
 			errs = append(errs, renames(value)...)
+			if o.Cluster != nil {
+				errs = append(errs, renamesInCluster(value)...)
+			}
 		}
+	}
+	if o.Cluster != nil {
+		errs = append(errs, o.Cluster.validate(host, number)...)
 	}
 	return errs
 }
@@ -160,13 +170,16 @@ func (o Options) arguments(version int) []string {
 	if o.Persistence == PersistAOF || o.Persistence == "" {
 		aof = "yes"
 	}
-	args := []string{
-		"--replicaof", deadHost, deadPort,
-		"--port", port, "--bind", host, "--dir", o.Dir, "--logfile", serverLog,
+	args := []string{"--replicaof", deadHost, deadPort, "--port", port}
+	if o.Cluster != nil {
+		args = o.Cluster.arguments(host, port)
+	}
+	args = append(args,
+		"--bind", host, "--dir", o.Dir, "--logfile", serverLog,
 		"--daemonize", "no", "--appendonly", aof,
 		"--repl-backlog-ttl", "0",
 		"--replica-read-only", "yes", "--replica-ignore-maxmemory", "yes", "--replica-serve-stale-data", "yes",
-	}
+	)
 	if version >= 700 {
 		args = append(args, "--propagation-error-behavior", "panic-on-replicas", "--replica-ignore-disk-write-errors", "no")
 	}
@@ -199,6 +212,9 @@ func (o Options) directives(secret string) string {
 		{diskless, "yes"}, {disklessDelay, noSyncDelay}, {"repl-diskless-load", "disabled"},
 		{"repl-timeout", "30"}, {pingPeriod, "1"}, {"client-output-buffer-limit", "replica 512mb 256mb 60"}, {"tcp-keepalive", "15"},
 		{"appendfsync", "everysec"}, {"always-show-logo", "no"},
+	}
+	if o.Cluster != nil {
+		lines = append(lines, [2]string{nodeTimeout, nodeTimeoutMS})
 	}
 	if o.Persistence == PersistRDB {
 		lines = append(lines, [2]string{"save", "3600 1\n300 100\n60 10000"})

@@ -170,7 +170,7 @@ func TestAForeignPrimaryThatTakesThePortIsNeverTouched(t *testing.T) {
 	pid := n.process().pid
 	foreign := primary(t, nil)
 	n.mu.Lock()
-	n.addr = foreign.addr // as if our server had lost its port to somebody else's
+	n.own = foreign.addr // as if our server had lost its port to somebody else's
 	n.mu.Unlock()
 	n.admin.close()
 	if o := n.Observe(within(t, time.Second)); o.Health != topo.HealthUnreachable || o.PID != pid || len(o.Problems) != 1 {

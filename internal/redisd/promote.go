@@ -28,20 +28,23 @@ func (n *Node) standing(ctx context.Context) (*conn, info, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	reps, err := c.do(ctx, []string{"INFO"})
+	reps, err := c.do(ctx, n.d.look()...)
 	if err == nil {
 		err = firstError(reps)
 	}
 	if err != nil {
 		return nil, nil, err
 	}
-	return c, parseInfo(reps[0].text), nil
+	return c, n.read(reps), nil
 }
 
 // Promote makes the elected process, at the elected position, a primary: see redis.Node. The check and REPLICAOF NO ONE
 // travel on the same connection, so that no other process can take the place of the one that was checked; frozen, it
 // cannot move between the two, and in a switchover it follows a fenced server whose offset is final (SAFETY A6, C1).
 func (n *Node) Promote(ctx context.Context, e topo.Elected, cred redis.Credentials) (topo.Position, error) {
+	if n.cluster != nil {
+		return n.promoteInCluster(ctx, e, cred)
+	}
 	seq := n.fences.Load()
 	c, m, err := n.standing(ctx)
 	if err != nil {
@@ -53,12 +56,7 @@ func (n *Node) Promote(ctx context.Context, e topo.Elected, cred redis.Credentia
 	if m, err = n.makePrimary(ctx, c, m, e, cred, seq); err != nil {
 		return topo.Position{}, err
 	}
-	n.mu.Lock()
-	n.promoted = e
-	if n.fences.Load() == seq { // otherwise the fence has the last word
-		n.role = topo.RolePrimary
-	}
-	n.mu.Unlock()
+	n.notePromoted(e, seq)
 	if m["repl_backlog_active"] == "1" {
 		return m.position(), nil
 	}
@@ -67,6 +65,16 @@ func (n *Node) Promote(ctx context.Context, e topo.Elected, cred redis.Credentia
 		return topo.Position{}, fmt.Errorf("promote %s: create its backlog: %w", n.addr, err)
 	}
 	return pos, nil
+}
+
+// notePromoted remembers a promotion that was carried out.
+func (n *Node) notePromoted(e topo.Elected, seq uint64) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.promoted = e
+	if n.fences.Load() == seq { // otherwise the fence has the last word
+		n.role = topo.RolePrimary
+	}
 }
 
 // makePrimary carries out the promotion: from one instant on the server is a primary and admits only replicas with cred.
@@ -125,6 +133,8 @@ func (n *Node) eligible(m info, e topo.Elected) error {
 		return fmt.Errorf("%w: it is loading or in a full sync", redis.ErrRefused)
 	case m.role() == topo.RolePrimary && (p.ReplID2 == e.ReplID && p.Offset2 == e.Offset+1 || n.recalls(e)):
 		return nil
+	case m.rawPrimary() && p.ReplID2 == e.ReplID && p.Offset2 == e.Offset+1, m.rawPrimary() && n.recalls(e):
+		return nil // a member of a cluster that was promoted, and is not open yet or not any more
 	case m.role() != topo.RoleReplica:
 		return fmt.Errorf("%w: it is %q, and not by this election", redis.ErrRefused, m.role())
 	case p.ReplID == e.ReplID && p.Offset < e.Offset && m.following() != "":
@@ -217,7 +227,7 @@ func (n *Node) askForSync(ctx context.Context, c *conn, cred redis.Credentials) 
 		setup = append(setup, authCommand(n.login(cred))...)
 	}
 	setup = append(setup, []string{"REPLCONF", "capa", "eof", "capa", "psync2"})
-	second, err := dial(ctx, n.addr, setup, nil)
+	second, err := dial(ctx, n.own, setup, nil)
 	if err != nil {
 		return 0, err
 	}

@@ -180,7 +180,8 @@ type story struct {
 }
 
 // readStory reads it: after a full sync the append-only file on disk is the one from before the sync until a rewrite has
-// ended (SAFETY A1). The texts are those of Redis 6.2 to 7.4 and Valkey 7.2 to 8.
+// ended (SAFETY A1). The texts are those of Redis 6.2 to 7.4 and Valkey 7.2 to 8: "Ready to accept connections", and without a port
+// "The server is now ready to accept connections at" its socket.
 func readStory(path string, offset int64) (s story) {
 	covered, synced := true, false
 	var w aofWatch
@@ -191,7 +192,7 @@ func readStory(path string, offset int64) (s story) {
 			covered, synced = false, true
 		case strings.Contains(line, "AOF rewrite finished successfully"):
 			covered = true
-		case strings.Contains(line, "Ready to accept connections"):
+		case strings.Contains(line, "eady to accept connections"):
 			s.ready = true
 		}
 	})

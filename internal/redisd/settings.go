@@ -15,6 +15,8 @@ import (
 // backlogMin is the least repl-backlog-size (SAFETY C5).
 const backlogMin = 64 << 20
 
+const minReplicas = "min-replicas-to-write"
+
 // demand is one setting that a server must have.
 type demand struct {
 	name  string
@@ -50,10 +52,18 @@ func demands(disk bool) []demand {
 	return all
 }
 
+// demands are those of this server.
+func (n *Node) demands(disk bool) []demand {
+	if n.cluster == nil {
+		return demands(disk)
+	}
+	return append(demands(disk), clusterDemands()...)
+}
+
 // watchedSettings are the names that an observation needs.
-func watchedSettings() []string {
-	names := []string{"stop-writes-on-bgsave-error", "save", "min-replicas-to-write", "min-replicas-max-lag", "appendonly"}
-	for _, d := range demands(true) {
+func (n *Node) watchedSettings() []string {
+	names := []string{"stop-writes-on-bgsave-error", "save", minReplicas, "min-replicas-max-lag", "appendonly"}
+	for _, d := range n.demands(true) {
 		names = append(names, d.name)
 	}
 	return names
@@ -83,9 +93,9 @@ func mergeConfig(reps []reply) (map[string]string, error) {
 
 // violations names the settings that would make the server lie. A setting that the server must know and does not show
 // counts as violated: it may have been hidden by rename-command or by an ACL.
-func violations(cfg map[string]string, version int, disk bool) []string {
+func violations(cfg map[string]string, version int, demands []demand) []string {
 	var out []string
-	for _, d := range demands(disk) {
+	for _, d := range demands {
 		if !d.lies || version < d.since {
 			continue
 		}
@@ -118,7 +128,15 @@ func (n *Node) settle(ctx context.Context, c *conn, s redis.Settings) error {
 	if err != nil {
 		return fmt.Errorf("configure %s: %w", n.addr, err)
 	}
-	want := append(demands(s.Disk), demand{name: "min-replicas-to-write", value: strconv.Itoa(s.MinReplicas)})
+	n.atLeast = s.MinReplicas
+	want := append(n.demands(s.Disk), demand{name: minReplicas, value: strconv.Itoa(s.MinReplicas)})
+	shut, err := n.isShut(ctx, c)
+	if err != nil {
+		return err
+	}
+	if shut { // it is a part of what keeps it closed
+		want = slices.DeleteFunc(want, func(d demand) bool { return d.name == minReplicas })
+	}
 	if s.MinReplicas > 0 {
 		want = append(want, demand{name: "min-replicas-max-lag", value: strconv.Itoa(max(1, s.MinReplicasMaxLag))})
 	}

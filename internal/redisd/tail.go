@@ -39,7 +39,12 @@ func (n *Node) Tail(ctx context.Context, from, limit int64, w io.Writer) (redis.
 		return t, fmt.Errorf("read the tail of %s: %w", n.addr, err)
 	}
 	t.To = from + min(p.Offset-from, limit)
-	if err := n.readTail(ctx, c, p, from, t.To, w); err != nil {
+	if n.cluster != nil {
+		err = n.readTailInCluster(ctx, m, from, t.To, w)
+	} else {
+		err = n.readTail(ctx, c, p, from, t.To, w)
+	}
+	if err != nil {
 		return t, fmt.Errorf("read the tail of %s from offset %d: %w", n.addr, from, err)
 	}
 	return t, nil
@@ -129,8 +134,7 @@ func (n *Node) linked(ctx context.Context, c *conn, s *silent) error {
 
 // copyStream asks for the stream as a replica of the server would, and copies it.
 func (n *Node) copyStream(ctx context.Context, cred redis.Credentials, replid string, from, to int64, w io.Writer) error {
-	var d net.Dialer
-	nc, err := d.DialContext(ctx, "tcp", n.addr)
+	nc, err := connect(ctx, n.own)
 	if err != nil {
 		return fmt.Errorf("%w: %w", redis.ErrUnanswered, err)
 	}

@@ -26,42 +26,6 @@ const (
 	greetingMax = 32 * time.Second       // … and one that still waits for the primary's answer after the same, twice as long each time, up to this
 )
 
-// fenceOrder is the one fence (SAFETY A5, B1): freeze, and cut everybody who could still write or read, in one step.
-func fenceOrder() [][]string {
-	return [][]string{
-		{"MULTI"},
-		{"REPLICAOF", deadHost, deadPort},
-		{"CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"},
-		{"CLIENT", "KILL", "TYPE", "pubsub", "SKIPME", "yes"},
-		{"EXEC"},
-		{"INFO"},
-	}
-}
-
-// fenceDone judges the replies to fenceOrder, and returns what the server said of itself at the end. One that is loading refuses
-// REPLICAOF; it counts when it is frozen.
-func fenceDone(reps []reply) (info, error) {
-	if err := reps[5].err(); err != nil {
-		return nil, err
-	}
-	m := parseInfo(reps[5].text)
-	exec := reps[4]
-	switch {
-	case isCode(reps[1].err(), "LOADING") && m.frozen():
-		return m, nil
-	case exec.err() != nil:
-		if err := firstError(reps); err != nil {
-			return nil, err
-		}
-	case firstError(exec.items) != nil:
-		return nil, firstError(exec.items)
-	}
-	if !m.frozen() {
-		return nil, fmt.Errorf("after the fence the server says that it is %s following %q", m.role(), m.following())
-	}
-	return m, nil
-}
-
 // Fence makes sure that nobody writes here now: see redis.Node. It may overtake any other verb.
 func (n *Node) Fence(ctx context.Context) error {
 	n.fences.Add(1)
@@ -128,14 +92,14 @@ func (n *Node) fenceByOrder(ctx context.Context) error {
 			}
 		}
 		at = n.clk.Uptime()
-		if reps, err = c.do(ctx, fenceOrder()...); err == nil || !c.ended() {
+		if reps, err = c.do(ctx, n.d.fence()...); err == nil || !c.ended() {
 			break
 		}
 	}
 	if err != nil {
 		return err
 	}
-	m, err := fenceDone(reps)
+	m, err := n.d.fenced(reps)
 	if err != nil {
 		return err
 	}
@@ -146,11 +110,11 @@ func (n *Node) fenceByOrder(ctx context.Context) error {
 
 // replication reads INFO replication and, with it, the role that a fence may rely on.
 func (n *Node) replication(ctx context.Context) (info, error) {
-	reps, err := n.ask(ctx, []string{"INFO", "replication"})
+	reps, err := n.ask(ctx, n.d.look("replication")...)
 	if err != nil {
 		return nil, err
 	}
-	m := parseInfo(reps[0].text)
+	m := n.read(reps)
 	n.setRole(m.role())
 	return m, nil
 }
@@ -166,8 +130,12 @@ func (n *Node) Freeze(ctx context.Context) error {
 		return nil
 	case m.role() == topo.RolePrimary:
 		return n.Fence(ctx)
+	case n.cluster != nil:
+		err = n.unhook(ctx)
+	default:
+		err = n.replicaOf(ctx, nil, deadHost, deadPort)
 	}
-	if err := n.replicaOf(ctx, nil, deadHost, deadPort); err != nil {
+	if err != nil {
 		return fmt.Errorf("freeze %s: %w", n.addr, err)
 	}
 	return nil
@@ -252,6 +220,9 @@ func (n *Node) Follow(ctx context.Context, addr string, cred redis.Credentials) 
 	if err != nil || port == deadPort || addr == n.addr {
 		return fmt.Errorf("follow %q: %w: not the address of another server", addr, redis.ErrRefused)
 	}
+	if n.cluster != nil {
+		return n.followInCluster(ctx, addr, cred)
+	}
 	if user, password := n.login(cred); password != "" && n.wasFrozen() {
 		// The usual case of an election, where every round trip is a part of the outage: nothing needs to be asked first.
 		if err := n.replicaOf(ctx, loginAs(user, password), host, port); err != nil {
@@ -321,10 +292,15 @@ func (n *Node) linkWaits(ctx context.Context) (bool, error) {
 	if len(reps[0].items) < 4 {
 		return false, nil
 	}
+	return n.linkIdles(reps[0].items[3].text), nil
+}
+
+// linkIdles judges the state of a link that is down.
+func (n *Node) linkIdles(state string) bool {
 	now := n.clk.Uptime()
-	switch state := reps[0].items[3].text; state {
+	switch state {
 	case "connect", "none":
-		return true, nil
+		return true
 	case "connecting", "handshake":
 		if n.connecting == 0 {
 			n.connecting = now
@@ -336,15 +312,15 @@ func (n *Node) linkWaits(ctx context.Context) (bool, error) {
 			wait = min(reissueWait<<min(n.greetings, 10), greetingMax)
 		}
 		if now-n.connecting < wait {
-			return false, nil
+			return false
 		}
 		if state == "handshake" {
 			n.greetings++
 		}
-		return true, nil
+		return true
 	}
 	n.connecting, n.greetings = 0, 0
-	return false, nil
+	return false
 }
 
 // ProxyConnections counts the connections of proxies, by their name.

@@ -106,8 +106,7 @@ func classifyClient(args [][]byte) Class {
 const replicationSettings = ` replicaof slaveof masterauth masteruser primaryauth primaryuser min-replicas-to-write min-slaves-to-write
  min-replicas-max-lag min-slaves-max-lag replica-read-only slave-read-only replica-ignore-maxmemory slave-ignore-maxmemory
  replica-ignore-disk-write-errors propagation-error-behavior repl-diskless-load repl-backlog-ttl replica-announce-ip
- replica-announce-port slave-announce-ip slave-announce-port replica-priority slave-priority port bind requirepass
- cluster-enabled `
+ replica-announce-port slave-announce-ip slave-announce-port replica-priority slave-priority port bind requirepass `
 
 func classifyConfig(args [][]byte) (Class, string) {
 	if len(args) < 2 {
@@ -121,7 +120,8 @@ func classifyConfig(args [][]byte) (Class, string) {
 	case Is(args[1], "SET"):
 		for i := 2; i < len(args); i += 2 {
 			name := " " + strings.ToLower(string(args[i])) + " "
-			if len(args[i]) < nameMax && strings.Contains(strings.ReplaceAll(replicationSettings, "\n", " "), name) {
+			ours := strings.HasPrefix(name, " cluster-") || strings.Contains(strings.ReplaceAll(replicationSettings, "\n", " "), name)
+			if len(args[i]) < nameMax && ours {
 				return Forbidden, "ERR CONFIG SET" + name + "is refused: Redoubt manages this setting; change the deployment's configuration"
 			}
 		}
@@ -264,6 +264,15 @@ func ClassifyReply(reply []byte) Fate {
 		}
 	}
 	return Deliver
+}
+
+// ClassifyRedirect looks at one reply of a cluster's server. Moved: it is not this server's business, or not any more; Down: nobody
+// serves that slot at the moment, or this server does not know yet who does. Neither was carried out.
+func ClassifyRedirect(reply []byte) (moved, down bool) {
+	if len(reply) < 5 || reply[0] != '-' {
+		return false, false
+	}
+	return hasPrefix(reply[1:], "MOVED "), hasPrefix(reply[1:], "CLUSTERDOWN ")
 }
 
 func hasPrefix(b []byte, prefix string) bool {

@@ -10,6 +10,7 @@ const (
 	BeatSalvage    = "salvage/"    // + member id: its latest Salvage descriptions, as a list
 	KeyShard       = "shard/"      // + shard id: a Shard
 	KeyTimeline    = "timeline/"   // + shard id: a Timeline
+	KeySlots       = "slots/"      // + deployment: mode cluster: which shard has which slots
 )
 
 // MemberReport says where one member's process and its faces are.

@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // Writes RPUSH key 1, 2, 3, … through ioredis with default settings, and prints one line for each attempt:
 // ok|err <seq> <start µs> <end µs> [error]. Ends when its standard input is closed.
-// With "sentinel NAME HOST PORT" instead of "HOST PORT" it finds the primary through Sentinel.
-const Redis = require('ioredis').Redis || require('ioredis');
+// With "sentinel NAME HOST PORT" instead of "HOST PORT" it finds the primary through Sentinel; with "cluster HOST PORT" it is a client
+// of a cluster.
+const ioredis = require('ioredis');
+const Redis = ioredis.Redis || ioredis;
 const [key, ...rest] = process.argv.slice(2);
-const client = rest[0] === 'sentinel'
-  ? new Redis({ sentinels: [{ host: rest[2], port: Number(rest[3]) }], name: rest[1] })
-  : new Redis({ host: rest[0], port: Number(rest[1]) });
+const make = {
+  sentinel: () => new Redis({ sentinels: [{ host: rest[2], port: Number(rest[3]) }], name: rest[1] }),
+  cluster: () => new ioredis.Cluster([{ host: rest[1], port: Number(rest[2]) }]),
+};
+const client = make[rest[0]] ? make[rest[0]]() : new Redis({ host: rest[0], port: Number(rest[1]) });
 client.on('error', () => {});
 let done = false;
 process.stdin.on('end', () => { done = true; });

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes RPUSH key 1, 2, 3, … through redis-py with default settings, and prints one line for each attempt:
 ok|err <seq> <start µs> <end µs> [error]. Ends when its standard input is closed.
-With "sentinel NAME HOST PORT …" instead of "HOST PORT" it finds the primary through Sentinel."""
+With "sentinel NAME HOST PORT …" instead of "HOST PORT" it finds the primary through Sentinel; with "cluster HOST PORT" it is a
+client of a cluster."""
 import sys
 import threading
 import time
@@ -12,6 +13,8 @@ from redis.sentinel import Sentinel
 key = sys.argv[1]
 if sys.argv[2] == "sentinel":
     client = Sentinel([(sys.argv[4], int(sys.argv[5]))]).master_for(sys.argv[3])
+elif sys.argv[2] == "cluster":
+    client = redis.RedisCluster(host=sys.argv[3], port=int(sys.argv[4]))
 else:
     client = redis.Redis(host=sys.argv[2], port=int(sys.argv[3]))
 done = threading.Event()

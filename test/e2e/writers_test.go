@@ -118,9 +118,9 @@ func goRedisWriter(name, key string, c redis.UniversalClient) *writer {
 }
 
 // cliWriter drives redis-cli, one command after the other, over one connection.
-func cliWriter(t *testing.T, key, host, port string) *writer {
+func cliWriter(t *testing.T, key, host, port string, more ...string) *writer {
 	t.Helper()
-	cmd := exec.Command("redis-cli", "-h", host, "-p", port)
+	cmd := exec.Command("redis-cli", append(more, "-h", host, "-p", port)...)
 	in, out := pipes(t, cmd)
 	stopped := make(chan struct{})
 	w := &writer{name: "redis-cli", key: key, stop: sync.OnceFunc(func() { close(stopped) }), done: make(chan struct{})}

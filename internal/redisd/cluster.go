@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package redisd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"redoubt/internal/redis"
+	"redoubt/internal/slots"
+)
+
+// ClusterSeat is a server's place in a cluster (cluster-enabled yes). The functions are called by verbs; they must answer at
+// once, and may be called from any goroutine.
+type ClusterSeat struct {
+	ID      string               // the node's own id, for ever: 40 hexadecimal digits, see slots.Derived
+	ShardID string               // of its shard, in the same form
+	BusPort int                  // where the other nodes reach it
+	Layout  func() ClusterLayout // the cluster as it is agreed
+}
+
+// ClusterLayout is what is agreed about a cluster.
+type ClusterLayout struct {
+	Nodes []ClusterNode       // of all shards, this one included
+	Slots map[string][][2]int // shard id → what it serves, both ends of each range included; no entry: not known, and nobody is promoted
+}
+
+// ClusterNode is one member of a cluster.
+type ClusterNode struct {
+	ID      string
+	ShardID string
+	Addr    string // host:port; the host is an IP address
+	BusPort int
+	// Primary: it is the primary of its shard now, or is to be the first one. Where nobody of a shard is named, its nodes begin
+	// without slots, and the first promotion assigns them. It is read when a server starts without a nodes.conf.
+	Primary bool
+}
+
+// The words of cluster mode that never change.
+const (
+	nodesConf     = "nodes.conf"
+	socketName    = "redoubt.sock"
+	nodeTimeout   = "cluster-node-timeout"
+	nodeTimeoutMS = "15000" // long: gossip brings news, and decides nothing
+	frozenUser    = "redoubt-frozen"
+	frozenWord    = "-" // a password that is good nowhere
+	shutReplicas  = "1000"
+	clusterSince  = 700 // cluster-port
+	shardIDSince  = 702 // nodes.conf holds the shard's id
+)
+
+// validate returns what is wrong with a seat of a server at host:port.
+func (s *ClusterSeat) validate(host string, port int) []error {
+	var errs []error
+	need := func(ok bool, format string, args ...any) {
+		if !ok {
+			errs = append(errs, fmt.Errorf(format, args...))
+		}
+	}
+	need(net.ParseIP(host) != nil, "addr %q: a member of a cluster needs an IP address, because the nodes tell each other addresses", host)
+	need(slots.IsID(s.ID) && slots.IsID(s.ShardID), "cluster: id %q and shard id %q must be 40 hexadecimal digits", s.ID, s.ShardID)
+	need(s.BusPort > 0 && s.BusPort < 65536 && s.BusPort != port, "bus-port %d: must be from 1 to 65535, and another one than the port", s.BusPort)
+	need(s.Layout != nil, "cluster: no layout")
+	return errs
+}
+
+// reservedInCluster are the directives that a member of a cluster gets from us.
+func reservedInCluster(name string) string {
+	switch name {
+	case "cluster-config-file", "cluster-port", "cluster-announce-ip", "cluster-announce-port", "cluster-announce-bus-port", "cluster-announce-tls-port":
+		return "it comes from the cluster's own options"
+	case "cluster-replica-no-failover", "cluster-slave-no-failover", "cluster-allow-replica-migration", "cluster-require-full-coverage", "cluster-migration-barrier",
+		"cluster-allow-reads-when-down", "cluster-allow-pubsubshard-when-down", "min-replicas-to-write", "min-slaves-to-write", "lazyfree-lazy-server-del":
+		return "nobody elects but Redoubt, and safety needs its own value"
+	case "repl-ping-replica-period", "repl-ping-slave-period":
+		return "a server that is closed sends nothing to its replicas, so that its offset is final"
+	case "unixsocket", "unixsocketperm":
+		return "the agent reaches its server there"
+	case "tls-port", "tls-cluster", "tls-replication":
+		return "a member of a cluster is closed by its port, and that is not built for TLS"
+	}
+	return ""
+}
+
+// renamesInCluster refuses to hide the commands that cluster mode lives on.
+func renamesInCluster(value string) []error {
+	var errs []error
+	for line := range strings.Lines(value) {
+		f := strings.Fields(strings.ToLower(line))
+		if len(f) > 0 && (f[0] == "cluster" || f[0] == "role") {
+			errs = append(errs, fmt.Errorf("directive rename-command %s: the agent needs this command in a cluster", f[0]))
+		}
+	}
+	return errs
+}
+
+// clusterRules takes from the other users what would change the cluster behind our back.
+func clusterRules() []string {
+	words := []string{"failover", "replicate", "reset", "meet", "forget", "addslots", "addslotsrange", "delslots", "delslotsrange", "flushslots", "setslot", "bumpepoch", "set-config-epoch"}
+	for i, w := range words {
+		words[i] = "-cluster|" + w
+	}
+	return words
+}
+
+// clusterDemands are the settings without which others than we would elect.
+func clusterDemands() []demand {
+	return []demand{
+		{name: "cluster-replica-no-failover", value: "yes", lies: true},
+		{name: "cluster-allow-replica-migration", value: "no", lies: true},
+		{name: "cluster-require-full-coverage", value: "no"},
+	}
+}
+
+// arguments boot a member closed: no port, no login for replication, no writes without a crowd of replicas. Whatever its
+// nodes.conf says, neither clients nor replicas nor a resync can touch it, and it touches nobody.
+func (s *ClusterSeat) arguments(host, port string) []string {
+	bus := strconv.Itoa(s.BusPort)
+	return []string{
+		"--port", "0", "--" + minReplicas, shutReplicas, "--masteruser", frozenUser, "--masterauth", frozenWord,
+		"--unixsocket", socketName, "--unixsocketperm", "700",
+		"--cluster-enabled", "yes", "--cluster-config-file", nodesConf, "--cluster-port", bus,
+		"--cluster-announce-ip", host, "--cluster-announce-port", port, "--cluster-announce-bus-port", bus,
+		"--cluster-replica-no-failover", "yes", "--cluster-allow-replica-migration", "no", "--cluster-require-full-coverage", "no",
+		"--cluster-allow-reads-when-down", "yes", "--cluster-allow-pubsubshard-when-down", "yes", "--lazyfree-lazy-server-del", "yes",
+	}
+}
+
+// prepareMembership makes sure, before a start, that the server comes up as itself: a nodes.conf that is missing, empty,
+// unreadable or somebody else's is replaced by one with the server's own id. A new id would be a ghost, which replicas would
+// follow nevertheless, because they follow addresses.
+func (m *managed) prepareMembership(ctx context.Context) error {
+	s := m.o.Cluster
+	if s == nil {
+		return nil
+	}
+	host, _, err := net.SplitHostPort(m.o.Addr)
+	if err != nil {
+		return fmt.Errorf("start a member of a cluster: %w", err)
+	}
+	if err := portFree(ctx, net.JoinHostPort(host, strconv.Itoa(s.BusPort))); err != nil {
+		return fmt.Errorf("bus-port: %w", err)
+	}
+	path := filepath.Join(m.o.Dir, nodesConf)
+	text, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("start a member of a cluster: %w", err)
+	}
+	if s.knows(string(text)) {
+		return nil
+	}
+	if len(text) > 0 {
+		aside := path + ".aside"
+		if err := os.Rename(path, aside); err != nil {
+			return fmt.Errorf("set %s aside: %w", path, err)
+		}
+		m.node.log.Warn("nodes.conf cannot be read, or is another node's: it is written anew", "aside", aside)
+	}
+	fresh, epoch, err := s.founding()
+	if err != nil {
+		return fmt.Errorf("start a member of a cluster: %w", err)
+	}
+	if err := os.WriteFile(path, []byte(fresh.Conf(epoch, m.version >= shardIDSince)), 0o600); err != nil {
+		return fmt.Errorf("write %s: %w", nodesConf, err)
+	}
+	m.node.log.Info("wrote nodes.conf", "id", s.ID, "nodes", len(fresh))
+	return nil
+}
+
+// knows tells whether a nodes.conf is one of this node.
+func (s *ClusterSeat) knows(text string) bool {
+	nodes, _, err := slots.Parse(text)
+	self, ok := nodes.Self()
+	return err == nil && ok && self.ID == s.ID && strings.Contains(text, "vars currentEpoch")
+}
+
+// founding is the cluster as its layout says: each shard's primary with its slots and an epoch of its own, lower than any that
+// a promotion can take, and the others as its replicas. Where the layout names no primary, nobody has slots.
+func (s *ClusterSeat) founding() (slots.Nodes, uint64, error) {
+	l := s.Layout()
+	primaries := map[string]string{}
+	for _, n := range l.Nodes {
+		if n.Primary {
+			primaries[n.ShardID] = n.ID
+		}
+	}
+	var out slots.Nodes
+	epoch := uint64(0)
+	for _, n := range l.Nodes {
+		host, port, err := net.SplitHostPort(n.Addr)
+		if err != nil {
+			return nil, 0, fmt.Errorf("address of node %s: %w", n.ID, err)
+		}
+		number, err := strconv.Atoi(port)
+		if err != nil {
+			return nil, 0, fmt.Errorf("address of node %s: %w", n.ID, err)
+		}
+		node := slots.Node{ID: n.ID, ShardID: n.ShardID, Host: host, Port: number, BusPort: n.BusPort, Myself: n.ID == s.ID}
+		switch p := primaries[n.ShardID]; p {
+		case n.ID:
+			epoch++
+			node.Epoch, node.Slots = epoch, slots.SetOf(l.Slots[n.ShardID]...)
+		case "":
+		default:
+			node.Replica, node.Of = true, p
+		}
+		out = append(out, node)
+	}
+	if _, ok := out.Self(); !ok {
+		return nil, 0, fmt.Errorf("%w: the layout of the cluster does not name this node (%s)", redis.ErrRefused, s.ID)
+	}
+	return out, epoch, nil
+}
+
+// known reports whether it is known which slots this node's shard serves; they may be none.
+func (s *ClusterSeat) known() bool { _, ok := s.Layout().Slots[s.ShardID]; return ok }
+
+// expected are the slots that this node's shard serves.
+func (s *ClusterSeat) expected() slots.Set { return slots.SetOf(s.Layout().Slots[s.ShardID]...) }
+
+// idAt finds the node at an address: as the layout has it, else as the server sees it.
+func (s *ClusterSeat) idAt(view slots.Nodes, addr string) string {
+	nodes := s.Layout().Nodes
+	if i := slices.IndexFunc(nodes, func(n ClusterNode) bool { return n.Addr == addr }); i >= 0 {
+		return nodes[i].ID
+	}
+	if i := slices.IndexFunc(view, func(n slots.Node) bool { return n.Addr() == addr && !n.NoAddr && !n.Handshake }); i >= 0 {
+		return view[i].ID
+	}
+	return ""
+}
