@@ -55,7 +55,7 @@ type planMember struct {
 
 // newPlan lays out the ports: proxies from base, read-only ones from base + 10, Sentinel faces from base + 20000 (or
 // base + 20 where that does not fit), APIs from base + 30, stores from base + 40, servers from base + 100, those of the
-// next shard ten further, the buses of a cluster 10000 above their servers (or 200 where that does not fit). shards is 0 in mode
+// next shard ten further, the buses of a cluster 200 above their servers, where the kernel gives no ports to clients. shards is 0 in mode
 // single. In a ring the nodes of all shards are on the same members; in a cluster each shard begins on the next member, so that no
 // host has half of the primaries.
 func newPlan(base, replicas, shards int, mode string, d topo.Durability) (plan, error) {
@@ -67,7 +67,7 @@ func newPlan(base, replicas, shards int, mode string, d topo.Durability) (plan, 
 	}
 	last := 65535 - 120 - 10*shards
 	if mode == "cluster" {
-		last -= busNear
+		last -= busAbove
 	}
 	if base < 1024 || base > last {
 		return plan{}, fail(ExitUsage, "--base-port %d: use 1024 to %d", base, last)
@@ -125,24 +125,17 @@ func newPlan(base, replicas, shards int, mode string, d topo.Durability) (plan, 
 	return p, nil
 }
 
-// How far the ports of buses are above those of their servers.
-const (
-	busFar  = 10_000
-	busNear = 200
-)
+// busAbove is how far the ports of buses are above those of their servers.
+const busAbove = 200
 
 // seats gives the member with index i of so many its servers of a cluster.
 func (p plan) seats(m *planMember, i, members int) {
-	far := busFar
-	if p.BasePort+100+10*p.Shards+busFar > 65535 {
-		far = busNear
-	}
 	m.Node = ""
 	for k := range p.Shards {
 		server, bus := "", 0
 		if rank := ((i-k)%members + members) % members; rank <= p.Replicas {
 			port := p.BasePort + 100 + 10*k + i
-			server, bus, m.Node = net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), port+far, m.ID
+			server, bus, m.Node = net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), port+busAbove, m.ID
 		}
 		m.Servers, m.Buses = append(m.Servers, server), append(m.Buses, bus)
 	}

@@ -43,7 +43,7 @@ func (e *env) up() *cobra.Command {
 		Use: "up", Short: "Start a whole deployment on this machine",
 		Long: "Start a whole deployment on this machine: members as separate processes, each with its own server, exactly as in\n" +
 			"production, so that killing any of them is a real test. Run again, it starts only what is not running.\n\n" +
-			"Ports from --base-port: read-write proxies +0…, read-only ones +10…, Sentinel faces +20000… (+20… from base 40001 on),\nAPIs +30…, stores +40…, servers +100…, their buses in mode cluster 10000 above (200 from base 55200 on).",
+			"Ports from --base-port: read-write proxies +0…, read-only ones +10…, Sentinel faces +20000… (+20… from base 40001 on),\nAPIs +30…, stores +40…, servers +100…, their buses in mode cluster +300….",
 		RunE: func(c *cobra.Command, _ []string) error {
 			return e.runUp(c.Context(), f, c.Flags().Changed("base-port"), c.Flags().Changed("replicas"), c.Flags().Changed("durability"), c.Flags().Changed("mode") || c.Flags().Changed("shards"))
 		},

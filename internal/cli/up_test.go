@@ -54,7 +54,7 @@ func TestAClusterSpreadsItsPrimaries(t *testing.T) {
 		t.Errorf("%d ports: %v", n, p.Members[0].ports())
 	}
 	file := p.file(p.Members[1])
-	for _, want := range []string{"mode: cluster", "- {id: n2, host: n2, addr: \"127.0.0.1:21111\", bus-port: 31111}", "- {id: n1, host: n1, addr: \"127.0.0.1:21120\", bus-port: 31120, priority: 1}"} {
+	for _, want := range []string{"mode: cluster", "- {id: n2, host: n2, addr: \"127.0.0.1:21111\", bus-port: 21311}", "- {id: n1, host: n1, addr: \"127.0.0.1:21120\", bus-port: 21320, priority: 1}"} {
 		if !strings.Contains(file, want) {
 			t.Errorf("%q is not in\n%s", want, file)
 		}

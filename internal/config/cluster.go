@@ -74,6 +74,9 @@ func (d Deployment) validateCluster(f *findings, path string, addrs map[string]s
 	if d.Durability != topo.Async {
 		f.add(path+".durability", "%s is not in this version of mode cluster: use async", d.Durability)
 	}
+	if d.MaxLoss != (MaxLoss{}) { // what measures it does not reach replicas through a cluster's PUBLISH
+		f.add(path+".max-loss", "is not in this version of mode cluster: remove it")
+	}
 	for i, s := range d.Shards {
 		at := fmt.Sprintf("%s.shards[%d]", path, i)
 		if s.Weight != 0 || s.RingName != "" {

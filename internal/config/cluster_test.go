@@ -55,6 +55,7 @@ func TestWhatIsWrongWithAClusterIsSaid(t *testing.T) {
 	for _, x := range []struct{ from, to, want string }{
 		{"mode: cluster", "mode: cluster\n    durability: quorum", "deployments[0].durability: quorum is not in this version of mode cluster: use async"},
 		{"mode: cluster", "mode: cluster\n    ring: {hash: md5}", "deployments[0].ring: belongs to mode ring"},
+		{"mode: cluster", "mode: cluster\n    max-loss: {time: 1s}", "deployments[0].max-loss: is not in this version of mode cluster"},
 		{"mode: cluster", "mode: cluster\n    retry: exact", "deployments[0].retry: exact needs"},
 		{"mode: cluster", "mode: cluster\n    cluster: {uid: \"a b\"}", "deployments[0].cluster.uid: "},
 		{"mode: cluster", "mode: ring", "shards[1].nodes[1].bus-port: belongs to mode cluster"},

@@ -174,7 +174,6 @@ func TestAClusterIsOneServer(t *testing.T) {
 func TestACommandOverSlotsIsRefusedAsByAServer(t *testing.T) {
 	f, addrs := clusterFront(t, 3)
 	w, direct := f.client(t), dial(t, addrs[0])
-	const cross = "-CROSSSLOT Keys in request don't hash to the same slot\r\n"
 	for _, c := range []string{"RENAME b f", "SINTERSTORE b f", "PFCOUNT b f", "BLPOP b f 1", "EVAL return(1) 2 b f", "WATCH b f", "SDIFF b f", "LMOVE b f LEFT LEFT", "COPY b f",
 		"COPY b {b}2 DB 1", "MOVE b 1", "SELECT 0", "SELECT 1", "SELECT x", "SELECT", "SWAPDB 0 1", "SORT b BY w_*", "SORT b", "MSETNX b 1 f 2", "DEL", "MSET b", "MGET",
 		"READONLY", "READWRITE", "ASKING", "READONLY x", "CLUSTER COUNTKEYSINSLOT 3300", "CLUSTER GETKEYSINSLOT 3300 5", "CLUSTER COUNTKEYSINSLOT 99999", "CLUSTER KEYSLOT b", "CLUSTER KEYSLOT",
@@ -311,7 +310,7 @@ func TestMessagesComeOnce(t *testing.T) {
 func TestARedirectionNeverReachesAClient(t *testing.T) {
 	var now atomic.Pointer[slots.Map]
 	now.Store(slots.Even("s0", "s1"))
-	f, addrs := clusterFront(t, 2, func(o *Options) { o.Cluster.Map = now.Load; o.Limits.Redirect = 5 * time.Second })
+	f, addrs := clusterFront(t, 2, func(o *Options) { o.Cluster.Map = now.Load; o.Limits.Redirect = 2 * time.Second })
 	w := f.client(t)
 	w.want("+OK\r\n", "SET b 1")
 	for _, a := range []string{addrs[1], addrs[0]} { // b has slot 3300
@@ -344,6 +343,11 @@ func TestARedirectionNeverReachesAClient(t *testing.T) {
 	}
 	if got := w.do("MSET", "b", "5", "a", "1"); !strings.HasPrefix(got, "-OUTCOMEUNKNOWN ") {
 		t.Errorf("%q", got)
+	}
+	for _, c := range []string{"SSUBSCRIBE b", "EVAL return(1) 1 b", "BLPOP b 1", "WATCH b"} {
+		if got := w.do(strings.Fields(c)...); !strings.HasPrefix(got, "-TRYAGAIN ") {
+			t.Errorf("%s: %q", c, got)
+		}
 	}
 }
 

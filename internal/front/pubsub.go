@@ -179,6 +179,9 @@ func (c *client) subscribed(e *expect) bool {
 	s := e.x.sub
 	bad := slices.IndexFunc(frames, func(f []byte) bool { return f[0] == '-' })
 	if bad >= 0 {
+		if c.f.o.Cluster != nil && redirects(frames[bad]) {
+			frames[bad] = elsewhere(frames[bad])
+		}
 		e.x.reply = bytes.Clone(frames[bad])
 	}
 	switch {

@@ -181,7 +181,7 @@ func (c *client) one(e *expect) bool {
 		return (e.op == opPass || e.op == opScript) && c.passOn(e)
 	}
 	if f[0] == '-' && c.f.o.Cluster != nil && redirects(f) {
-		if c.turn(e, f) {
+		if c.reroute(e, f) {
 			return false // it is tried again; its entry gets the answer
 		}
 		f = elsewhere(f)

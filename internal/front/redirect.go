@@ -49,9 +49,9 @@ func (k *conn) remember(e *expect, command []byte) {
 	}
 }
 
-// turn has the command at the head of the queue tried again elsewhere, and reports whether it is: only one behind which the client
+// reroute has the command at the head of the queue tried again elsewhere, and reports whether it is: only one behind which the client
 // has said nothing yet, because what is said later may be about the same key. The caller holds c.mu.
-func (c *client) turn(e *expect, f []byte) bool {
+func (c *client) reroute(e *expect, f []byte) bool {
 	k := e.from
 	if e.op != opPass || e.blocks || len(k.last) == 0 || k.owed != 1 || k.keeps || c.head+1 != len(c.queue) || c.f.ctx.Err() != nil {
 		return false

@@ -55,6 +55,7 @@ const (
 	shutReplicas  = "1000"
 	clusterSince  = 700 // cluster-port
 	shardIDSince  = 702 // nodes.conf holds the shard's id
+	clusterState  = "cluster_state"
 )
 
 // validate returns what is wrong with a seat of a server at host:port.

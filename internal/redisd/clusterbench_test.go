@@ -28,6 +28,7 @@ func BenchmarkMember(b *testing.B) {
 		put(b, p, f.keys[1], "v")
 		caughtUp(b, r, p)
 		ctx := within(b, 5*time.Second)
+		timed("look", func() error { p.Observe(ctx); return nil })
 		timed("freeze", func() error { return r.Freeze(ctx) })
 		join(b, r, p)
 		caughtUp(b, r, p)

@@ -89,11 +89,15 @@ func TestAPrimaryThatIsBornAgainEmptyWipesNobody(t *testing.T) {
 			put(t, p, f.keys[0], "kept")
 			caughtUp(t, r, p)
 			crash(t, p, change)
+			// Nobody looks at it meanwhile: a look would fence what boots open.
+			stays(t, r, wipedAfter, "a replica with its data", func(o redis.Observation) bool { return isUp(o) && o.Keys == 1 && !o.LinkUp })
+			if !refusesTCP(p) {
+				t.Fatal("it can be connected to before anybody allowed it")
+			}
 			born := see(t, p, "the new process", func(o redis.Observation) bool { return isUp(o) && o.Frozen })
-			if born.Keys != 0 || !refusesTCP(p) {
+			if born.Keys != 0 || len(born.Problems) > 0 {
 				t.Fatalf("born again: %+v", born)
 			}
-			stays(t, r, wipedAfter, "a replica with its data", func(o redis.Observation) bool { return isUp(o) && o.Keys == 1 })
 			if nodes := conf(t, p); len(nodes) != 4 {
 				t.Errorf("its nodes.conf: %+v", nodes)
 			} else if self, _ := nodes.Self(); self.ID != p.cluster.ID {

@@ -54,9 +54,15 @@ func TestAClosedPrimaryStandsStill(t *testing.T) {
 	see(t, r, "all of the stream", func(o redis.Observation) bool { return o.Pos.Offset == final.Pos.Offset && o.LinkUp })
 
 	// The same process goes on at the same position, and lets go of what is over.
-	pos, err := crownAt(within(t, 5*time.Second), p, electedOf(final))
+	next := redis.Credentials{Secret: "next"}
+	pos, err := p.Promote(within(t, 5*time.Second), electedOf(final), next)
 	if err != nil || pos.ReplID != final.Pos.ReplID {
 		t.Fatalf("promoted again from %+v to %+v: %v", final.Pos, pos, err)
+	}
+	see(t, r, "the end of its link", func(o redis.Observation) bool { return !o.LinkUp })
+	stays(t, r, 1200*time.Millisecond, "cut, with the login of before", func(o redis.Observation) bool { return !o.LinkUp })
+	if err := r.Follow(within(t, time.Second), p.addr, next); err != nil {
+		t.Fatal(err)
 	}
 	see(t, p, "the expiry go on", func(o redis.Observation) bool { return o.Keys == 0 && o.Role == topo.RolePrimary })
 	caughtUp(t, r, p)

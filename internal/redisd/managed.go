@@ -111,7 +111,7 @@ func (m *managed) login() (username, password string) {
 
 // adopt takes hold of the server that an earlier agent on this seat started, if it still runs.
 func (m *managed) adopt() bool {
-	if m.srv.PID == 0 || m.srv.BootID != bootID() || m.srv.Addr != m.o.Addr {
+	if m.srv.PID == 0 || m.srv.BootID != bootID() || m.srv.Addr != m.o.Addr || m.srv.Member != (m.o.Cluster != nil) {
 		return false
 	}
 	p, err := openProcess(m.srv.PID, m.srv.Start, m.exited(m.srv.PID))
@@ -227,7 +227,7 @@ func (m *managed) prepareSeat() (serverRecord, error) {
 	m.mu.Lock()
 	m.seat = seat
 	m.mu.Unlock()
-	return serverRecord{BootID: boot, Addr: m.o.Addr, Kept: kept, LogOffset: seat.LogOffset, Admin: m.o.ownUser()}, nil
+	return serverRecord{BootID: boot, Addr: m.o.Addr, Kept: kept, LogOffset: seat.LogOffset, Admin: m.o.ownUser(), Member: m.o.Cluster != nil}, nil
 }
 
 // spawn starts the process and returns its pid. What must hold is on the command line, which wins; defaults, the user's

@@ -179,15 +179,17 @@ func (n *Node) survey(ctx context.Context) (*conn, info, slots.Nodes, error) {
 	}
 	reps, err := c.do(ctx, append(n.d.look(), clusterNodes())...)
 	if err == nil {
-		err = firstError(reps)
-	}
-	if isCode(err, "LOADING") {
-		err = fmt.Errorf("%w: it is loading; wait: %w", redis.ErrRefused, err)
+		err = firstError(reps[:lookLen])
 	}
 	if err != nil {
 		return nil, nil, nil, err
 	}
 	m := n.read(reps)
+	if err := reps[lookLen].err(); isCode(err, "LOADING") {
+		return c, m, nil, fmt.Errorf("%w: it is loading; wait: %w", redis.ErrRefused, err)
+	} else if err != nil {
+		return c, m, nil, err
+	}
 	view, err := n.viewOf(reps[lookLen])
 	return c, m, view, err
 }
@@ -235,15 +237,19 @@ func shouldBe(ok bool, m info, what string) error {
 	return fmt.Errorf("%w: it is %q, link %s, and not %s", redis.ErrRefused, m[rawRole], m["master_link_status"], what)
 }
 
-// unhook freezes a replica: the login goes, then the link. One that is being negotiated is begun anew, with the frozen login.
-func (n *Node) unhook(ctx context.Context) error {
+// freezeInCluster takes a replica's login, then its link. One that is being negotiated is begun anew, with the frozen login.
+func (n *Node) freezeInCluster(ctx context.Context) error {
 	seq := n.fences.Load()
 	c, m, view, err := n.survey(ctx)
-	if err != nil {
-		return err
-	}
-	if m.frozen() {
+	switch {
+	case m != nil && m.frozen() && !m.unsealed(): // also while it is loading
+		n.setRole(topo.RoleReplica)
 		return nil
+	case err != nil:
+		return fmt.Errorf("freeze %s: %w", n.addr, err)
+	case m.rawPrimary():
+		n.setRole(m.role())
+		return n.Fence(ctx)
 	}
 	cmds := [][]string{configSet(frozenLogin()...), {"CLIENT", "KILL", "TYPE", "master"}}
 	if self, _ := view.Self(); !m.linkUp() && self.Of != "" {
@@ -254,9 +260,12 @@ func (n *Node) unhook(ctx context.Context) error {
 		err = firstError(res[:2])
 	}
 	if err == nil && !m.frozen() {
-		err = fmt.Errorf("its link is %s: it is not frozen yet", m[linkState])
+		err = fmt.Errorf("its link is in the state %q: it is not frozen yet", m[linkState])
 	}
-	return err
+	if err != nil {
+		return fmt.Errorf("freeze %s: %w", n.addr, err)
+	}
+	return nil
 }
 
 // followInCluster is Follow for a member of a cluster. A server that was a primary is demoted by the word of the next one, which

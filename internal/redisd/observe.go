@@ -145,6 +145,9 @@ func (n *Node) question(ctx context.Context, c *conn, withSettings bool) (info, 
 	if withSettings {
 		cmds = append(cmds, configGets(watched)...)
 		cmds = append(cmds, []string{"ACL", "LOG", aclLogMax}, []string{"COMMAND", "INFO", "WAITAOF"})
+		if n.cluster != nil {
+			cmds = append(cmds, []string{"CLUSTER", "INFO"})
+		}
 		if n.managed == nil { // whether its access rules may be changed shows only in the attempt; this user has no rights yet
 			cmds = append(cmds, admissionProbe())
 		}
@@ -168,6 +171,9 @@ func (n *Node) question(ctx context.Context, c *conn, withSettings bool) (info, 
 	}
 	cfg[aclTurnedAway] = turnedAway(reps[first+len(watched)])
 	cfg[waitsForDisk] = knowsCommand(reps[first+1+len(watched)])
+	if n.cluster != nil {
+		cfg[clusterState] = parseInfo(reps[first+2+len(watched)].text)[clusterState]
+	}
 	if last := reps[len(reps)-1]; n.managed == nil && last.err() != nil {
 		cfg[aclRefusal] = last.text
 	}
@@ -229,6 +235,9 @@ func (n *Node) fill(o *redis.Observation, m info, cfg map[string]string) {
 	o.Replicas = m.replicas()
 	if who := cfg[aclTurnedAway]; who != "" && o.Role == topo.RolePrimary {
 		o.Problems = append(o.Problems, "stranger-refused: a server at "+who+" tries to replicate from this one without the epoch's credentials, again and again: find it and stop it")
+	}
+	if cfg[clusterState] == "fail" && o.Role == topo.RolePrimary {
+		o.Problems = append(o.Problems, "cluster-down: the server answers CLUSTERDOWN: most primaries of the cluster are out of its reach, or were a moment ago")
 	}
 	if why := cfg[aclRefusal]; why != "" {
 		o.Open = true

@@ -54,7 +54,8 @@ type serverRecord struct {
 	Kept      bool   `json:"kept"`    // before the log of this start was read
 	Checked   bool   `json:"checked"` // the log was read, and Kept is final
 	LogOffset int64  `json:"log_offset"`
-	Admin     bool   `json:"admin"` // it was started with our own user
+	Admin     bool   `json:"admin"`            // it was started with our own user
+	Member    bool   `json:"member,omitempty"` // of a cluster
 }
 
 // secretRecord is the password of our own user. It is as good as the server's data, which lies beside it.

@@ -126,7 +126,8 @@ func (n *Node) takeOver(ctx context.Context, c *conn, view slots.Nodes, e topo.E
 	return m, n.owns(ctx, res[len(res)-1])
 }
 
-// keepSlots sees that a closed primary has the slots of its shard. What nobody has is assigned to it, with a new epoch.
+// keepSlots sees that a closed primary has the slots of its shard. What nobody has is assigned to it, with a new epoch. Replicas
+// that are attached from before are cut: they come back with the tenure's credentials, or not at all.
 func (n *Node) keepSlots(ctx context.Context, c *conn, view slots.Nodes, e topo.Elected, cred redis.Credentials, seq uint64) error {
 	self, _ := view.Self()
 	missing, err := n.rightful(view, self, self.Slots)
@@ -134,7 +135,8 @@ func (n *Node) keepSlots(ctx context.Context, c *conn, view slots.Nodes, e topo.
 		return err
 	}
 	n.rememberPromotion(e)
-	cmds := append(append(n.admission(cred), addSlots(missing)...), clusterNodes())
+	cmds := append(n.admission(cred), []string{"CLIENT", "KILL", "TYPE", "replica"})
+	cmds = append(append(cmds, addSlots(missing)...), clusterNodes())
 	res, _, err := n.transact(ctx, c, seq, cmds...)
 	if err == nil {
 		err = firstError(res)
@@ -209,7 +211,7 @@ func (n *Node) stateAllows(ctx context.Context, c *conn) error {
 			return err
 		}
 		p := n.process()
-		if parseInfo(reps[0].text)["cluster_state"] == "ok" || p == nil || n.clk.Uptime()-p.startedAt() > writableDelay {
+		if parseInfo(reps[0].text)[clusterState] == "ok" || p == nil || n.clk.Uptime()-p.startedAt() > writableDelay {
 			return nil
 		}
 		if n.clk.Uptime() >= end || ctx.Err() != nil {

@@ -110,17 +110,20 @@ func (n *Node) fenceByOrder(ctx context.Context) error {
 
 // replication reads INFO replication and, with it, the role that a fence may rely on.
 func (n *Node) replication(ctx context.Context) (info, error) {
-	reps, err := n.ask(ctx, n.d.look("replication")...)
+	reps, err := n.ask(ctx, []string{"INFO", "replication"})
 	if err != nil {
 		return nil, err
 	}
-	m := n.read(reps)
+	m := parseInfo(reps[0].text)
 	n.setRole(m.role())
 	return m, nil
 }
 
 // Freeze stops following and stays read-only: see redis.Node.
 func (n *Node) Freeze(ctx context.Context) error {
+	if n.cluster != nil {
+		return n.freezeInCluster(ctx)
+	}
 	m, err := n.replication(ctx)
 	if err != nil {
 		return fmt.Errorf("freeze %s: %w", n.addr, err)
@@ -130,12 +133,8 @@ func (n *Node) Freeze(ctx context.Context) error {
 		return nil
 	case m.role() == topo.RolePrimary:
 		return n.Fence(ctx)
-	case n.cluster != nil:
-		err = n.unhook(ctx)
-	default:
-		err = n.replicaOf(ctx, nil, deadHost, deadPort)
 	}
-	if err != nil {
+	if err := n.replicaOf(ctx, nil, deadHost, deadPort); err != nil {
 		return fmt.Errorf("freeze %s: %w", n.addr, err)
 	}
 	return nil

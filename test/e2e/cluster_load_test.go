@@ -14,12 +14,18 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// shardKeyWriters are the clients of one shard: a plain one, and cluster-aware ones of four libraries, all with default settings.
+// clusterClient asks for the nodes every half second: by default go-redis 9.23 does so once a minute, and not when it cannot reach a
+// node, so that it would go on with a host that is lost for that long, here as with any cluster.
+func clusterClient(addrs ...string) *redis.ClusterClient {
+	return redis.NewClusterClient(&redis.ClusterOptions{Addrs: addrs, ClusterStateReloadInterval: 500 * time.Millisecond})
+}
+
+// shardKeyWriters are the clients of one shard: a plain one, and cluster-aware ones of four libraries.
 func shardKeyWriters(t *testing.T, d *deployment, shard, run, addr string) []*writer {
 	t.Helper()
 	host, port, _ := net.SplitHostPort(addr)
 	key := func(who string) string { return d.keyOn(shard, "w:"+who+":"+run) }
-	goCluster := redis.NewClusterClient(&redis.ClusterOptions{Addrs: []string{d.proxyAddr(0), d.proxyAddr(1), d.proxyAddr(2)}})
+	goCluster := clusterClient(d.proxyAddr(0), d.proxyAddr(1), d.proxyAddr(2))
 	ws := []*writer{
 		goRedisWriter("go-redis", key("go"), redis.NewClient(&redis.Options{Addr: addr})),
 		goRedisWriter("go-redis ClusterClient", key("goc"), goCluster),

@@ -94,19 +94,29 @@ func (n *native) primaryOf(key string) *exec.Cmd {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	all, err := c.ClusterSlots(n.t.Context()).Result()
+	shards, err := c.ClusterShards(n.t.Context()).Result()
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	i := slices.IndexFunc(all, func(s redis.ClusterSlot) bool { return s.Start <= int(slot) && int(slot) <= s.End })
-	return n.procs[all[i].Nodes[0].Addr]
+	for _, s := range shards {
+		if !slices.ContainsFunc(s.Slots, func(r redis.SlotRange) bool { return r.Start <= slot && slot <= r.End }) {
+			continue
+		}
+		for _, x := range s.Nodes {
+			if x.Role == "master" {
+				return n.procs[net.JoinHostPort(x.IP, strconv.FormatInt(x.Port, 10))]
+			}
+		}
+	}
+	n.t.Fatalf("nobody has slot %d", slot)
+	return nil
 }
 
 // round strikes one primary and returns what its shard's client saw, and another shard's.
 func (n *native) round(sig syscall.Signal) (hit, other time.Duration) {
 	t := n.t
 	const key, elsewhere = "b", "d" // slots 3300 and 11298: the first shard and the third
-	open := func() *redis.ClusterClient { return redis.NewClusterClient(&redis.ClusterOptions{Addrs: n.addrs}) }
+	open := func() *redis.ClusterClient { return clusterClient(n.addrs...) }
 	w, by := goRedisWriter("go-redis ClusterClient", key, open()), goRedisWriter("another shard", elsewhere, open())
 	defer w.finish()
 	defer by.finish()
@@ -134,8 +144,7 @@ func (d *deployment) round(i int, sig syscall.Signal) (hit, other time.Duration)
 	shards := s.Deployments[0].Shards
 	sh := shards[i%len(shards)]
 	p := sh.node(sh.Primary)
-	addrs := []string{d.proxyAddr(0), d.proxyAddr(1), d.proxyAddr(2)}
-	open := func() *redis.ClusterClient { return redis.NewClusterClient(&redis.ClusterOptions{Addrs: addrs}) }
+	open := func() *redis.ClusterClient { return clusterClient(d.proxyAddr(0), d.proxyAddr(1), d.proxyAddr(2)) }
 	run := fmt.Sprint(i, "-", sig)
 	w := goRedisWriter("go-redis ClusterClient", d.keyOn(sh.ID, "n:"+run), open())
 	by := goRedisWriter("another shard", d.keyOn(shards[(i+1)%len(shards)].ID, "nb:"+run), open())

@@ -106,13 +106,13 @@ type node struct {
 
 var nextBase atomic.Int32
 
-// freeBase finds a block of ports of which `up` uses: base…, base+100…, base+20000….
+// freeBase finds a block of ports of which `up` uses: base…, base+100…, base+300…, base+20000….
 func freeBase(t *testing.T) int {
 	t.Helper()
 	for range 200 {
 		base := 11000 + int((int32(os.Getpid()%60)*250+nextBase.Add(1)*250)%24000)
 		ok := true
-		for _, p := range []int{0, 1, 2, 10, 11, 12, 30, 31, 32, 40, 41, 42, 100, 101, 102, 110, 111, 112, 120, 121, 122, 20000, 20001, 20002} {
+		for _, p := range []int{0, 1, 2, 10, 11, 12, 30, 31, 32, 40, 41, 42, 100, 101, 102, 110, 111, 112, 120, 121, 122, 300, 301, 302, 310, 311, 312, 320, 321, 322, 20000, 20001, 20002} {
 			l, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(base+p))
 			if err != nil {
 				ok = false
