@@ -9,8 +9,39 @@ import (
 	"net"
 
 	"redoubt/internal/front"
+	"redoubt/internal/proxy"
 	"redoubt/internal/ring"
 )
+
+// loops drive the connections of the front and of all shards' proxies.
+type loops struct{ *proxy.Engine }
+
+// Take hands a connection to a loop.
+func (l *loops) Take(conn net.Conn, loop int, event func()) (front.Stream, error) {
+	return l.Engine.Take(conn, loop, event)
+}
+
+// startLoops starts the loops that the shards' proxies share with the front; nothing where there is one shard.
+func (m *member) startLoops() error {
+	if m.hall == nil || m.o.Config.Proxy.Listen == "" {
+		return nil
+	}
+	e, err := proxy.NewEngine(proxy.DefaultLimits().Loops)
+	if err != nil {
+		return fmt.Errorf("set up the loops of the proxies: %w", err)
+	}
+	m.loops = &loops{e}
+	m.parts.start("loops", e.Run)
+	return nil
+}
+
+// engine returns what drives the proxy's connections; nil: its own loops.
+func (m *member) engine() *proxy.Engine {
+	if m.loops == nil {
+		return nil
+	}
+	return m.loops.Engine
+}
 
 // startFront starts what stands in front of the shards' proxies; nothing where there is one shard.
 func (m *member) startFront() error {
@@ -20,8 +51,7 @@ func (m *member) startFront() error {
 	}
 	var shards []front.Shard
 	for _, u := range m.units {
-		p := u.proxy
-		shards = append(shards, front.Shard{Name: u.deploy.ID(), Dial: func(ctx context.Context) (net.Conn, error) { return p.Attach(ctx) }})
+		shards = append(shards, front.Shard{Name: u.deploy.ID()})
 	}
 	placed, err := ring.New(m.deploy.RingSpec())
 	if err != nil {
@@ -33,7 +63,10 @@ func (m *member) startFront() error {
 	}
 	f, err := front.New(front.Options{
 		Shards: shards, Place: func(key []byte) int { return placed.Shard(key, rand.Uint32()) }, Table: m.units[0].proxy.Table,
-		Listener: ln, Password: m.deploy.Password, Log: m.log,
+		Join: func(shard, loop int, event func()) (front.Stream, error) {
+			return m.units[shard].proxy.Join(loop, event)
+		},
+		Listener: ln, Loops: m.loops, Password: m.deploy.Password, Log: m.log,
 		Limits: front.Limits{Clients: c.Proxy.Clients, Query: int(c.Proxy.QueryBytes), Output: int(c.Proxy.OutputBytes)},
 	})
 	if err != nil {
@@ -42,6 +75,14 @@ func (m *member) startFront() error {
 	}
 	m.front = f
 	m.faces.ProxyAddr = m.reach(ln.Addr().String())
-	m.parts.start("front", f.Run)
+	m.parts.start("front", func(ctx context.Context) error {
+		for _, u := range m.units { // they have been started
+			select {
+			case <-u.proxy.Running():
+			case <-ctx.Done():
+			}
+		}
+		return f.Run(ctx)
+	})
 	return nil
 }
