@@ -64,6 +64,7 @@ type client struct {
 	wet      bool  // ofRound is about to be called
 	over     bool  // nothing more is handled
 	retried  []*conn
+	frames   [][]byte // of joined, while it runs
 }
 
 func newClient(f *Front, id uint64) *client {

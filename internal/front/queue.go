@@ -254,17 +254,20 @@ func (c *client) passOn(e *expect) bool {
 
 // joined makes one reply of those of several shards, when they are all there.
 func (c *client) joined(e *expect) bool {
-	frames := make([][]byte, 0, 8)
-	held := 0
+	frames := c.frames[:0]
+	held, all := 0, true
 	for _, k := range e.x.parts {
-		frames = append(frames, k.front())
+		f := k.front()
+		frames, all = append(frames, f), all && f != nil
 		held += len(k.view) - k.pos
 	}
+	c.frames = frames
+	defer clear(frames) // they are the connections'
 	if held > c.f.o.Limits.Output {
 		c.fail(tooLong)
 		return false
 	}
-	if slices.ContainsFunc(frames, func(f []byte) bool { return f == nil }) {
+	if !all {
 		return false
 	}
 	if !e.silent {

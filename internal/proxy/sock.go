@@ -27,9 +27,9 @@ type sock struct {
 	door string         // path of the Unix socket that a client came in by
 	pipe *pipe          // in place of fd: a connection within the process
 
-	owner   endpoint      // who is told of events; owned by the loop, but for a Stream, where it is constant until that is closed
-	stirred atomic.Uint32 // events that the loop is about to tell the owner of
-	wait atomic.Pointer[waiting] // what a goroutine that drives the socket sleeps on; nil: none ever did
+	owner   endpoint                // who is told of events; owned by the loop, but for a Stream, where it is constant until that is closed
+	stirred atomic.Uint32           // events that the loop is about to tell the owner of
+	wait    atomic.Pointer[waiting] // what a goroutine that drives the socket sleeps on; nil: none ever did
 
 	mu     sync.Mutex // guards what follows, and use of fd against close
 	closed bool
