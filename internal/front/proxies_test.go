@@ -51,11 +51,16 @@ func startMember(t testing.TB, n int, change ...func(*Options, *proxy.Options)) 
 	for _, c := range change {
 		c(&fo, &po)
 	}
+	if po.Cluster {
+		m.addrs = bareCluster(t, n)
+	}
 	var shards []Shard
 	for i := range n {
 		id := "s" + strconv.Itoa(i)
-		addr := startServer(t)
-		m.addrs = append(m.addrs, addr)
+		if !po.Cluster {
+			m.addrs = append(m.addrs, startServer(t))
+		}
+		addr := m.addrs[i]
 		m.docs = append(m.docs, topo.Shard{Format: topo.Format, ID: id, Spec: topo.Spec{Deployment: "d", Durability: topo.Async, Timing: topo.LANTiming(),
 			Nodes: []topo.Node{{ID: "n", Addr: addr}}}})
 		o := po
@@ -76,7 +81,10 @@ func startMember(t testing.TB, n int, change ...func(*Options, *proxy.Options)) 
 		t.Fatal("the server's table cannot be read")
 	}
 	m.Front = runFront(t, shards, func(o *Options) {
-		fo.Shards, fo.Place, fo.Listener, fo.Log = o.Shards, o.Place, o.Listener, o.Log
+		fo.Shards, fo.Listener, fo.Log = o.Shards, o.Listener, o.Log
+		if fo.Cluster == nil {
+			fo.Place = o.Place
+		}
 		*o = fo
 		o.Loops, o.Table = drive, func() *route.Table { return table }
 		o.Join = func(shard, loop int, event func()) (Stream, error) { return m.proxies[shard].Join(loop, event) }
