@@ -244,9 +244,14 @@ func TestAClientThatLeavesInTheMiddle(t *testing.T) {
 		_ = w.conn.Close()
 	}
 	if !until(10*time.Second, func() bool {
-		return m.Stats().Clients == 1 && m.proxies[0].Stats().Clients+m.proxies[1].Stats().Clients <= 2 && runtime.NumGoroutine() <= before+10
+		return m.Stats().Clients == 1 && m.proxies[0].Stats().Clients+m.proxies[1].Stats().Clients == 0 && runtime.NumGoroutine() <= before+10
 	}) {
 		t.Fatalf("%d clients, %+v, %+v, %d goroutines were %d", m.Stats().Clients, m.proxies[0].Stats(), m.proxies[1].Stats(), runtime.NumGoroutine(), before)
+	}
+	for _, addr := range m.addrs { // the server notices when it reads the end
+		if direct := dial(t, addr); !until(5*time.Second, func() bool { return strings.Contains(direct.do("INFO", "clients"), "\r\nblocked_clients:0\r\n") }) {
+			t.Fatal("a client that is gone still waits at its server")
+		}
 	}
 	watch.want(":1\r\n", "RPUSH nothing x")
 	watch.want(":1\r\n", "LLEN nothing") // nobody waits for it any more
