@@ -60,7 +60,7 @@ type client struct {
 	head     int
 	blocked  int    // blocking commands in the queue
 	stream   *conn  // the reply at the head is handed on while it arrives
-	full     bool   // the loop handles nothing more before some of it is answered; it changes on the loop, or while a goroutine drives the client
+	full     bool   // the loop handles nothing more before some of it is answered; while the loop handles something, nobody else changes it
 	paused   int    // connections that are not read from
 	wet      bool   // ofRound is about to be called
 	detour   Stream // on which the command at the head of the queue is tried again; nil: none

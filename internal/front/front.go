@@ -5,8 +5,8 @@
 // and behaves like one server that never goes away (the proxy of a shard is that), and a connection to one that ends, ends
 // its client. It does not know how keys are placed either. Its invariants: replies reach a client in the order of its
 // commands; commands of one client for one shard keep their order, on one connection; no reply mixes values and errors of
-// several shards; what is held for a client is bounded. Goroutines: the accept loop, the sweep, and one for a client while it waits for
-// something; Run waits for all of them. Everything else is done by the loops that it is given.
+// several shards; what is held for a client is bounded. Goroutines: the accept loop, the sweep, one for a client while it waits for
+// something, and one for its command on a detour; Run waits for all of them. Everything else is done by the loops that it is given.
 package front
 
 import (
