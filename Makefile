@@ -102,6 +102,10 @@ bench-disk: build ## what quorum+disk costs against quorum (REDOUBT_TEST_SERVER=
 bench-proxy: build ## the proxy beside a direct connection, twemproxy, predixy, HAProxy (ARGS="-rounds 3", OUT=file.md)
 	@scripts/bench-proxy.sh $(if $(OUT),-out $(OUT)) $(ARGS)
 
+.PHONY: bench-front
+bench-front: build ## the front of four shards beside twemproxy and predixy over the same servers (ARGS="-rounds 3", OUT=file.md)
+	@scripts/bench-proxy.sh -shards 4 -out $(or $(OUT),bin/bench-front.md) $(ARGS)
+
 .PHONY: show-first-ack
 show-first-ack: build ## kill the first primary right after its first acknowledged write, 50 fresh deployments
 	@$(E2E) -run TestFirstAck -args -rounds $(or $(ROUNDS),50)

@@ -35,6 +35,7 @@ type options struct {
 	workloads string
 	stacks    string
 	redoubt   string
+	shards    int
 	out       string
 	lock      string
 }
@@ -46,9 +47,10 @@ func main() {
 	var o options
 	flag.IntVar(&o.rounds, "rounds", 7, "interleaved rounds for each workload")
 	flag.Float64Var(&o.seconds, "seconds", 2, "how long a round of one stack takes, about")
-	flag.StringVar(&o.workloads, "workloads", "", "only these, with commas between: "+strings.Join(workloadNames(), ","))
-	flag.StringVar(&o.stacks, "stacks", "", "only these, with commas between: "+strings.Join(stackNames(), ","))
+	flag.StringVar(&o.workloads, "workloads", "", "only these, with commas between: "+strings.Join(workloadNames(false), ",")+"; with -shards "+strings.Join(workloadNames(true), ","))
+	flag.StringVar(&o.stacks, "stacks", "", "only these, with commas between: "+strings.Join(stackNames(false), ","))
 	flag.StringVar(&o.redoubt, "redoubt", "bin/redoubt", "the binary, or several builds to compare: name=path,name2=path2")
+	flag.IntVar(&o.shards, "shards", 0, "compare the front of so many shards with the peers over the same servers; 0: the proxy of one")
 	flag.StringVar(&o.out, "out", "bin/bench-proxy.md", "where the report goes; the plot goes beside it as .png")
 	flag.StringVar(&o.lock, "lock", "", "hold this file's lock while a workload is measured, as flock(1) does, so that benchmarks take turns")
 	flag.Parse()
@@ -66,22 +68,22 @@ func run(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	loads, err := selectWorkloads(o.workloads)
+	loads, err := selectWorkloads(o.workloads, o.shards > 0)
 	if err != nil {
 		return err
 	}
-	wanted, err := selectNames(o.stacks, stackNames())
+	wanted, err := selectNames(o.stacks, stackNames(o.shards > 0))
 	if err != nil {
 		return err
 	}
-	if o.rounds < 1 || o.seconds <= 0 {
+	if o.rounds < 1 || o.seconds <= 0 || o.shards < 0 {
 		return errors.New("-rounds and -seconds must be positive")
 	}
 	files, err := raiseFileLimit()
 	if err != nil {
 		return err
 	}
-	r, err := startRig(ctx, builds, wanted)
+	r, err := startRig(ctx, builds, wanted, o.shards)
 	if err != nil {
 		return err
 	}
@@ -149,7 +151,7 @@ func parseBuilds(s string) ([]binary, error) {
 		if !named {
 			name, path = "redoubt", part
 		}
-		if name == "" || path == "" || name != "redoubt" && slices.Contains(stackNames(), name) {
+		if name == "" || path == "" || name != "redoubt" && slices.Contains(stackNames(false), name) {
 			return nil, fmt.Errorf("-redoubt %q: a path, or name=path with a name that no other stack has", part)
 		}
 		if slices.ContainsFunc(all, func(b binary) bool { return b.name == name }) {

@@ -115,12 +115,21 @@ func (s *stack) look(ctx context.Context) (state, error) {
 			return st, err
 		}
 	}
-	if st.serverCPU, err = cpuOf(s.server.process.cmd.Process.Pid); err != nil {
-		return st, err
+	for _, server := range s.servers {
+		cpu, err := cpuOf(server.pid)
+		if err != nil {
+			return st, err
+		}
+		info, err := server.info(ctx)
+		if err != nil {
+			return st, err
+		}
+		st.serverCPU += cpu
+		st.commands += counter(info, "total_commands_processed")
+		st.hits += counter(info, "keyspace_hits")
+		st.misses += counter(info, "keyspace_misses")
 	}
-	info, err := s.server.info(ctx)
-	st.commands, st.hits, st.misses = counter(info, "total_commands_processed"), counter(info, "keyspace_hits"), counter(info, "keyspace_misses")
-	return st, err
+	return st, nil
 }
 
 // verify makes sure that the server did the work, and found what was asked for.

@@ -17,8 +17,11 @@ import (
 // report is the whole page.
 func report(r *results, picture string) string {
 	var b strings.Builder
-	b.WriteString("# Redoubt's proxy beside others\n\n")
-	b.WriteString("Written by `make bench-proxy`. " + conditions(r) + "\n\n")
+	if r.shards > 0 {
+		fmt.Fprintf(&b, "# Redoubt's front beside others, over %d shards\n\nWritten by `make bench-front`. %s\n\n", r.shards, conditions(r))
+	} else {
+		b.WriteString("# Redoubt's proxy beside others\n\nWritten by `make bench-proxy`. " + conditions(r) + "\n\n")
+	}
 	if len(r.columns) > 1 {
 		fmt.Fprintf(&b, "![Rate relative to a direct connection, and CPU per request](%s)\n\n", picture)
 	}
@@ -178,9 +181,15 @@ func writeDetails(b *strings.Builder, r *results) {
 }
 
 func writeMethod(b *strings.Builder, r *results) {
-	b.WriteString(`## How it is measured
-
-One server that keeps nothing on disk, all stacks in front of it, everything on one machine over loopback. In each round every stack has its turn,
+	b.WriteString("## How it is measured\n\n")
+	if r.shards > 0 {
+		fmt.Fprintf(b, `%d servers that keep nothing on disk, all stacks in front of them, everything on one machine over loopback. All servers have all keys, so that
+each stack places them in its own way and finds them. "Direct" is one of the servers.
+`, r.shards)
+	} else {
+		b.WriteString("One server that keeps nothing on disk, all stacks in front of it, everything on one machine over loopback.\n")
+	}
+	b.WriteString(`In each round every stack has its turn,
 and each round begins with another one; only the stack whose turn it is has work. The rate is that of redis-benchmark with one thread, which is
 given as many requests as take the stack about one round, found in a short run before. Keys are random among 1,000 that are there; the server's
 counters are compared after each turn, so that a request which did not reach it, found nothing, or was answered with an error is a failure and not

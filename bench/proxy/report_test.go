@@ -16,12 +16,12 @@ import (
 // sketch is a result with these medians for every stack: rate and CPU by workload.
 func sketch(t *testing.T, names string, figures map[string]map[string]sample) *results {
 	t.Helper()
-	loads, err := selectWorkloads(names)
+	loads, err := selectWorkloads(names, false)
 	if err != nil {
 		t.Fatal(err)
 	}
 	res := newResults(&rig{}, 3, 2)
-	for _, n := range stackNames() {
+	for _, n := range stackNames(false) {
 		res.columns = append(res.columns, column{name: n, redoubt: n == "redoubt", proxy: n != "direct"})
 	}
 	for _, w := range loads {
@@ -176,5 +176,28 @@ func TestParseBuilds(t *testing.T) {
 		if got, err := parseBuilds(bad); err == nil {
 			t.Errorf("%q is accepted as %v", bad, got)
 		}
+	}
+}
+
+func TestAFrontIsJudgedByItsPeersAlone(t *testing.T) {
+	loads, err := selectWorkloads("get-64-c50-p16,mget-100-c50", true)
+	if err != nil || len(loads) != 2 {
+		t.Fatalf("%v, %v", loads, err)
+	}
+	res := newResults(&rig{shards: 4}, 3, 2)
+	for _, w := range loads {
+		for name, s := range map[string]sample{"redoubt": {rate: 1000, proxyCPU: 2}, "twemproxy": {rate: 500, proxyCPU: 7}, "predixy-1": {rate: 1001, proxyCPU: 3}} {
+			res.add(w, &stack{name: name}, s)
+		}
+	}
+	got := verdicts(res, "redoubt")
+	if len(got) != 4 || got[0].met || !got[1].met || got[0].target != "≥ 1.00 × the better of twemproxy and predixy" {
+		t.Errorf("%+v", got)
+	}
+	if text := report(res, "x.png"); !strings.Contains(text, "over 4 shards") || !strings.Contains(text, "make bench-front") {
+		t.Error(text)
+	}
+	if got := lines([]*server{{addr: "a"}, {addr: "b"}}, "%d=%s "); got != "0=a 1=b " {
+		t.Errorf("%q", got)
 	}
 }

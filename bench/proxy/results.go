@@ -27,6 +27,7 @@ type column struct {
 
 // results is everything that was measured, and what kept something from being measured.
 type results struct {
+	shards   int // 0: of the proxy of one shard
 	rounds   int
 	seconds  float64
 	took     time.Duration
@@ -39,7 +40,7 @@ type results struct {
 }
 
 func newResults(r *rig, rounds int, seconds float64) *results {
-	res := &results{rounds: rounds, seconds: seconds, samples: map[cell][]sample{}, failures: map[cell]string{}, notes: slices.Clone(r.missing)}
+	res := &results{shards: r.shards, rounds: rounds, seconds: seconds, samples: map[cell][]sample{}, failures: map[cell]string{}, notes: slices.Clone(r.missing)}
 	for _, s := range r.stacks {
 		res.columns = append(res.columns, column{name: s.name, about: s.about, redoubt: s.redoubt, proxy: s.proxy != nil})
 	}

@@ -28,6 +28,7 @@ type rig struct {
 	dir       string
 	generator string // redis-benchmark
 	version   string // of the server
+	shards    int    // 0: each stack is in front of one server
 	servers   []*server
 	stacks    []*stack // in the order of the report
 	missing   []string // what is left out, and why
@@ -36,14 +37,15 @@ type rig struct {
 // server is a redis-server with the data in it.
 type server struct {
 	addr    string
-	process *process
+	pid     int
+	process *process // nil: a Redoubt has started it
 	client  *redis.Client
 }
 
 // startRig starts the stacks that are wanted and can be had. The first build of Redoubt shares the peers' server. Each
 // further one has a server of its own, as a server can have one keeper only, and a direct row that shows it equal.
-func startRig(ctx context.Context, builds []binary, wanted []string) (_ *rig, err error) {
-	r := &rig{}
+func startRig(ctx context.Context, builds []binary, wanted []string, shards int) (_ *rig, err error) {
+	r := &rig{shards: shards}
 	if r.dir, err = os.MkdirTemp("", "bench-proxy-"); err != nil {
 		return nil, fmt.Errorf("make a directory: %w", err)
 	}
@@ -58,19 +60,16 @@ func startRig(ctx context.Context, builds []binary, wanted []string) (_ *rig, er
 	if !slices.Contains(wanted, "redoubt") {
 		builds = nil
 	}
-	if err := r.startServers(ctx, builds); err != nil {
+	if shards > 0 {
+		err = r.startRings(ctx, builds)
+	} else {
+		err = r.startServers(ctx, builds)
+	}
+	if err != nil {
 		return nil, err
 	}
 	if slices.Contains(wanted, "direct") {
-		for i, s := range r.servers {
-			about := "redis-server " + r.version
-			name := "direct"
-			if i > 0 {
-				name, about = "direct-"+builds[i].name, about+", the one behind "+builds[i].name
-			}
-			// Before the Redoubts, which startServers has put there.
-			r.stacks = slices.Insert(r.stacks, i, &stack{name: name, addr: s.addr, server: s, about: about})
-		}
+		r.startDirect(builds)
 	}
 	if err := r.startPeers(ctx, wanted); err != nil {
 		return nil, err
@@ -81,6 +80,23 @@ func startRig(ctx context.Context, builds []binary, wanted []string) (_ *rig, er
 		}
 	}
 	return r, nil
+}
+
+// startDirect puts direct connections in front of the other stacks.
+func (r *rig) startDirect(builds []binary) {
+	about := "redis-server " + r.version
+	if r.shards > 0 {
+		r.stacks = slices.Insert(r.stacks, 0, &stack{name: "direct", addr: r.servers[0].addr, servers: r.servers[:1], about: about + ", one of those behind the others"})
+		return
+	}
+	for i, s := range r.servers {
+		name := "direct"
+		if i > 0 {
+			name, about = "direct-"+builds[i].name, "redis-server "+r.version+", the one behind "+builds[i].name
+		}
+		// Before the Redoubts, which startServers has put there.
+		r.stacks = slices.Insert(r.stacks, i, &stack{name: name, addr: s.addr, servers: []*server{s}, about: about})
+	}
 }
 
 // startServers starts the servers, with the Redoubt that makes each writable, and fills them.
@@ -102,7 +118,7 @@ func (r *rig) startServers(ctx context.Context, builds []binary) error {
 		if err != nil {
 			return err
 		}
-		s := &server{addr: addr, process: p, client: redis.NewClient(&redis.Options{Addr: addr, PoolSize: 1, MaxRetries: -1})}
+		s := &server{addr: addr, pid: p.cmd.Process.Pid, process: p, client: redis.NewClient(&redis.Options{Addr: addr, PoolSize: 1, MaxRetries: -1})}
 		r.servers = append(r.servers, s)
 		if len(builds) > 0 {
 			st, err := startRedoubt(ctx, r.dir, builds[i], s)
@@ -122,9 +138,46 @@ func (r *rig) startServers(ctx context.Context, builds []binary) error {
 	return err
 }
 
+// startRings starts a ring of each build, with servers of its own. All servers have all keys, so that each stack may place them as it
+// does. The peers are in front of the first ring's.
+func (r *rig) startRings(ctx context.Context, builds []binary) error {
+	if len(builds) == 0 {
+		return errors.New("with -shards, the servers are those of a Redoubt: it must take part")
+	}
+	for _, b := range builds {
+		var servers []*server
+		for range r.shards {
+			addr, err := freeAddress()
+			if err != nil {
+				return err
+			}
+			servers = append(servers, &server{addr: addr, client: redis.NewClient(&redis.Options{Addr: addr, PoolSize: 1, MaxRetries: -1})})
+		}
+		r.servers = append(r.servers, servers...)
+		st, err := startRing(ctx, r.dir, b, servers)
+		if err != nil {
+			return err
+		}
+		st.redoubt = true
+		st.about += fmt.Sprintf(", one member, a ring of %d shards, durability async", r.shards)
+		r.stacks = append(r.stacks, st)
+		for _, s := range servers {
+			if err := s.fill(ctx); err != nil {
+				return fmt.Errorf("%w; Redoubt's log ends with:\n%s", err, st.proxy.lastWords())
+			}
+			stats, err := s.info(ctx)
+			if err != nil {
+				return err
+			}
+			s.pid, r.version = int(counter(stats, "process_id")), stats["redis_version"]
+		}
+	}
+	return nil
+}
+
 // startPeers starts the other proxies that are wanted and installed.
 func (r *rig) startPeers(ctx context.Context, wanted []string) error {
-	s := r.servers[0]
+	s, all := r.servers[0], r.servers[:max(1, r.shards)]
 	predixy := os.Getenv("PREDIXY")
 	if predixy == "" {
 		predixy = "predixy"
@@ -133,9 +186,9 @@ func (r *rig) startPeers(ctx context.Context, wanted []string) error {
 		name, program string
 		start         func(path, listen string) (*stack, error)
 	}{
-		{"twemproxy", "nutcracker", func(path, listen string) (*stack, error) { return startTwemproxy(ctx, r.dir, path, listen, s) }},
-		{"predixy-1", predixy, func(path, listen string) (*stack, error) { return startPredixy(ctx, r.dir, path, listen, 1, s) }},
-		{"predixy-2", predixy, func(path, listen string) (*stack, error) { return startPredixy(ctx, r.dir, path, listen, 2, s) }},
+		{"twemproxy", "nutcracker", func(path, listen string) (*stack, error) { return startTwemproxy(ctx, r.dir, path, listen, all) }},
+		{"predixy-1", predixy, func(path, listen string) (*stack, error) { return startPredixy(ctx, r.dir, path, listen, 1, all) }},
+		{"predixy-2", predixy, func(path, listen string) (*stack, error) { return startPredixy(ctx, r.dir, path, listen, 2, all) }},
 		{"haproxy", "haproxy", func(path, listen string) (*stack, error) { return startHAProxy(ctx, r.dir, path, listen, s) }},
 	} {
 		if !slices.Contains(wanted, peer.name) {
@@ -168,7 +221,9 @@ func (r *rig) stop() {
 	}
 	for _, s := range r.servers {
 		_ = s.client.Close()
-		s.process.stop()
+		if s.process != nil {
+			s.process.stop()
+		}
 	}
 	_ = os.RemoveAll(r.dir)
 }

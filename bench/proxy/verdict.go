@@ -46,6 +46,7 @@ func verdicts(r *results, name string) []verdict {
 		}
 		all = append(all, cpuVerdict(r, w, name))
 		switch {
+		case r.shards > 0: // one server is another thing
 		case w.pipeline == 16:
 			all = append(all, directVerdict(r, w, name, p16Direct))
 		case w.clients == 1:
@@ -57,7 +58,7 @@ func verdicts(r *results, name string) []verdict {
 
 func rateVerdict(r *results, w workload, name string) verdict {
 	least := peerRatio
-	if w.pipeline > 1 {
+	if w.pipeline > 1 && r.shards == 0 {
 		least = pipelineRatio
 	}
 	v := verdict{target: fmt.Sprintf("≥ %.2f × the better of twemproxy and predixy", least), workload: w.title}

@@ -51,18 +51,50 @@ func allWorkloads() []workload {
 	}
 }
 
-func workloadNames() []string {
+// frontWorkloads are those of several shards.
+func frontWorkloads() []workload {
+	get, set := []string{"GET", keyPrefix(small) + random}, []string{"SET", keyPrefix(small) + random, value(small)}
+	mget := func(n int) []string {
+		return append([]string{"MGET"}, slices.Repeat([]string{keyPrefix(small) + random}, n)...)
+	}
+	var all []workload
+	for _, clients := range []int{50, 500} {
+		for _, pipeline := range []int{1, 16} {
+			name, title := fmt.Sprintf("64-c%d-p%d", clients, pipeline), fmt.Sprintf("64 B, %d clients", clients)
+			if pipeline > 1 {
+				title += fmt.Sprintf(", pipeline %d", pipeline)
+			}
+			all = append(all, workload{name: "get-" + name, title: "GET " + title, clients: clients, pipeline: pipeline, command: get, reads: 1},
+				workload{name: "set-" + name, title: "SET " + title, clients: clients, pipeline: pipeline, command: set})
+		}
+		for _, n := range []int{10, 100} {
+			all = append(all, workload{name: fmt.Sprintf("mget-%d-c%d", n, clients), title: fmt.Sprintf("MGET of %d keys of 64 B, %d clients", n, clients),
+				clients: clients, pipeline: 1, command: mget(n), reads: n})
+		}
+	}
+	return all
+}
+
+// workloadsOf returns those of the front of several shards, or of the proxy of one.
+func workloadsOf(front bool) []workload {
+	if front {
+		return frontWorkloads()
+	}
+	return allWorkloads()
+}
+
+func workloadNames(front bool) []string {
 	var names []string
-	for _, w := range allWorkloads() {
+	for _, w := range workloadsOf(front) {
 		names = append(names, w.name)
 	}
 	return names
 }
 
-func selectWorkloads(s string) ([]workload, error) {
-	names, err := selectNames(s, workloadNames())
+func selectWorkloads(s string, front bool) ([]workload, error) {
+	names, err := selectNames(s, workloadNames(front))
 	if err != nil {
 		return nil, err
 	}
-	return slices.DeleteFunc(allWorkloads(), func(w workload) bool { return !slices.Contains(names, w.name) }), nil
+	return slices.DeleteFunc(workloadsOf(front), func(w workload) bool { return !slices.Contains(names, w.name) }), nil
 }

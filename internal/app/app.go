@@ -77,6 +77,7 @@ type member struct {
 	units     []*unit      // one for each shard
 	slots     *slotBook    // mode cluster: which shard has which slots; nil otherwise
 	front     *front.Front // nil: there is one shard, whose proxy clients speak to
+	loops     *loops       // of the front and all proxies; nil: the proxy has its own
 	sentinel  *sentinel.Server
 	api       *api.Server
 	claim     *claimed
@@ -174,7 +175,10 @@ func (m *member) start(ctx context.Context) error {
 	}
 	if c.Proxy.Listen != "" && os.Getenv("GOMAXPROCS") == "" {
 		// A loop that waits for events counts as running for up to 10 ms; nothing else may have to wait for that.
-		runtime.GOMAXPROCS(runtime.NumCPU() + len(m.units)*proxy.DefaultLimits().Loops)
+		runtime.GOMAXPROCS(runtime.NumCPU() + proxy.DefaultLimits().Loops)
+	}
+	if err := m.startLoops(); err != nil {
+		return err
 	}
 	for _, u := range m.units {
 		if err := u.startProxy(); err != nil {

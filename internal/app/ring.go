@@ -8,7 +8,38 @@ import (
 	"net"
 
 	"redoubt/internal/front"
+	"redoubt/internal/proxy"
 )
+
+// loops drive the connections of the front and of all shards' proxies.
+type loops struct{ *proxy.Engine }
+
+// Take hands a connection to a loop.
+func (l *loops) Take(conn net.Conn, loop int, event func()) (front.Stream, error) {
+	return l.Engine.Take(conn, loop, event)
+}
+
+// startLoops starts the loops that the shards' proxies share with the front; nothing where there is one shard.
+func (m *member) startLoops() error {
+	if m.hall == nil || m.o.Config.Proxy.Listen == "" {
+		return nil
+	}
+	e, err := proxy.NewEngine(proxy.DefaultLimits().Loops)
+	if err != nil {
+		return fmt.Errorf("set up the loops of the proxies: %w", err)
+	}
+	m.loops = &loops{e}
+	m.parts.start("loops", e.Run)
+	return nil
+}
+
+// engine returns what drives the proxy's connections; nil: its own loops.
+func (m *member) engine() *proxy.Engine {
+	if m.loops == nil {
+		return nil
+	}
+	return m.loops.Engine
+}
 
 // startFront starts what stands in front of the shards' proxies; nothing where there is one shard.
 func (m *member) startFront() error {
@@ -18,15 +49,17 @@ func (m *member) startFront() error {
 	}
 	var shards []front.Shard
 	for _, u := range m.units {
-		p := u.proxy
-		shards = append(shards, front.Shard{Name: u.deploy.ID(), Dial: func(ctx context.Context) (net.Conn, error) { return p.Attach(ctx) }})
+		shards = append(shards, front.Shard{Name: u.deploy.ID()})
 	}
 	ln, err := net.Listen("tcp", c.Proxy.Listen)
 	if err != nil {
 		return fmt.Errorf("open the proxy's port: %w", err)
 	}
 	o := front.Options{
-		Shards: shards, Table: m.units[0].proxy.Table, Listener: ln, Password: m.deploy.Password, Log: m.log,
+		Shards: shards, Table: m.units[0].proxy.Table, Listener: ln, Loops: m.loops, Password: m.deploy.Password, Log: m.log,
+		Join: func(shard, loop int, event func()) (front.Stream, error) {
+			return m.units[shard].proxy.Join(loop, event)
+		},
 		Limits: front.Limits{Clients: c.Proxy.Clients, Query: int(c.Proxy.QueryBytes), Output: int(c.Proxy.OutputBytes)},
 	}
 	var face *clusterFace
@@ -52,6 +85,12 @@ func (m *member) startFront() error {
 	m.front = f
 	m.faces.ProxyAddr = m.reach(ln.Addr().String())
 	m.parts.start("front", func(ctx context.Context) error {
+		for _, u := range m.units { // they have been started
+			select {
+			case <-u.proxy.Running():
+			case <-ctx.Done():
+			}
+		}
 		if m.slots != nil { // who comes earlier waits at the port
 			if err := m.slots.await(ctx); err != nil {
 				_ = ln.Close()

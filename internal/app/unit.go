@@ -152,7 +152,7 @@ func (u *unit) startProxy() error {
 			Zone: c.Zone(), SplitReads: c.Proxy.SplitReads, Staleness: c.Proxy.MaxStaleness.D(), Log: u.log, Events: u.event,
 			Limits:    limits,
 			Inherited: u.inherited.of("proxy"), FirstID: u.firstID,
-			SocketMode: mode, ProxyProtocol: header,
+			SocketMode: mode, ProxyProtocol: header, Engine: u.engine(),
 		})
 		if err != nil {
 			return fmt.Errorf("set up the proxy: %w", err)

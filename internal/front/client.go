@@ -3,9 +3,7 @@
 package front
 
 import (
-	"errors"
 	"net"
-	"os"
 	"sync"
 	"time"
 
@@ -13,65 +11,85 @@ import (
 )
 
 const (
-	inputMin  = 4 << 10   // of an idle client
-	inputKept = 64 << 10  // larger buffers are given back when they are empty
+	inputMin  = 4 << 10   // of memory of a client's own
+	inputKept = 64 << 10  // larger memory is given back when it is empty; a longer command is waited for by a goroutine
+	stashKept = 2 << 10   // of memory that an idle client keeps
 	batchMax  = 256 << 10 // bytes for one shard that are not kept for the end of what was read
 	behindMax = 1 << 20   // bytes that a shard has not taken; beyond it, the client is not read from
 	lastWords = time.Second
 	atOnce    = 1024 // commands between two looks at whether there are too many
 )
 
-// client is one client. Its goroutine reads and gives out its commands; the readers of its connections to shards give it the
-// replies.
+// client is one client. Its loop reads and gives out its commands, and gives it the replies of the shards. In front of a command that
+// has to wait for something, it leaves the client to a goroutine (serve), which gives it back behind it.
 type client struct {
-	f    *Front
-	id   uint64
-	sock net.Conn
-	born time.Time
-	wg   sync.WaitGroup // of all goroutines that belong to it
-	vis  visible
+	f       *Front
+	id      uint64
+	loop    int
+	born    time.Time
+	vis     visible
+	last    func() // ofRound
+	scratch []byte
 
-	// Owned by the client's goroutine.
+	// Owned by who drives the client.
+	onLoop  bool // that is the loop
 	parser  resp.Parser
 	in      []byte
-	r, w    int // what is read and not handled yet is in[r:w]
+	r, w    int    // what is read and not handled yet is in[r:w]
+	stash   []byte // the client's own memory, while the loop's is used
+	more    bool   // there may be complete commands in it
 	eof     bool
+	bad     error   // of the protocol: the client ends with it
 	session         // what the server side of a connection would know
 	dirty   []*conn // that have something to be written, in the order in which they got it
 	idx     []int
 	where   []int
 	counts  []int
 	bySlot  map[int]int // of a command that is split: which part has a slot
-	scratch []byte
-	local   bool // something was answered here that nobody has written yet
+	local   bool        // something was answered here that nobody has written yet
 
 	mu       sync.Mutex // guards what follows
 	cond     sync.Cond
+	sock     Stream
+	driven   bool // by a goroutine
+	hint     bool // meanwhile, something may have come
 	sleepers int
 	out      outlet
 	conns    []*conn // by shard; nil: none
 	queue    []expect
 	head     int
-	blocked  int   // blocking commands in the queue
-	stream   *conn // the reply at the head is handed on while it arrives
-	alarm    bool  // the client's goroutine reads and wants to know when the queue is empty
-	alarmed  bool
-	detour   net.Conn // on which the command at the head of the queue is tried again
-	turned   bool     // that goes on; nothing new is sent meanwhile
-	over     bool     // nothing more is handled
+	blocked  int    // blocking commands in the queue
+	stream   *conn  // the reply at the head is handed on while it arrives
+	full     bool   // the loop handles nothing more before some of it is answered; while the loop handles something, nobody else changes it
+	paused   int    // connections that are not read from
+	wet      bool   // ofRound is about to be called
+	detour   Stream // on which the command at the head of the queue is tried again; nil: none
+	turned   bool   // that goes on; nothing new is sent meanwhile
+	over     bool   // nothing more is handled
 	retried  []*conn
+	frames   [][]byte // of joined, while it runs
 }
 
-func newClient(f *Front, sock net.Conn, id uint64) *client {
-	c := &client{f: f, id: id, sock: sock, born: time.Now(), conns: make([]*conn, len(f.o.Shards)), counts: make([]int, len(f.o.Shards))}
+func newClient(f *Front, id uint64) *client {
+	c := &client{f: f, id: id, loop: int(id % uint64(f.o.Loops.Len())), born: time.Now(), conns: make([]*conn, len(f.o.Shards)), counts: make([]int, len(f.o.Shards))}
 	c.cond.L = &c.mu
-	c.out = outlet{mu: &c.mu, sock: sock, spawn: c.wg.Go, moved: c.tookSome}
+	c.last = c.ofRound
 	c.session.clear(f.o.Password == "")
-	c.vis.begin(c)
 	return c
 }
 
-// tookSome follows progress of the client's own socket. The caller holds c.mu.
+// adopt begins to serve a connection.
+func (c *client) adopt(conn net.Conn) error {
+	c.vis.begin(c, addrText(conn.RemoteAddr()), addrText(conn.LocalAddr()))
+	c.mu.Lock()
+	defer c.mu.Unlock() // the event waits until the stream is known
+	var err error
+	c.sock, err = c.f.o.Loops.Take(conn, c.loop, c.event)
+	c.out = outlet{mu: &c.mu, sock: c.sock, moved: c.tookSome}
+	return err
+}
+
+// tookSome follows progress of the client's own connection. The caller holds c.mu.
 func (c *client) tookSome() {
 	if c.out.broken {
 		c.endLocked()
@@ -79,7 +97,7 @@ func (c *client) tookSome() {
 	c.stir()
 }
 
-// sleep waits for a change. The caller holds c.mu.
+// sleep waits for a change. The caller holds c.mu, and is no loop.
 func (c *client) sleep() {
 	c.sleepers++
 	c.cond.Wait()
@@ -91,34 +109,56 @@ func (c *client) stir() {
 	if c.sleepers > 0 {
 		c.cond.Broadcast()
 	}
-	if c.alarm && c.head == len(c.queue) {
-		c.alarm, c.alarmed = false, true
-		_ = c.sock.SetReadDeadline(time.Unix(1, 0))
+	if c.full && c.relieved() {
+		c.full = false
+		c.sock.Again()
 	}
+	if c.paused > 0 {
+		for _, k := range c.conns {
+			if k != nil && k.paused && !k.mustWait() {
+				k.paused = false
+				c.paused--
+				k.sock.Again()
+			}
+		}
+	}
+}
+
+// relieved reports whether the loop may handle more commands. The caller holds c.mu.
+func (c *client) relieved() bool {
+	if c.turned || len(c.queue)-c.head > c.f.o.Limits.Pipeline/2 {
+		return false
+	}
+	for _, k := range c.conns {
+		if k != nil && k.out.size() > behindMax/2 && !k.out.broken {
+			return false
+		}
+	}
+	return true
 }
 
 // kill disconnects the client at once. Safe for concurrent use.
 func (c *client) kill() {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.over, c.out.broken = true, true
 	c.cond.Broadcast()
 	for _, k := range c.conns {
 		if k != nil {
-			_ = k.sock.Close()
+			k.sock.Shut()
 		}
 	}
 	if c.detour != nil {
-		_ = c.detour.Close()
+		c.detour.Shut()
 	}
-	c.mu.Unlock()
-	_ = c.sock.Close()
+	c.sock.Shut()
 }
 
-// endLocked has the client's goroutine end, after what is in out. The caller holds c.mu.
+// endLocked has the client end, after what is in out. The caller holds c.mu.
 func (c *client) endLocked() {
 	if !c.over {
 		c.over = true
-		_ = c.sock.SetReadDeadline(time.Unix(1, 0))
+		c.sock.Again()
 		c.cond.Broadcast()
 	}
 }
@@ -156,61 +196,47 @@ func (c *client) quietNow() bool {
 	return true
 }
 
-func (c *client) serve() {
-	defer c.end()
-	for {
-		more, bad := c.commands()
-		c.flush()
-		switch {
-		case bad != nil:
-			if c.settle() {
-				c.say(resp.AppendError(nil, "ERR "+bad.Error()))
-				c.flush()
-			}
-			return
-		case c.isOver() || c.leaving:
-			c.settle()
-			return
-		case !c.room(c.f.o.Limits.Pipeline, c.f.o.Limits.Pipeline/2):
-			return
-		case more:
-		case !c.fill():
-			if c.eof && !c.isOver() {
-				c.settle() // it may have closed only its own side
-				c.flush()
-			}
-			return
-		}
-	}
-}
+// handled says why commands has returned.
+type handled uint8
 
-// commands handles the complete commands that were read; more: not all of them. The error is one of the protocol.
-func (c *client) commands() (more bool, err error) {
+const (
+	allOf   handled = iota // there is no complete command left
+	someOf                 // there may be more
+	waiting                // the next command may have to wait for something, and the loop does not
+)
+
+// commands handles the complete commands that were read. The error is one of the protocol.
+func (c *client) commands() (handled, error) {
 	lim := resp.Limits{Bulk: c.f.o.Limits.Bulk, Unauth: !c.authed}
 	n := uint64(0)
 	defer func() { c.f.stats.commands.Add(n) }()
 	for c.r < c.w && !c.leaving {
 		size, err := c.parser.Next(c.in[c.r:c.w], lim)
 		if err != nil || size == 0 {
-			return false, err
+			return allOf, err
 		}
 		raw := c.in[c.r : c.r+size]
 		c.r += size
 		if len(c.parser.Args) == 0 {
 			continue
 		}
+		v := c.f.o.Table().Classify(c.parser.Args)
+		if c.onLoop && c.mayWait(v) {
+			c.r -= size
+			return waiting, nil
+		}
 		if c.parser.Inline {
 			c.scratch = resp.AppendCommand(c.scratch[:0], c.parser.Args...)
 			raw = c.scratch
 		}
 		n++
-		c.handle(c.parser.Args, raw)
+		c.handle(v, c.parser.Args, raw)
 		lim.Unauth = !c.authed
-		if n == atOnce {
-			return true, nil
+		if n == atOnce || c.onLoop && c.full {
+			return someOf, nil
 		}
 	}
-	return false, nil
+	return allOf, nil
 }
 
 // flush writes what the shards and the client are to get: to the shard of the earliest command first, so that a shard that
@@ -225,19 +251,22 @@ func (c *client) flush() {
 		c.local = false
 		c.mu.Lock()
 		c.drain()
-		again := c.retried
-		c.retried = nil
 		c.mu.Unlock()
-		c.write(again)
+		c.ofRound()
 	}
 }
 
-// write writes what is repeated to shards, and what the client is given.
-func (c *client) write(again []*conn) {
-	for _, k := range again {
-		k.out.flush()
+// ofRound writes what was repeated to shards, and what the client was given. Its loop calls it when all events of a round are handled:
+// what several shards answer at once leaves at once.
+func (c *client) ofRound() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.wet = false
+	for _, k := range c.retried {
+		k.out.write()
 	}
-	c.out.flush()
+	c.retried = nil
+	c.out.write()
 }
 
 // room waits until the client has fewer than most unanswered commands, and then until they are at most enough. It reports false
@@ -260,22 +289,13 @@ func (c *client) settle() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for c.head < len(c.queue) && !c.over {
-		if c.blocked == 0 || !c.roomToRead() {
+		if c.blocked == 0 || !c.hint || !c.roomToRead() {
 			c.sleep()
 			continue
 		}
-		c.alarm = true
-		c.mu.Unlock()
+		c.hint = false
 		n, err := c.sock.Read(c.in[c.w:])
-		c.mu.Lock()
-		c.w += n
-		c.alarm = false
-		if c.alarmed {
-			c.alarmed = false
-			if !c.over {
-				_ = c.sock.SetReadDeadline(time.Time{})
-			}
-		} else if err != nil {
+		if c.w += n; err != nil {
 			c.eof = true
 			c.endLocked() // what it waits for is taken back
 		}
@@ -296,80 +316,4 @@ func (c *client) roomToRead() bool {
 	copy(grown, c.in[c.r:c.w])
 	c.in, c.r, c.w = grown, 0, have
 	return true
-}
-
-// fill reads more input. It reports false when there is no more, or too much.
-func (c *client) fill() bool {
-	have := c.w - c.r
-	switch {
-	case have == 0:
-		switch size := len(c.in); {
-		case size == 0 || size > inputKept:
-			c.in = make([]byte, inputMin)
-		case c.w == size && size < inputKept: // it sends more than that at a time
-			c.in = make([]byte, 2*size)
-		}
-		c.r, c.w = 0, 0
-	case c.w == len(c.in) && c.r > 0:
-		copy(c.in, c.in[c.r:c.w])
-		c.r, c.w = 0, have
-	}
-	if c.w == len(c.in) {
-		if have >= c.f.o.Limits.Query {
-			c.f.log.Warn("client disconnected: its input exceeds the limit", "client", c.id, "bytes", have)
-			c.kill()
-			return false
-		}
-		grown := make([]byte, min(max(2*len(c.in), have+c.parser.Missing(have)), c.f.o.Limits.Query+1))
-		copy(grown, c.in[c.r:c.w])
-		c.in, c.r, c.w = grown, 0, have
-	}
-	for {
-		n, err := c.sock.Read(c.in[c.w:])
-		c.w += n
-		c.vis.seen.Store(c.f.tick.Load())
-		if n > 0 {
-			return true
-		}
-		if errors.Is(err, os.ErrDeadlineExceeded) && c.calmed() {
-			continue // an alarm that came when the wait was over already
-		}
-		c.eof = true
-		return false
-	}
-}
-
-// calmed puts the deadline back that an alarm has set, and reports whether the client goes on.
-func (c *client) calmed() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.over {
-		return false
-	}
-	c.alarmed = false
-	_ = c.sock.SetReadDeadline(time.Time{})
-	return true
-}
-
-// end lets go of everything that the client had.
-func (c *client) end() {
-	c.mu.Lock()
-	c.over = true
-	until := time.Now().Add(lastWords)
-	for !c.out.broken && (c.out.busy || c.out.size() > 0) {
-		if !c.out.busy {
-			c.mu.Unlock()
-			c.out.flush()
-			c.mu.Lock()
-			continue
-		}
-		_ = c.sock.SetWriteDeadline(until) // of the goroutine that waits for the socket
-		c.sleep()
-	}
-	c.mu.Unlock()
-	c.kill()
-	c.wg.Wait()
-	c.f.mu.Lock()
-	delete(c.f.clients, c.id)
-	c.f.mu.Unlock()
 }

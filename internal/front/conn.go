@@ -4,42 +4,39 @@ package front
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"net"
-	"runtime"
 
 	"redoubt/internal/resp"
 )
 
 const (
-	chunkMin   = 4 << 10  // read at a time from a shard that has little to say
-	chunkMax   = 64 << 10 // and from one that has much
-	storeKept  = 64 << 10
+	storeKept  = 4 << 10
 	streamFrom = 64 << 10 // bytes of an incomplete reply; from here on it is handed on while it arrives
 )
 
-// conn is one client's connection to one shard. Its reader puts what arrives into view; it is taken out in the order of the
-// client's queue.
+// conn is one client's connection to one shard. What arrives is in view; it is taken out in the order of the client's queue.
 type conn struct {
 	c     *client
 	i     int // number of the shard
-	sock  net.Conn
-	dirty bool // the client's goroutine has put something into out; its own
-	wrote bool // a command that may write was sent; the client's goroutine's own
+	sock  Stream
+	dirty bool // who drives the client has put something into out; its own
+	wrote bool // a command that may write was sent; owned by who drives the client
 
 	// Guarded by client.mu.
-	out   outlet
-	scan  resp.Scanner
-	view  []byte // what has arrived and is not taken: view[pos:]
-	store []byte // the memory of view, unless that is what the reader has just read
-	pos   int
-	size  int    // of the complete reply at pos; 0: not known
-	owed  int    // replies that the queue expects of it
-	subs  int    // subscriptions that the shard has confirmed
-	keeps bool   // it holds a state that another connection would not have: WATCH, MULTI, tracking
-	gone  bool   // it is not used any more
-	id    []byte // of the connection at the shard, as digits; nil: not known
-	last  []byte // a cluster's: the latest command, in case it is to be tried again; empty: it is not
+	out    outlet
+	scan   resp.Scanner
+	view   []byte // what has arrived and is not taken: view[pos:]
+	store  []byte // the memory of view, unless that is what was just read
+	pos    int
+	size   int    // of the complete reply at pos; 0: not known
+	owed   int    // replies that the queue expects of it
+	subs   int    // subscriptions that the shard has confirmed
+	keeps  bool   // it holds a state that another connection would not have: WATCH, MULTI, tracking
+	gone   bool   // it is not used any more
+	paused bool   // it is not read from, because its shard is far enough ahead
+	id     []byte // of the connection at the shard, as digits; nil: not known
+	last   []byte // a cluster's: the latest command, in case it is to be tried again; empty: it is not
 }
 
 // name returns the name of its shard.
@@ -47,90 +44,127 @@ func (k *conn) name() string { return k.c.f.o.Shards[k.i].Name }
 
 // to returns the client's connection to a shard, which is opened if there is none.
 func (c *client) to(i int) (*conn, error) {
-	c.mu.Lock()
-	k := c.conns[i]
-	c.mu.Unlock()
+	k := c.have(i)
 	if k != nil {
 		return k, nil
 	}
-	c.flush() // what is on its way need not wait for a connection
-	shard := c.f.o.Shards[i]
-	ctx, done := context.WithTimeout(c.f.ctx, c.f.o.Limits.Dial)
-	defer done()
-	sock, err := shard.Dial(ctx)
-	if err != nil {
-		c.f.log.Warn("a shard cannot be reached", "shard", shard.Name, "err", err)
-		return nil, fmt.Errorf("shard %s cannot be reached", shard.Name)
+	k = &conn{c: c, i: i}
+	if err := k.connect(); err != nil {
+		c.f.log.Warn("a shard cannot be reached", "shard", k.name(), "err", err)
+		return nil, fmt.Errorf("shard %s cannot be reached", k.name())
 	}
-	k = &conn{c: c, i: i, sock: sock}
-	k.out = outlet{mu: &c.mu, sock: sock, spawn: c.wg.Go, moved: c.stir}
-	c.mu.Lock()
-	if c.over {
-		c.mu.Unlock()
-		_ = sock.Close()
-		return nil, fmt.Errorf("the client is gone")
-	}
-	c.conns[i] = k
-	c.mu.Unlock()
 	c.introduce(k)
-	c.wg.Go(k.read)
 	return k, nil
 }
 
-// read is the goroutine that takes what the shard sends.
-func (k *conn) read() {
-	chunk, few := make([]byte, chunkMin), 0
-	for {
+// have returns the client's connection to a shard; nil: there is none.
+func (c *client) have(i int) *conn {
+	if c.onLoop { // which is where connections are made and lost
+		return c.conns[i]
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.conns[i]
+}
+
+// connect opens the connection.
+func (k *conn) connect() error {
+	c := k.c
+	if c.f.o.Join == nil {
+		c.flush() // what is on its way need not wait for a connection
+	}
+	take, err := c.reachShard(k.i)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock() // the event waits until the stream is known
+	if k.sock, err = take(k.event); err != nil {
+		return err
+	}
+	k.out = outlet{mu: &c.mu, sock: k.sock, moved: c.stir}
+	if c.over {
+		k.gone = true
+		k.sock.Close()
+		return errors.New("the client is gone")
+	}
+	c.conns[k.i] = k
+	return nil
+}
+
+// reachShard returns what makes a new connection to a shard, on the client's loop, at once. Where shards are dialled, that is done here.
+func (c *client) reachShard(i int) (take func(event func()) (Stream, error), err error) {
+	if c.f.o.Join != nil {
+		return func(event func()) (Stream, error) { return c.f.o.Join(i, c.loop, event) }, nil
+	}
+	ctx, done := context.WithTimeout(c.f.ctx, c.f.o.Limits.Dial)
+	defer done()
+	conn, err := c.f.o.Shards[i].Dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return func(event func()) (Stream, error) { return c.f.o.Loops.Take(conn, c.loop, event) }, nil
+}
+
+// event is called by the loop: the shard has sent something, takes more, or is gone.
+func (k *conn) event() {
+	c := k.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if k.gone {
+		return
+	}
+	k.out.ready()
+	chunk := c.f.scratches[c.loop].reply
+	for turn := 0; !c.over && !k.gone; turn++ {
+		if k.mustWait() {
+			k.pause()
+			break
+		}
+		if turn == readsInARow {
+			k.sock.Again()
+			break
+		}
 		n, err := k.sock.Read(chunk)
-		if !k.arrived(chunk[:n], err != nil) {
-			_ = k.sock.Close()
-			return
+		if n > 0 {
+			k.arrived(chunk[:n])
 		}
-		switch {
-		case n == len(chunk) && n < chunkMax:
-			chunk, few = make([]byte, 2*len(chunk)), 0
-		case n < len(chunk)/4 && len(chunk) > chunkMin:
-			if few++; few == 64 {
-				chunk, few = make([]byte, chunkMin), 0
-			}
+		if err != nil {
+			c.lost(k)
 		}
+		if n < len(chunk) {
+			break // more comes with an event of its own
+		}
+	}
+	if !c.wet && (c.out.size() > 0 || len(c.retried) > 0) {
+		c.wet = true
+		k.sock.Last(c.last)
 	}
 }
 
-// arrived hands on what was read, and reports whether to go on; it returns when there is room for more.
-func (k *conn) arrived(b []byte, ended bool) bool {
+// pause has the connection not read until stir finds that it need not wait any more.
+func (k *conn) pause() {
+	if !k.paused {
+		k.paused = true
+		k.c.paused++
+	}
+}
+
+// arrived hands on what was read, as far as its turn has come. b is the loop's.
+func (k *conn) arrived(b []byte) {
 	c := k.c
-	c.mu.Lock()
-	if len(b) > 0 && !k.gone {
-		if k.pos == len(k.view) {
-			k.view, k.pos = b, 0
-		} else {
-			k.own()
-			k.store = append(k.store, b...)
-			k.view = k.store
-		}
-		c.drain()
-		if len(k.view)-k.pos > c.f.o.Limits.Output {
-			c.fail(tooLong)
-		}
-		k.own() // b is the reader's
+	if k.pos == len(k.view) {
+		k.view, k.pos = b, 0
+	} else {
+		k.own()
+		k.store = append(k.store, b...)
+		k.view = k.store
 	}
-	if ended {
-		c.lost(k)
+	c.drain()
+	if len(k.view)-k.pos > c.f.o.Limits.Output {
+		c.fail(tooLong)
 	}
-	again, more := c.retried, c.head < len(c.queue)
-	c.retried = nil
-	c.mu.Unlock()
-	if more {
-		runtime.Gosched() // other shards may have answered, too: the client gets all that in one write
-	}
-	c.write(again)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for !ended && !c.over && !k.gone && k.mustWait() {
-		c.sleep()
-	}
-	return !ended && !c.over && !k.gone
+	k.own()
 }
 
 // own moves what is not taken yet to the front of the connection's own memory.
@@ -156,7 +190,7 @@ func (k *conn) mustWait() bool {
 	if c.stream == k {
 		return c.out.size() > c.f.o.Limits.Ahead
 	}
-	return len(k.view)-k.pos > c.f.o.Limits.Held && !c.awaits(k)
+	return len(k.view)-k.pos > c.f.o.Limits.Held && k.subs == 0 && !c.awaits(k) // a message waits for nobody's turn
 }
 
 // awaits reports whether the reply at the head of the queue is, at least in part, to come from k.
@@ -215,6 +249,10 @@ func (c *client) lost(k *conn) {
 		return
 	}
 	k.gone = true
+	k.sock.Close()
+	if k.paused {
+		c.paused--
+	}
 	if c.conns[k.i] == k {
 		c.conns[k.i] = nil
 	}
@@ -236,8 +274,8 @@ func (c *client) drop() {
 		if k != nil {
 			k.gone = true
 			c.conns[i] = nil
-			_ = k.sock.Close()
+			k.sock.Close()
 		}
 	}
-	c.cond.Broadcast()
+	c.paused = 0
 }

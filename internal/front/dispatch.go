@@ -21,8 +21,7 @@ const (
 )
 
 // handle deals with one command; args is not empty. Its reply is in the queue when it returns.
-func (c *client) handle(args [][]byte, raw []byte) {
-	v := c.f.o.Table().Classify(args)
+func (c *client) handle(v route.Verdict, args [][]byte, raw []byte) {
 	c.vis.show(v.Row, args)
 	c.mute, c.skip = c.quiet || c.skip, false
 	name := v.Row.Name
@@ -264,12 +263,12 @@ func (c *client) send(e expect, raw []byte, writes bool) {
 	}
 }
 
-// relieve writes what has come together, and waits for a shard that does not take it.
+// relieve writes what has come together, and waits for a shard that does not take it; the loop only handles no further command.
 func (c *client) relieve(k *conn) {
 	c.flush()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for k.out.size() > behindMax && !k.out.broken && !c.over {
+	for !c.onLoop && k.out.size() > behindMax && !k.out.broken && !c.over {
 		c.sleep()
 	}
 }

@@ -7,10 +7,12 @@ import (
 	"context"
 	"errors"
 	"net"
+	"os"
 	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -26,9 +28,24 @@ type fake struct {
 	conns atomic.Int32
 }
 
-// dial gives the other end of a pipe: something that is no socket, and takes nothing before it is read.
+// dial gives the other end of a connection that takes very little before it is read.
 func (k *fake) dial(context.Context) (net.Conn, error) {
-	near, far := net.Pipe()
+	pair, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	var ends [2]net.Conn
+	for i, fd := range pair {
+		if err := syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_SNDBUF, 4<<10); err != nil {
+			return nil, err
+		}
+		f := os.NewFile(uintptr(fd), "fake")
+		defer f.Close()
+		if ends[i], err = net.FileConn(f); err != nil {
+			return nil, err
+		}
+	}
+	near, far := ends[0], ends[1]
 	k.conns.Add(1)
 	go k.serve(far)
 	return near, nil

@@ -5,8 +5,8 @@
 // and behaves like one server that never goes away (the proxy of a shard is that), and a connection to one that ends, ends
 // its client. It does not know how keys are placed either. Its invariants: replies reach a client in the order of its
 // commands; commands of one client for one shard keep their order, on one connection; no reply mixes values and errors of
-// several shards; what is held for a client is bounded. Goroutines: the accept loop, the sweep, one per client, one per
-// connection to a shard, and one per socket that does not take what is written to it; Run waits for all of them.
+// several shards; what is held for a client is bounded. Goroutines: the accept loop, the sweep, one for a client while it waits for
+// something, and one for its command on a detour; Run waits for all of them. Everything else is done by the loops that it is given.
 package front
 
 import (
@@ -26,7 +26,7 @@ import (
 // Shard is one shard, as the front sees it.
 type Shard struct {
 	Name string
-	Dial func(context.Context) (net.Conn, error)
+	Dial func(context.Context) (net.Conn, error) // not needed with Options.Join
 }
 
 // Options are what a Front needs. Fields without a default are required.
@@ -38,8 +38,11 @@ type Options struct {
 	Password string               // what clients must present; the shards check it. Empty: none
 	Limits   Limits
 	Listener net.Listener // closed by Run
-	FirstID  uint64       // of the first client, less one
-	Log      *slog.Logger // default: slog.Default
+	Loops    Loops        // run for longer than Run
+	// Join returns a new connection to a shard on a loop, at once; event is as for Loops.Take. Default: shards are dialled.
+	Join    func(shard, loop int, event func()) (Stream, error)
+	FirstID uint64       // of the first client, less one
+	Log     *slog.Logger // default: slog.Default
 }
 
 // ShardsMax is the largest number of shards: the number of one is part of the cursors of SCAN.
@@ -90,7 +93,7 @@ func (o Options) Validate() []error {
 	need(len(o.Shards) > 0 && len(o.Shards) <= ShardsMax, fmt.Sprintf("front: 1 to %d shards are needed", ShardsMax))
 	names := map[string]bool{}
 	for _, s := range o.Shards {
-		need(s.Name != "" && s.Dial != nil, "front: a shard needs a name and a way to dial it")
+		need(s.Name != "" && (s.Dial != nil || o.Join != nil), "front: a shard needs a name and a way to reach it")
 		need(!names[s.Name], "front: two shards have the name "+s.Name)
 		names[s.Name] = true
 	}
@@ -98,7 +101,7 @@ func (o Options) Validate() []error {
 	if o.Cluster != nil {
 		errs = append(errs, o.Cluster.validate()...)
 	}
-	need(o.Listener != nil, "front: a listener is needed")
+	need(o.Listener != nil && o.Loops != nil, "front: a listener and loops are needed")
 	l := o.Limits
 	for _, v := range []int{l.Clients, l.Pipeline, l.Query, l.Bulk, l.Output, l.Ahead, l.Held, int(l.Idle), int(l.Handshake), int(l.Dial), int(l.Redirect)} {
 		need(v >= 0, "front: limits must not be negative")
@@ -117,6 +120,8 @@ type Front struct {
 	paths atomic.Pointer[paths] // of the present slot map
 	tick  atomic.Uint32         // seconds, as the sweep counts them
 	stats struct{ commands, split atomic.Uint64 }
+
+	scratches []scratch // by loop
 
 	mu      sync.Mutex // guards what follows
 	clients map[uint64]*client
@@ -143,7 +148,11 @@ func New(o Options) (*Front, error) {
 		t := route.Builtin()
 		o.Table = func() *route.Table { return t }
 	}
-	return &Front{o: o, log: o.Log, start: time.Now(), lore: newLore(len(o.Shards)), clients: map[uint64]*client{}, lastID: o.FirstID}, nil
+	f := &Front{o: o, log: o.Log, start: time.Now(), lore: newLore(len(o.Shards)), clients: map[uint64]*client{}, lastID: o.FirstID}
+	for range o.Loops.Len() {
+		f.scratches = append(f.scratches, scratch{make([]byte, scratchSize), make([]byte, scratchSize)})
+	}
+	return f, nil
 }
 
 // Addr returns the address that is served.
@@ -212,15 +221,28 @@ func (f *Front) admit(conn net.Conn) {
 		_ = conn.Close()
 		return
 	case len(f.clients) >= f.o.Limits.Clients:
-		_ = conn.SetWriteDeadline(time.Now().Add(patience)) // a fresh socket takes these bytes at once
+		_ = conn.SetWriteDeadline(time.Now().Add(acceptPause)) // a fresh socket takes these bytes at once
 		_, _ = conn.Write([]byte("-ERR max number of clients reached\r\n"))
 		_ = conn.Close()
 		return
 	}
 	f.lastID++
-	c := newClient(f, conn, f.lastID)
+	c := newClient(f, f.lastID)
+	if err := c.adopt(conn); err != nil {
+		f.log.Warn("a client could not be accepted", "err", err)
+		_ = conn.Close()
+		return
+	}
 	f.clients[c.id] = c
-	f.wg.Go(c.serve)
+	f.wg.Add(1) // until forget
+}
+
+// forget ends the account of a client.
+func (f *Front) forget(c *client) {
+	f.mu.Lock()
+	delete(f.clients, c.id)
+	f.mu.Unlock()
+	f.wg.Done()
 }
 
 // all returns the present clients.

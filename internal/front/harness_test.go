@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"redoubt/internal/proxy"
 	"redoubt/internal/resp"
 	"redoubt/internal/route"
 )
@@ -131,6 +132,27 @@ func keyOn(n, shard int, prefix string) string {
 	}
 }
 
+// loops are what drives connections in a member, too.
+type loops struct{ *proxy.Engine }
+
+func (l loops) Take(conn net.Conn, loop int, event func()) (Stream, error) {
+	return l.Engine.Take(conn, loop, event)
+}
+
+// runLoops runs two loops until the test ends.
+func runLoops(t testing.TB) loops {
+	t.Helper()
+	e, err := proxy.NewEngine(2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { _ = e.Run(ctx); close(done) }()
+	t.Cleanup(func() { stop(); <-done })
+	return loops{e}
+}
+
 // front runs a Front until the test ends.
 func runFront(t testing.TB, shards []Shard, change ...func(*Options)) *Front {
 	t.Helper()
@@ -138,7 +160,7 @@ func runFront(t testing.TB, shards []Shard, change ...func(*Options)) *Front {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := Options{Shards: shards, Place: placeOver(len(shards)), Listener: l, Log: slog.New(slog.NewTextHandler(io.Discard, nil))}
+	o := Options{Shards: shards, Place: placeOver(len(shards)), Listener: l, Loops: runLoops(t), Log: slog.New(slog.NewTextHandler(io.Discard, nil))}
 	for _, c := range change {
 		c(&o)
 	}

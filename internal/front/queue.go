@@ -56,7 +56,7 @@ type extra struct {
 	held   int      // bytes of them
 }
 
-// push appends an entry, with what is to be sent to e.from for it. Only the client's goroutine calls it.
+// push appends an entry, with what is to be sent to e.from for it. Only who drives the client calls it.
 func (c *client) push(e expect, command []byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -83,6 +83,9 @@ func (c *client) pushLocked(e expect, command []byte) {
 		c.queue, c.head = c.queue[:n], 0
 	}
 	c.queue = append(c.queue, e)
+	if len(c.queue)-c.head >= c.f.o.Limits.Pipeline {
+		c.full = true
+	}
 	if e.from == nil {
 		c.local = true // it may be due at once
 	}
@@ -91,6 +94,10 @@ func (c *client) pushLocked(e expect, command []byte) {
 // give puts a command into what is to be written to a shard. The caller holds c.mu.
 func (c *client) give(k *conn, command []byte) {
 	k.out.buf = append(k.out.buf, command...)
+	k.out.grown()
+	if k.out.size() > behindMax {
+		c.full = true
+	}
 	if !k.dirty {
 		k.dirty = true
 		c.dirty = append(c.dirty, k)
@@ -119,10 +126,11 @@ func (c *client) append(b []byte) {
 
 // measure ends a client that does not take what it is given.
 func (c *client) measure() {
+	c.out.grown()
 	if c.out.size() > c.f.o.Limits.Output && !c.over {
 		c.f.log.Warn("client disconnected: it does not take its replies", "client", c.id, "bytes", c.out.size())
 		c.over, c.out.broken, c.out.buf = true, true, nil
-		_ = c.sock.Close()
+		c.sock.Shut()
 		c.cond.Broadcast()
 	}
 }
@@ -276,17 +284,20 @@ func (c *client) joined(e *expect) bool {
 		}
 		return true
 	}
-	frames := make([][]byte, 0, 8)
-	held := 0
+	frames := c.frames[:0]
+	held, all := 0, true
 	for _, k := range e.x.parts {
-		frames = append(frames, k.front())
+		f := k.front()
+		frames, all = append(frames, f), all && f != nil
 		held += len(k.view) - k.pos
 	}
+	c.frames = frames
+	defer clear(frames) // they are the connections'
 	if held > c.f.o.Limits.Output {
 		c.fail(tooLong)
 		return false
 	}
-	if slices.ContainsFunc(frames, func(f []byte) bool { return f == nil }) {
+	if !all {
 		return false
 	}
 	if !e.silent {

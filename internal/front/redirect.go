@@ -4,9 +4,7 @@ package front
 
 import (
 	"bytes"
-	"context"
 	"errors"
-	"net"
 	"strconv"
 	"time"
 
@@ -59,13 +57,13 @@ func (c *client) reroute(e *expect, f []byte) bool {
 	raw, reply, shard := bytes.Clone(k.last), bytes.Clone(f), k.i
 	c.take(k)
 	e.op, e.from = opTurned, nil
-	c.turned = true
-	c.wg.Go(func() { c.answered(c.goAround(shard, raw, reply)) })
+	c.turned, c.full = true, true
+	c.f.wg.Go(func() { c.answered(c.goAround(shard, raw, reply)) })
 	return true
 }
 
-// awaitDetour waits until no command is tried again: what follows may not overtake it. The caller holds c.mu and is the client's
-// goroutine.
+// awaitDetour waits until no command is tried again: what follows may not overtake it. It is for a goroutine that drives the client:
+// the loop handles nothing meanwhile, because the client counts as full. The caller holds c.mu.
 func (c *client) awaitDetour() {
 	for c.turned && !c.over {
 		c.sleep()
@@ -75,15 +73,18 @@ func (c *client) awaitDetour() {
 // answered gives the entry at the head of the queue its answer.
 func (c *client) answered(reply []byte) {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.turned, c.detour = false, nil
+	if c.over {
+		return
+	}
 	if c.head < len(c.queue) && c.queue[c.head].op == opTurned {
 		e := &c.queue[c.head]
 		e.op, e.canned = opCanned, reply
 		c.drain()
 	}
 	c.stir()
-	c.mu.Unlock()
-	c.write(nil)
+	c.out.write()
 }
 
 // goAround tries a command again until it is carried out, or the time is over. reply is the refusal.
@@ -91,7 +92,7 @@ func (c *client) goAround(shard int, raw, reply []byte) []byte {
 	end := time.Now().Add(c.f.o.Limits.Redirect)
 	var d *detour
 	defer func() { d.close() }()
-	for pause := turnMin; time.Now().Before(end); pause = min(2*pause, turnMax) {
+	for pause := turnMin; time.Now().Before(end) && !c.isOver(); pause = min(2*pause, turnMax) {
 		select {
 		case <-time.After(pause):
 		case <-c.f.ctx.Done():
@@ -106,9 +107,6 @@ func (c *client) goAround(shard int, raw, reply []byte) []byte {
 			d.close()
 			var err error
 			if d, err = c.detourTo(shard); err != nil {
-				if c.isOver() {
-					return elsewhere(reply)
-				}
 				continue
 			}
 		}
@@ -134,37 +132,47 @@ func movedSlot(f []byte) (int, bool) {
 	return n, err == nil && n >= 0 && n < slots.Count
 }
 
-// detour is a connection for commands that are tried again.
+// detour is a connection for commands that are tried again. A goroutine has it, and its loop wakes that.
 type detour struct {
 	shard int
-	conn  net.Conn
+	sock  Stream
+	wake  chan struct{} // something may have come, or there may be room
 	buf   []byte
 	scan  resp.Scanner
 }
 
 func (d *detour) close() {
 	if d != nil {
-		_ = d.conn.Close()
+		d.sock.Close()
+	}
+}
+
+// event is called by the loop.
+func (d *detour) event() {
+	select {
+	case d.wake <- struct{}{}:
+	default:
 	}
 }
 
 // detourTo opens a connection to a shard, which knows as much of the client as plain commands need. The client changes none of
 // that before everything is answered.
 func (c *client) detourTo(shard int) (*detour, error) {
-	ctx, done := context.WithTimeout(c.f.ctx, c.f.o.Limits.Dial)
-	defer done()
-	conn, err := c.f.o.Shards[shard].Dial(ctx)
+	d := &detour{shard: shard, wake: make(chan struct{}, 1)}
+	take, err := c.reachShard(shard)
 	if err != nil {
 		return nil, err
 	}
-	d := &detour{shard: shard, conn: conn}
+	if d.sock, err = take(d.event); err != nil {
+		return nil, err
+	}
 	c.mu.Lock()
 	if c.over {
 		c.mu.Unlock()
 		d.close()
 		return nil, errors.New("the client is gone")
 	}
-	c.detour = conn
+	c.detour = d.sock
 	c.mu.Unlock()
 	var words [][]byte
 	if c.password != nil {
@@ -189,32 +197,46 @@ func (c *client) detourTo(shard int) (*detour, error) {
 
 // ask sends a command and returns its reply.
 func (d *detour) ask(raw []byte, most int) ([]byte, error) {
-	if _, err := d.conn.Write(raw); err != nil {
-		return nil, err
-	}
-	chunk := make([]byte, chunkMin)
-	for {
-		n, err := 0, error(nil)
-		if len(d.buf) > 0 {
-			if n, err = d.scan.Next(d.buf); err != nil {
-				return nil, err
-			}
+	for len(raw) > 0 {
+		n, err := d.sock.Write(raw)
+		if err != nil {
+			return nil, err
 		}
-		if n > 0 {
-			f := d.buf[:n:n]
-			d.buf = d.buf[n:]
-			if f[0] != '>' {
-				return f, nil
-			}
-			continue
+		if raw = raw[n:]; len(raw) > 0 {
+			<-d.wake // an end of the client or of the front shuts the connection, and that is an event, too
+		}
+	}
+	chunk := make([]byte, inputMin)
+	for {
+		f, err := d.next()
+		if f != nil || err != nil {
+			return f, err
 		}
 		if len(d.buf) > most {
 			return nil, errors.New("the reply is too long")
 		}
-		m, err := d.conn.Read(chunk)
-		d.buf = append(d.buf, chunk[:m]...)
-		if err != nil && m == 0 {
+		n, err := d.sock.Read(chunk)
+		if d.buf = append(d.buf, chunk[:n]...); n > 0 {
+			continue
+		}
+		if err != nil {
 			return nil, err
 		}
+		<-d.wake
 	}
+}
+
+// next takes a complete reply out of what has come; nil: there is none.
+func (d *detour) next() ([]byte, error) {
+	for len(d.buf) > 0 {
+		n, err := d.scan.Next(d.buf)
+		if n == 0 || err != nil {
+			return nil, err
+		}
+		f := d.buf[:n:n]
+		if d.buf = d.buf[n:]; f[0] != '>' {
+			return f, nil
+		}
+	}
+	return nil, nil
 }

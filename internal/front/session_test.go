@@ -242,3 +242,21 @@ func TestKeyPositionsAreTheServers(t *testing.T) {
 		}
 	}
 }
+
+// A message that is longer than what a shard may be ahead of the order waits for nobody's turn.
+func TestALongMessageArrives(t *testing.T) {
+	for _, proto := range []string{"2", "3"} {
+		f, _ := servers(t, 2)
+		w, other := f.client(t), f.client(t)
+		w.do("HELLO", proto)
+		w.send("SUBSCRIBE", "a")
+		w.next()
+		long := strings.Repeat("x", 3<<20)
+		if got := other.do("PUBLISH", "a", long); got != ":1\r\n" {
+			t.Fatal(got)
+		}
+		if got := w.next(); !strings.HasSuffix(got, bulk(long)) {
+			t.Fatalf("%.100q", got)
+		}
+	}
+}

@@ -20,6 +20,7 @@ import (
 // visible is what others see of a client: CLIENT LIST and KILL, and the sweep.
 type visible struct {
 	row     atomic.Pointer[route.Row] // of the latest command
+	plain   bool                      // it has no subcommands; owned by who drives the client
 	blocked atomic.Pointer[conn]      // where a command waits
 	seen    atomic.Uint32             // tick at which it sent something
 	known   atomic.Bool               // it has authenticated, or need not
@@ -36,8 +37,8 @@ type visible struct {
 	far, near string
 }
 
-func (v *visible) begin(c *client) {
-	v.far, v.near = addrText(c.sock.RemoteAddr()), addrText(c.sock.LocalAddr())
+func (v *visible) begin(c *client, far, near string) {
+	v.far, v.near = far, near
 	v.seen.Store(c.f.tick.Load())
 	v.reset(c)
 }
@@ -81,13 +82,14 @@ const containers = " ACL CLIENT CLUSTER COMMAND CONFIG FUNCTION LATENCY MEMORY M
 
 // show notes the latest command.
 func (v *visible) show(row *route.Row, args [][]byte) {
-	container := len(args) > 1 && len(args[1]) <= 20 && len(row.Name) > 2 && strings.Contains(containers, " "+row.Name+" ")
-	if old := v.row.Swap(row); old == row && !container {
+	if v.row.Load() == row && v.plain {
 		return
 	}
+	v.row.Store(row)
+	v.plain = len(row.Name) <= 2 || !strings.Contains(containers, " "+row.Name+" ")
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.sub = ""; container {
+	if v.sub = ""; !v.plain && len(args) > 1 && len(args[1]) <= 20 {
 		v.sub = "|" + strings.ToLower(string(args[1]))
 	}
 }

@@ -80,5 +80,5 @@ func (d *door) event() {
 			return
 		}
 	}
-	d.c.loop.later(d.c.fd)
+	d.c.loop.later(d.c)
 }

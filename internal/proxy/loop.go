@@ -18,15 +18,17 @@ import (
 //
 // Sockets are watched edge-triggered, once and for all, so that no event costs a second system call.
 type loop struct {
-	p     *Proxy
 	index int
 	epoll int
 	bell  int // eventfd that ends the wait
 
 	asleep atomic.Bool
-	mu     sync.Mutex // guards posted and over
+	mu     sync.Mutex // guards posted, ripe and over
 	posted []func()
+	ripe   []*sock // that something was said about, see stir
 	over   bool
+
+	memory sync.Pool // of *memory: what is on its way in connections within the process
 
 	// owned by run:
 	ends      []endpoint // by descriptor
@@ -36,14 +38,17 @@ type loop struct {
 	input     []byte  // where clients are read into; what is left of a command goes to the session's own buffer
 	items     []item
 	spare     []func()
-	keen      int // how sure it is that the next event comes soon
+	ripeSpare []*sock
+	last      []func() // called when everything else of this round is done
+	keen      int      // how sure it is that the next event comes soon
 }
 
-// endpoint is what a descriptor belongs to: a client, an upstream connection or a port.
+// endpoint is what a descriptor belongs to: a client, an upstream connection, a port or a Stream.
 type endpoint struct {
 	s *session
 	k *link
 	d *door
+	f *Stream
 }
 
 const (
@@ -52,8 +57,9 @@ const (
 	watched    = unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET
 )
 
-func newLoop(p *Proxy, index int) (*loop, error) {
-	lp := &loop{p: p, index: index, bell: -1, input: make([]byte, loopInput)}
+func newLoop(index int) (*loop, error) {
+	lp := &loop{index: index, bell: -1, input: make([]byte, loopInput)}
+	lp.memory.New = func() any { return &memory{b: make([]byte, 0, memoryMin)} }
 	var err error
 	if lp.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return nil, fmt.Errorf("create an epoll set: %w", err)
@@ -123,7 +129,9 @@ func (lp *loop) run() {
 		if !lp.errands() {
 			return
 		}
+		lp.play()
 		lp.send()
+		lp.finish()
 	}
 }
 
@@ -168,7 +176,7 @@ func (lp *loop) patience() int {
 	}
 	lp.asleep.Store(true)
 	lp.mu.Lock()
-	waiting := len(lp.posted) > 0
+	waiting := len(lp.posted) > 0 || len(lp.ripe) > 0
 	lp.mu.Unlock()
 	if waiting {
 		return 0
@@ -199,18 +207,74 @@ func (lp *loop) event(fd int32, events uint32) {
 	if int(fd) >= len(lp.ends) {
 		return // the bell, before anything was watched
 	}
-	switch end := lp.ends[fd]; {
-	case end.s != nil:
-		end.s.event(events)
-	case end.k != nil:
-		end.k.event(events)
-	case end.d != nil:
-		end.d.event()
+	lp.ends[fd].event(events)
+}
+
+func (e endpoint) event(events uint32) {
+	switch {
+	case e.s != nil:
+		e.s.event(events)
+	case e.k != nil:
+		e.k.event(events)
+	case e.d != nil:
+		e.d.event()
+	case e.f != nil:
+		e.f.c.signal(events)
+		e.f.said()
 	}
+}
+
+// stir has the owner of c told of events, as if they had been reported. Safe for concurrent use.
+func (lp *loop) stir(c *sock, events uint32) {
+	if c.stirred.Or(events) != 0 {
+		return // it is about to be told
+	}
+	lp.mu.Lock()
+	lp.ripe = append(lp.ripe, c)
+	lp.mu.Unlock()
+	if lp.asleep.Load() {
+		lp.ring()
+	}
+}
+
+const playsInARow = 8 // before the loop looks for events of descriptors again
+
+// play tells the owners of what was stirred, and of what they stir in turn.
+func (lp *loop) play() {
+	for range playsInARow {
+		lp.mu.Lock()
+		ripe := lp.ripe
+		lp.ripe = lp.ripeSpare[:0]
+		lp.mu.Unlock()
+		for i, c := range ripe {
+			ripe[i] = nil
+			events := c.stirred.Swap(0)
+			c.owner.event(events)
+		}
+		lp.ripeSpare = ripe
+		if len(ripe) == 0 {
+			return
+		}
+	}
+}
+
+// finish does what was kept for the end of the round.
+func (lp *loop) finish() {
+	for i := 0; i < len(lp.last); i++ {
+		f := lp.last[i]
+		lp.last[i] = nil
+		f()
+	}
+	lp.last = lp.last[:0]
 }
 
 // watch begins to report events of c to e. On the loop only.
 func (lp *loop) watch(c *sock, e endpoint) error {
+	c.owner = e
+	if c.pipe != nil {
+		lp.stir(c, unix.EPOLLIN|unix.EPOLLOUT)
+		return nil
+	}
 	for c.fd >= len(lp.ends) {
 		lp.ends = append(lp.ends, make([]endpoint, max(64, len(lp.ends)))...)
 	}
@@ -224,7 +288,8 @@ func (lp *loop) watch(c *sock, e endpoint) error {
 
 // forget closes c. On the loop only.
 func (lp *loop) forget(c *sock) {
-	if c.fd < len(lp.ends) {
+	c.owner = endpoint{}
+	if c.pipe == nil && c.fd < len(lp.ends) {
 		lp.ends[c.fd] = endpoint{}
 	}
 	c.close()
@@ -247,8 +312,14 @@ func (lp *loop) unwatch(c *sock) int {
 	return c.fd
 }
 
-// later has fd read again after everybody else had a turn. On the loop only.
-func (lp *loop) later(fd int) { lp.more = append(lp.more, int32(fd)) }
+// later has c read again after everybody else had a turn. On the loop only.
+func (lp *loop) later(c *sock) {
+	if c.pipe != nil {
+		lp.stir(c, unix.EPOLLIN)
+		return
+	}
+	lp.more = append(lp.more, int32(c.fd))
+}
 
 // touched notes a lane that got commands. On the loop only.
 func (lp *loop) touched(l *lane) {

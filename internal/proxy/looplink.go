@@ -57,7 +57,7 @@ func (k *link) readable() {
 			return // the socket is empty: the next byte is a new event; an end that came with these bytes is not
 		}
 	}
-	k.l.loop.later(k.sock.fd)
+	k.l.loop.later(k.sock)
 }
 
 func (k *link) broke(err error) {

@@ -77,7 +77,7 @@ func (s *session) readable() {
 		if s.keep(lp); s.closed.Load() || s.eof {
 			s.end()
 		} else if last {
-			lp.later(s.sock.fd)
+			lp.later(s.sock)
 		}
 		return
 	}
@@ -100,7 +100,7 @@ func (s *session) readable() {
 	case s.longInput() || !handled || bad != nil || s.eof || busy >= int64(s.p.o.Limits.Pipeline):
 		s.drive()
 	case n == room || last:
-		lp.later(s.sock.fd)
+		lp.later(s.sock)
 	}
 }
 

@@ -68,6 +68,7 @@ type Options struct {
 	HangUp          bool          // a client is disconnected, instead of answered, when the outcome of its write is unknown
 	Limits          Limits
 	FirstID         uint64       // of the first client, less one
+	Engine          *Engine      // runs for as long as the proxy does; default: one of its own, with Limits.Loops
 	Inherited       []Port       // listening sockets of an earlier process, by address; New closes none of them
 	Log             *slog.Logger // default: slog.Default
 	Events          event.Sink   // may be nil
@@ -85,7 +86,7 @@ type Limits struct {
 	OutputSoft     int   // more than these for OutputTime also disconnects it; 0: no such limit
 	Upstreams      int   // shared connections for each RESP version and database in use
 	Spare          int   // own connections kept for the next transaction or blocking command
-	Loops          int   // event loops; each has upstream connections of its own
+	Loops          int   // event loops, unless Engine is given; each has upstream connections of its own
 	LagMax         int64 // bytes that a replica may be behind and still answer reads
 
 	OutputTime time.Duration // see OutputSoft
@@ -174,6 +175,7 @@ type Proxy struct {
 	outputs  sync.Pool // of *spareOutput with a buffer
 	shells   sync.Pool // of *spareOutput without
 	loops    []*loop
+	own      *Engine                 // nil: the loops are shared with others
 	running  chan struct{}           // closed by Run
 	mover    atomic.Pointer[leaving] // a hand-over of clients to another process; nil: none
 	moving   sync.RWMutex            // held for reading by goroutines that give their client away
@@ -253,23 +255,16 @@ func New(o Options) (*Proxy, error) {
 			return nil, fmt.Errorf("open the read-only port: %w", err)
 		}
 	}
-	for i := range o.Limits.Loops {
-		lp, err := newLoop(p, i)
-		if err != nil {
-			p.closeUnused()
+	engine := o.Engine
+	if engine == nil {
+		if engine, err = NewEngine(o.Limits.Loops); err != nil {
+			p.closePorts()
 			return nil, err
 		}
-		p.loops = append(p.loops, lp)
+		p.own = engine
 	}
+	p.loops = engine.loops
 	return p, nil
-}
-
-// closeUnused undoes New.
-func (p *Proxy) closeUnused() {
-	p.closePorts()
-	for _, lp := range p.loops {
-		lp.closeFDs()
-	}
 }
 
 func (p *Proxy) closePorts() {
@@ -306,6 +301,9 @@ func (p *Proxy) ReadonlyAddr() net.Addr {
 	return p.ro.Addr()
 }
 
+// Table returns the commands of the server behind the proxy, as far as they are known by now. Safe for concurrent use.
+func (p *Proxy) Table() *route.Table { return p.table.Load() }
+
 // Stats returns what the proxy is doing. Safe for concurrent use.
 func (p *Proxy) Stats() Stats {
 	o := p.order.Load()
@@ -334,9 +332,9 @@ func (p *Proxy) Stats() Stats {
 func (p *Proxy) Run(ctx context.Context) error {
 	p.ctx, p.stop = context.WithCancel(ctx)
 	defer p.stop()
-	var looping sync.WaitGroup
-	for _, lp := range p.loops {
-		looping.Go(lp.run)
+	halt := func() {}
+	if p.own != nil {
+		halt = p.own.start()
 	}
 	failed := make(chan error, 1)
 	p.spawn(p.steer)
@@ -384,10 +382,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	}
 	p.mu.Unlock()
 	p.wg.Wait()
-	for _, lp := range p.loops {
-		lp.end()
-	}
-	looping.Wait()
+	halt()
 	if err == nil {
 		err = ctx.Err()
 	}
@@ -426,7 +421,9 @@ func (p *Proxy) admit(c *sock, readonly bool) {
 		return
 	}
 	p.lastID++
-	c.loop = p.loops[p.lastID%uint64(len(p.loops))]
+	if c.loop == nil {
+		c.loop = p.loops[p.lastID%uint64(len(p.loops))]
+	}
 	s := newSession(p, c, p.lastID, readonly)
 	p.sessions[s.id] = s
 	p.wg.Add(1) // until s.end

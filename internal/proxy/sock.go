@@ -25,8 +25,11 @@ type sock struct {
 	loop *loop
 	far  netip.AddrPort // of the peer; invalid for a Unix socket
 	door string         // path of the Unix socket that a client came in by
+	pipe *pipe          // in place of fd: a connection within the process
 
-	wait atomic.Pointer[waiting] // what a goroutine that drives the socket sleeps on; nil: none ever did
+	owner   endpoint                // who is told of events; owned by the loop, but for a Stream, where it is constant until that is closed
+	stirred atomic.Uint32           // events that the loop is about to tell the owner of
+	wait    atomic.Pointer[waiting] // what a goroutine that drives the socket sleeps on; nil: none ever did
 
 	mu     sync.Mutex // guards what follows, and use of fd against close
 	closed bool
@@ -47,6 +50,9 @@ var errAgain = errors.New("not now")
 // The two calls of the hot path never block, so the runtime need not know of them: that saves its bookkeeping.
 
 func (c *sock) read(b []byte) (int, error) {
+	if c.pipe != nil {
+		return c.pipe.read(b)
+	}
 	for {
 		n, _, errno := syscall.RawSyscall(syscall.SYS_READ, uintptr(c.fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
 		switch errno {
@@ -72,6 +78,9 @@ func (c *sock) write(b []byte) (int, error) {
 	for done < len(b) {
 		if c.closed {
 			return done, net.ErrClosed
+		}
+		if c.pipe != nil {
+			return c.pipe.write(b)
 		}
 		rest := b[done:]
 		n, _, errno := syscall.RawSyscall6(syscall.SYS_SENDTO, uintptr(c.fd), uintptr(unsafe.Pointer(unsafe.SliceData(rest))), uintptr(len(rest)), syscall.MSG_NOSIGNAL, 0, 0)
@@ -134,6 +143,9 @@ func (c *sock) signal(events uint32) {
 }
 
 func poke(ch chan struct{}) {
+	if len(ch) > 0 {
+		return // whoever comes next finds it: most of the time nobody waits, and this costs no lock
+	}
 	select {
 	case ch <- struct{}{}:
 	default:
@@ -165,6 +177,12 @@ func (c *sock) isDown() bool {
 	return c.down
 }
 
+func (c *sock) hasHungUp() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.hungUp
+}
+
 // shut ends both directions; whoever drives the socket sees its end. Safe for concurrent use, any number of times.
 func (c *sock) shut() {
 	c.mu.Lock()
@@ -173,7 +191,11 @@ func (c *sock) shut() {
 		return
 	}
 	c.down = true
-	_ = unix.Shutdown(c.fd, unix.SHUT_RDWR)
+	if c.pipe != nil {
+		c.pipe.shut()
+	} else {
+		_ = unix.Shutdown(c.fd, unix.SHUT_RDWR)
+	}
 	if w := c.wait.Load(); w != nil {
 		w.leave()
 		poke(w.out)
@@ -184,7 +206,11 @@ func (c *sock) shut() {
 func (c *sock) shutWrite() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.closed {
+	switch {
+	case c.closed:
+	case c.pipe != nil:
+		c.pipe.shutWrite()
+	default:
 		_ = unix.Shutdown(c.fd, unix.SHUT_WR)
 	}
 }
@@ -193,7 +219,7 @@ func (c *sock) shutWrite() {
 func (c *sock) near() netip.AddrPort {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.closed {
+	if c.closed || c.pipe != nil {
 		return netip.AddrPort{}
 	}
 	sa, err := unix.Getsockname(c.fd)
@@ -209,7 +235,11 @@ func (c *sock) close() {
 	defer c.mu.Unlock()
 	if !c.closed {
 		c.closed, c.down = true, true
-		_ = unix.Close(c.fd)
+		if c.pipe != nil {
+			c.pipe.shut()
+		} else {
+			_ = unix.Close(c.fd)
+		}
 		if w := c.wait.Load(); w != nil {
 			w.leave()
 			poke(w.out)

@@ -95,7 +95,7 @@ func TestClusterForPlainClients(t *testing.T) {
 }
 
 // fillCluster writes 300 keys in one command.
-func fillCluster(t *testing.T, c redis.UniversalClient) []string {
+func fillCluster(t *testing.T, c redis.Cmdable) []string {
 	t.Helper()
 	var names []string
 	var pairs []any
@@ -238,7 +238,12 @@ func TestClusterDeposedPrimaryFollows(t *testing.T) {
 	d := upCluster(t)
 	c := redis.NewClient(&redis.Options{Addr: d.proxyAddr(0), ReadTimeout: 20 * time.Second})
 	defer c.Close()
-	names := fillCluster(t, c)
+	conn := c.Conn()
+	defer conn.Close()
+	names := fillCluster(t, conn)
+	if n, err := conn.Wait(t.Context(), 1, 10*time.Second).Result(); err != nil || n < 1 { // async: what has no replica yet would be lost
+		t.Fatalf("%d replicas have the keys (%v)", n, err)
+	}
 	const id = "mymaster-s2"
 	s := d.waitHealthy(30 * time.Second)
 	was := s.shard(id).Primary

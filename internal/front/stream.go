@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package front
+
+import "net"
+
+// Loops drive connections, so that none needs a goroutine.
+type Loops interface {
+	Len() int
+	// Take has a loop drive a connection, which is not to be used any more. event is called on that loop whenever there may be
+	// something to read, room to write, or an end to see: for the first time soon, possibly before Take returns.
+	Take(conn net.Conn, loop int, event func()) (Stream, error)
+}
+
+// Stream is one end of a connection that a loop drives. Nothing of it waits.
+type Stream interface {
+	Read(b []byte) (int, error)  // what has come; nothing, without an error, if that is nothing. One at a time
+	Write(b []byte) (int, error) // what is taken at once; the event comes when there is room for the rest
+	Again()                      // has the event come once more, soon
+	Last(f func())               // on the loop: has f called when the events of this round are handled
+	Shut()                       // ends both directions; the event comes
+	Close()                      // shuts it and gives it back; an event may still be on its way
+}
+
+const (
+	scratchSize = 64 << 10 // what is read at once
+	readsInARow = 4        // of one connection, before others have their turn
+)
+
+// scratch is what the clients of one loop share; owned by the loop.
+type scratch struct {
+	input []byte // where clients are read into; what is left of a command goes to the client's own memory
+	reply []byte // where shards are read into
+}
