@@ -66,7 +66,7 @@ func TestPlantedBugsAreFound(t *testing.T) {
 		{"pledge-not-on-disk", 5000, two},
 		{"grow-before-proxies-confirmed", 5000, lost},
 		{"remove-without-barrier", 5000, lost},
-		{"shrink-after-ack", 5000, lost},
+		{"shrink-after-ack", 10000, lost},
 	} {
 		if *bugFlag != "" && *bugFlag != bug.name {
 			continue
