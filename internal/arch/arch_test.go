@@ -22,13 +22,13 @@ const module = "redoubt/"
 
 // layers is the table: each package stands once. A package may import its own layer only where the table says so.
 var layers = map[int][]string{
-	0: {"internal/invariant", "internal/topo", "internal/resp", "internal/slots"},
-	1: {"internal/failover", "internal/converge", "internal/route", "internal/ring", "internal/reshard"},
+	0: {"internal/invariant", "internal/topo", "internal/resp", "internal/slots", "internal/topk"},
+	1: {"internal/failover", "internal/converge", "internal/route", "internal/ring", "internal/reshard", "internal/muster"},
 	2: {"internal/clock", "internal/coord", "internal/redis", "internal/event"},
-	3: {"internal/coord/memstore", "internal/coord/raftstore", "internal/coord/scope", "internal/redisd", "internal/view", "internal/salvage", "internal/mover"},
-	4: {"internal/accord", "internal/agent", "internal/controller", "internal/proxy", "internal/front", "internal/sentinel", "internal/api"},
+	3: {"internal/coord/kit", "internal/coord/memstore", "internal/coord/raftstore", "internal/coord/seat", "internal/coord/etcdstore", "internal/coord/consulstore", "internal/coord/kubestore", "internal/kube", "internal/coord/scope", "internal/redisd", "internal/view", "internal/salvage", "internal/mover"},
+	4: {"internal/accord", "internal/agent", "internal/controller", "internal/proxy", "internal/front", "internal/sentinel", "internal/api", "internal/nameserver", "internal/render", "internal/consul", "internal/address", "internal/kubereg"},
 	5: {"internal/config", "internal/app", "internal/cli", "cmd/redoubt"},
-	9: {"internal/sim", "internal/arch", "internal/coord/coordtest", "internal/redis/redistest", "internal/looptest", "internal/storytest", "test/chaos", "test/netns", "test/clients", "test/traffic", "test/redis"},
+	9: {"internal/sim", "internal/arch", "internal/coord/coordtest", "internal/redis/redistest", "internal/consul/consultest", "internal/looptest", "internal/storytest", "test/chaos", "test/outside", "test/kubeapi", "test/netns", "test/clients", "test/traffic", "test/redis", "deploy"},
 }
 
 // mayImport says, for each layer, which layers its packages may import.
@@ -38,24 +38,42 @@ var mayImport = map[int][]int{
 
 // extra are the exceptions, each with its reason.
 var extra = map[string][]string{
-	"internal/accord":   {"internal/view"}, // the one process-local copy of the document
-	"internal/agent":    {"internal/view"},
-	"internal/proxy":    {"internal/view"},
-	"internal/sentinel": {"internal/view"},
-	"internal/api":      {"internal/view"},
-	"internal/mover":    {"internal/reshard"}, // carries out what is decided there, step by step
-	"internal/topo":     {},
+	"internal/accord":            {"internal/view"}, // the one process-local copy of the document
+	"internal/agent":             {"internal/view"},
+	"internal/proxy":             {"internal/view"},
+	"internal/sentinel":          {"internal/view"},
+	"internal/api":               {"internal/view"},
+	"internal/mover":             {"internal/reshard"},   // carries out what is decided there, step by step
+	"internal/coord/raftstore":   {"internal/coord/kit"}, // the parts that stores of talking members share
+	"internal/coord/etcdstore":   {"internal/coord/kit"},
+	"internal/coord/consulstore": {"internal/coord/kit"},
+	"internal/coord/seat":        {"internal/coord/kit"},
+	"internal/topo":              {},
+	"internal/coord/kubestore":   {"internal/kube"}, // speaks to the API server
+	"internal/kubereg":           {"internal/kube", "internal/view"},
+	"internal/nameserver":        {"internal/view"},
+	"internal/render":            {"internal/view"},
+	"internal/consul":            {"internal/view"},
 }
 
 // modules are the third-party modules, each with the packages that may use it.
 var modules = map[string][]string{
-	"github.com/hashicorp/raft":      {"internal/coord/raftstore"}, // embedded consensus
-	"github.com/hashicorp/go-hclog":  {"internal/coord/raftstore"}, // raft's logger
-	"golang.org/x/sys":               {"internal/clock", "internal/redisd", "internal/coord/raftstore", "internal/cli", "internal/app", "internal/proxy", "internal/agent"},
+	"github.com/hashicorp/raft":      {"internal/coord/raftstore"},   // embedded consensus
+	"github.com/hashicorp/go-hclog":  {"internal/coord/raftstore"},   // raft's logger
+	"go.etcd.io/etcd":                {"internal/coord/etcdstore"},   // its own client
+	"google.golang.org/grpc":         {"internal/coord/etcdstore"},   // the codes in the errors of etcd's client
+	"go.uber.org/zap":                {"internal/coord/etcdstore"},   // the logger of etcd's client
+	"github.com/hashicorp/consul":    {"internal/coord/consulstore"}, // its own client
+	"golang.org/x/sys":               {"internal/clock", "internal/redisd", "internal/coord/raftstore", "internal/cli", "internal/app", "internal/proxy", "internal/agent", "internal/address"},
 	"github.com/goccy/go-yaml":       {"internal/config", "internal/cli"},
 	"github.com/spf13/cobra":         {"internal/cli"},
 	"github.com/cespare/xxhash/v2":   {"internal/ring"},  // Envoy's hash
 	"github.com/pires/go-proxyproto": {"internal/proxy"}, // the PROXY protocol's header
+
+	"github.com/miekg/dns": {"internal/nameserver"}, // the wire format, its transports and truncation
+	"golang.org/x/net":     {"internal/nameserver"}, // netutil.LimitListener
+
+	"github.com/vishvananda/netlink": {"internal/address"}, // addresses of interfaces
 }
 
 // pureBans are imports that values and decisions must not have.

@@ -115,6 +115,7 @@ func Text(rs []Range) string {
 type Map struct {
 	shards []string
 	owner  [Count]int16
+	moves  []byte
 }
 
 // Even returns the map in which the shards have equal parts, in their order.
@@ -205,6 +206,60 @@ func (m *Map) With(slot int, shard string) *Map {
 	return &next
 }
 
+// WithAll returns the map in which a shard has all of these slots, as With does.
+func (m *Map) WithAll(slots []int, shard string) *Map {
+	next := m
+	for i, s := range slots {
+		if i == 0 {
+			next = m.With(s, shard)
+			continue
+		}
+		next.owner[s] = next.owner[slots[0]]
+	}
+	return next
+}
+
+// WithShards returns the map that knows these shards, too. They have no slots yet.
+func (m *Map) WithShards(shards ...string) *Map {
+	next := *m
+	next.shards = slices.Clone(m.shards)
+	for _, s := range shards {
+		if next.Index(s) < 0 {
+			next.shards = append(next.shards, s)
+		}
+	}
+	return &next
+}
+
+// Without returns the map that does not know a shard any more; false: it has slots.
+func (m *Map) Without(shard string) (*Map, bool) {
+	gone := m.Index(shard)
+	if gone < 0 {
+		return m, true
+	}
+	next := *m
+	next.shards = slices.Delete(slices.Clone(m.shards), gone, gone+1)
+	for s, o := range next.owner {
+		switch {
+		case int(o) == gone:
+			return nil, false
+		case int(o) > gone:
+			next.owner[s]--
+		}
+	}
+	return &next, true
+}
+
+// Moves returns what is kept beside the map about slots that are on their way, as JSON: what it says is the business of who moves them.
+func (m *Map) Moves() []byte { return m.moves }
+
+// WithMoves returns the map with another such note; nil: none.
+func (m *Map) WithMoves(note []byte) *Map {
+	next := *m
+	next.moves = note
+	return &next
+}
+
 // Equal reports whether both maps give each slot to the same shard, by its name.
 func (m *Map) Equal(o *Map) bool {
 	name := func(m *Map, s int) string {
@@ -228,6 +283,7 @@ const format = 1
 type document struct {
 	Format int             `json:"format"`
 	Shards []shardDocument `json:"shards"`
+	Moves  json.RawMessage `json:"moves,omitempty"`
 }
 
 type shardDocument struct {
@@ -237,11 +293,11 @@ type shardDocument struct {
 
 // Encode returns the map as a document of the store.
 func (m *Map) Encode() []byte {
-	d := document{Format: format}
+	d := document{Format: format, Moves: m.moves}
 	for i, id := range m.shards {
 		d.Shards = append(d.Shards, shardDocument{id, Text(m.Ranges(i))})
 	}
-	b, _ := json.Marshal(d) // strings and one number
+	b, _ := json.Marshal(d) // strings, one number, and what is JSON already
 	return b
 }
 
@@ -267,5 +323,6 @@ func Decode(b []byte) (*Map, error) {
 	if err != nil {
 		return nil, fmt.Errorf("decode the slot map: %w", err)
 	}
+	m.moves = d.Moves
 	return m, nil
 }

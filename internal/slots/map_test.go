@@ -93,3 +93,32 @@ func TestADocumentComesBack(t *testing.T) {
 		t.Error("an empty range was taken")
 	}
 }
+
+func TestAShardWithoutSlotsIsForgotten(t *testing.T) {
+	m := Even("a", "b", "c")
+	if _, empty := m.Without("b"); empty {
+		t.Error("a shard with slots was forgotten")
+	}
+	if same, empty := m.Without("x"); !empty || same != m {
+		t.Error("a shard that is not known")
+	}
+	var all []int
+	for _, r := range m.Ranges(0) {
+		for s := r.From; s <= r.To; s++ {
+			all = append(all, s)
+		}
+	}
+	next, empty := m.WithAll(all, "c").WithMoves([]byte("note")).Without("a")
+	if !empty || next.Index("a") >= 0 || len(next.Shards()) != 2 || string(next.Moves()) != "note" {
+		t.Fatalf("%v %v", next, empty)
+	}
+	for s := range Count {
+		was := m.Shards()[m.Shard(s)]
+		if was == "a" {
+			was = "c"
+		}
+		if is := next.Shards()[next.Shard(s)]; is != was {
+			t.Fatalf("slot %d is of %s, was of %s", s, is, was)
+		}
+	}
+}

@@ -29,6 +29,7 @@ type Change struct {
 	AckReplicas int        `json:"ack_replicas,omitempty"` // ack
 	Node        Node       `json:"node,omitzero"`          // add; remove: its id
 	Via         NodeID     `json:"via,omitempty"`          // add: whom it follows until it is in the roster, because replicas of replicas do not count
+	Direct      bool       `json:"direct,omitempty"`       // add: it can follow nobody but the primary: a member of a cluster
 	Cut         bool       `json:"cut,omitempty"`          // remove: it is frozen, so that the barrier may begin
 	Void        bool       `json:"void,omitempty"`         // add: taken back; it ends when nobody counts the node
 	Epoch       Epoch      `json:"epoch"`                  // in which it began

@@ -38,3 +38,24 @@ func ParseMark(s string) (Mark, bool) {
 	m := Mark{Epoch(e), o}
 	return m, err1 == nil && err2 == nil && e > 0 && m.String() == s
 }
+
+// A cluster's data have no place for a key that is nobody's: each belongs to a slot, and slots move. Functions belong to none, and are
+// replicated, saved and loaded with the data. There the marker is the only function of a library of ours.
+const (
+	MarkLibrary = "redoubt_commit"
+	// MarkLibraryHead is what its code begins with.
+	MarkLibraryHead = "#!lua name=" + MarkLibrary + "\n"
+	markFunction    = MarkLibraryHead + "redis.register_function('" + MarkLibrary + "',function() return '"
+	markFunctionEnd = "' end)"
+)
+
+// Library is the code of the library that holds the mark.
+func (m Mark) Library() string { return markFunction + m.String() + markFunctionEnd }
+
+// ParseMarkLibrary reads it; other code than what Library writes holds no mark.
+func ParseMarkLibrary(code string) (Mark, bool) {
+	text, head := strings.CutPrefix(code, markFunction)
+	text, end := strings.CutSuffix(text, markFunctionEnd)
+	m, ok := ParseMark(text)
+	return m, head && end && ok
+}

@@ -20,3 +20,15 @@ func TestAMarkIsReadAsItWasWritten(t *testing.T) {
 		t.Error("marks are not ordered by tenure, then offset")
 	}
 }
+
+func TestAMarkIsReadFromItsLibrary(t *testing.T) {
+	m := Mark{Epoch: 7, Offset: 1234567}
+	if got, ok := ParseMarkLibrary(m.Library()); !ok || got != m {
+		t.Errorf("%+v, %v, from %q", got, ok, m.Library())
+	}
+	for _, code := range []string{"", MarkLibraryHead, m.Library() + " ", " " + m.Library(), (Mark{}).Library()} {
+		if got, ok := ParseMarkLibrary(code); ok {
+			t.Errorf("%q is taken for %+v", code, got)
+		}
+	}
+}

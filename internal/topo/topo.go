@@ -6,7 +6,11 @@
 // be copied, compared, encoded and saved as a test case. It has no goroutines.
 package topo
 
-import "time"
+import (
+	"strconv"
+	"strings"
+	"time"
+)
 
 // NodeID is the stable identity of one data node. Addresses change; the id never does.
 type NodeID string
@@ -56,10 +60,27 @@ const (
 // Node is one data node in a shard's roster.
 type Node struct {
 	ID       NodeID `json:"id"`
-	Host     string `json:"host,omitempty"` // failure domain; empty means its own
-	Zone     string `json:"zone,omitempty"` // of the machine: reads prefer their own; empty: unknown
-	Addr     string `json:"addr"`           // host:port at which the other nodes and the proxies reach its server
-	Priority int    `json:"priority"`       // smaller is preferred among equals
+	Host     string `json:"host,omitempty"`      // failure domain; empty means its own
+	Zone     string `json:"zone,omitempty"`      // of the machine: reads prefer their own; empty: unknown
+	Addr     string `json:"addr"`                // host:port at which the other nodes and the proxies reach its server
+	Priority int    `json:"priority"`            // smaller is preferred among equals
+	BusPort  int    `json:"bus_port,omitempty"`  // mode cluster: where the servers reach each other; 0: BusAbove the port of Addr
+	ServerID string `json:"server_id,omitempty"` // mode cluster: its id there, if that does not follow from the names
+}
+
+// BusAbove is how far the port of a server's bus is above its own, unless something else is said: as servers have it.
+const BusAbove = 10_000
+
+// Bus is the port at which the other servers of a cluster reach this one; 0: its address has no such port.
+func (n Node) Bus() int {
+	if n.BusPort != 0 {
+		return n.BusPort
+	}
+	port, err := strconv.Atoi(n.Addr[strings.LastIndexByte(n.Addr, ':')+1:])
+	if err != nil || port <= 0 || port+BusAbove > 65535 {
+		return 0
+	}
+	return port + BusAbove
 }
 
 // Spec is what the operator wants of a shard. It lives in the shard's document and changes by compare-and-swap.
@@ -251,6 +272,7 @@ type Sighting struct {
 	Problems   []string `json:"problems,omitempty"`  // named troubles: disk-full, oom, …
 	Open       bool     `json:"open,omitempty"`      // its server cannot be told who may replicate: an election must not demand a secret
 	Refused    string   `json:"refused,omitempty"`   // why the order of this epoch was not carried out
+	Starting   bool     `json:"starting,omitempty"`  // mode cluster: it is to become primary in this epoch, and its server began a moment ago
 
 	Change   uint64   `json:"change,omitempty"`   // that is under way in the document which this agent obeyed when it looked
 	Barrier  uint64   `json:"barrier,omitempty"`  // the change for which this process, in this epoch, has seen a barrier acknowledged
@@ -263,8 +285,10 @@ type Sighting struct {
 	Impaired    string   `json:"impaired,omitempty"`     // the problem under which it answers but refuses writes: "disk-full", "no-disk"; empty when there is none
 	ImpairedFor Duration `json:"impaired_for,omitempty"` // how long that has been so
 
-	Addr     string `json:"addr,omitempty"` // where the server listens
-	PID      int    `json:"pid,omitempty"`  // of the server
+	Addr     string `json:"addr,omitempty"`      // where the server listens
+	BusPort  int    `json:"bus_port,omitempty"`  // mode cluster: as in Node
+	ServerID string `json:"server_id,omitempty"` // likewise
+	PID      int    `json:"pid,omitempty"`       // of the server
 	AgentPID int    `json:"agent_pid,omitempty"`
 	Version  string `json:"version,omitempty"` // of the server
 }
