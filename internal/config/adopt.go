@@ -5,7 +5,6 @@ package config
 import (
 	"fmt"
 	"net"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -30,6 +29,8 @@ type AdoptedShard struct {
 	Others  []string // host:port of its replicas
 }
 
+func (s AdoptedShard) addrs() []string { return append([]string{s.Primary}, s.Others...) }
+
 // AdoptedMember is a machine on which a member will run.
 type AdoptedMember struct{ ID, Host string }
 
@@ -38,7 +39,7 @@ func (p TwemproxyPool) ShardNames() []string {
 	var names []string
 	for i, s := range p.Servers {
 		name := s.Name
-		if !regexp.MustCompile(idPattern).MatchString(name) || slices.Contains(names, name) {
+		if !isID(name) || slices.Contains(names, name) {
 			name = "s" + strconv.Itoa(i+1)
 		}
 		names = append(names, name)
@@ -74,7 +75,7 @@ func (a *Adoption) complete() error {
 	}
 	for _, s := range a.Shards {
 		hosts := map[string]string{}
-		for _, addr := range append([]string{s.Primary}, s.Others...) {
+		for _, addr := range s.addrs() {
 			host, _, err := net.SplitHostPort(addr)
 			if err != nil || strings.HasPrefix(addr, "unix:") {
 				return fmt.Errorf("shard %s: the server %s has no host and port: give it a TCP address", s.Name, addr)
@@ -84,26 +85,26 @@ func (a *Adoption) complete() error {
 			}
 			hosts[host] = addr
 			if !slices.ContainsFunc(a.Members, func(m AdoptedMember) bool { return m.Host == host }) {
-				a.Members = append(a.Members, AdoptedMember{a.freeID(), host})
+				a.Members = append(a.Members, AdoptedMember{freeID(a.Members), host})
 			}
 		}
 	}
 	return nil
 }
 
-func (a *Adoption) freeID() string {
+func freeID(taken []AdoptedMember) string {
 	for i := 1; ; i++ {
 		id := "m" + strconv.Itoa(i)
-		if !slices.ContainsFunc(a.Members, func(m AdoptedMember) bool { return m.ID == id }) {
+		if !slices.ContainsFunc(taken, func(m AdoptedMember) bool { return m.ID == id }) {
 			return id
 		}
 	}
 }
 
-// founders is how many of the members hold the agreed state from the beginning: an odd number, because an even one survives no more
+// foundersOf is how many of the members hold the agreed state from the beginning: an odd number, because an even one survives no more
 // losses. The others join them.
-func (a *Adoption) founders() int {
-	switch n := len(a.Members); {
+func foundersOf(n int) int {
+	switch {
 	case n >= 5:
 		return 5
 	case n >= 3:
@@ -133,18 +134,8 @@ func (a *Adoption) file(m AdoptedMember) string {
 	p := a.Pool
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
-	port := func(host string, n int) string { return net.JoinHostPort(host, strconv.Itoa(n)) }
 	line("# Written by `redoubt adopt` from pool %s of twemproxy; `redoubt config sample` explains every setting.", p.Name)
-	line("member:\n  id: %s\n  dir: data\n  host: %q\nstore:\n  listen: %q", m.ID, m.Host, port(m.Host, a.Store))
-	founders := a.Members[:a.founders()]
-	if slices.Contains(founders, m) {
-		line("  members:")
-		for _, o := range founders {
-			line("    - {id: %s, addr: %q}", o.ID, port(o.Host, a.Store))
-		}
-	} else {
-		line("  join: %q", port(founders[0].Host, a.Store))
-	}
+	storePart(line, m, a.Members, a.Store)
 	line("deployments:\n  - name: %s\n    mode: ring\n    durability: %s", p.deployment(), a.Durability())
 	if p.RedisAuth != "" {
 		line("    password: %q", p.RedisAuth)
@@ -163,7 +154,7 @@ func (a *Adoption) file(m AdoptedMember) string {
 	}
 	listen := strings.ReplaceAll(a.Listen, "HOST", m.Host)
 	if listen == "" {
-		listen = port(p.Listen.Host, p.Listen.Port)
+		listen = net.JoinHostPort(p.Listen.Host, strconv.Itoa(p.Listen.Port))
 	}
 	line("proxy:\n  listen: %q\napi:\n  listen: %q", listen, strings.ReplaceAll(a.API, "HOST", m.Host))
 	return b.String()
@@ -174,7 +165,7 @@ func (a *Adoption) shards(line func(string, ...any), m AdoptedMember) (local boo
 	for i, s := range a.Shards {
 		server := a.Pool.Servers[i]
 		line("      - name: %s\n        ring-name: %q\n        weight: %d\n        nodes:", s.Name, server.Name, server.Weight)
-		for rank, addr := range append([]string{s.Primary}, s.Others...) {
+		for rank, addr := range s.addrs() {
 			id := a.memberOf(addr)
 			local = local || id == m.ID
 			priority := ""
@@ -190,7 +181,7 @@ func (a *Adoption) shards(line func(string, ...any), m AdoptedMember) (local boo
 
 // deployment is the pool's name where that can be one.
 func (p TwemproxyPool) deployment() string {
-	if regexp.MustCompile(idPattern).MatchString(p.Name) {
+	if isID(p.Name) {
 		return p.Name
 	}
 	return "mymaster"

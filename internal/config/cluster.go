@@ -12,18 +12,13 @@ import (
 	"redoubt/internal/topo"
 )
 
-// busAbove is how far the port of a server's bus is above its own, unless the file says something else: as servers have it.
-const busAbove = 10_000
-
 func (d *Deployment) completeCluster() {
-	d.Cluster.UID = cmp.Or(d.Cluster.UID, d.Name)
+	d.Cluster.UID, d.Cluster.Rebalance = cmp.Or(d.Cluster.UID, d.Name), cmp.Or(d.Cluster.Rebalance, "manual")
 	for i := range d.Shards {
 		for j := range d.Shards[i].Nodes {
 			n := &d.Shards[i].Nodes[j]
-			if _, port, err := net.SplitHostPort(n.Addr); err == nil && n.BusPort == 0 {
-				if p, err := strconv.Atoi(port); err == nil && p+busAbove <= 65535 {
-					n.BusPort = p + busAbove
-				}
+			if n.BusPort == 0 {
+				n.BusPort = topo.Node{Addr: n.Addr}.Bus()
 			}
 		}
 	}
@@ -68,15 +63,13 @@ func (d Deployment) validateCluster(f *findings, path string, addrs map[string]s
 		f.add(path+".ring", "belongs to mode ring: a cluster places keys by slot")
 	}
 	f.id(path+".cluster.uid", d.Cluster.UID)
-	if d.Node != nil && d.Node.Kind == "attached" {
-		f.add(path+".node.kind", "attached servers are not in this version of mode cluster: use managed")
+	if d.Node != nil && d.Node.Kind == "attached" && d.Node.PIDFile != "" {
+		f.add(path+".node.pid-file", "there may be several servers here in mode cluster, which are asked for their process: remove it")
 	}
-	if d.Durability != topo.Async {
-		f.add(path+".durability", "%s is not in this version of mode cluster: use async", d.Durability)
+	if r := d.Cluster.Rebalance; r != "manual" && r != "auto" {
+		f.add(path+".cluster.rebalance", "%q: use manual or auto", r)
 	}
-	if d.MaxLoss != (MaxLoss{}) { // what measures it does not reach replicas through a cluster's PUBLISH
-		f.add(path+".max-loss", "is not in this version of mode cluster: remove it")
-	}
+	d.validateServerIDs(f, path)
 	for i, s := range d.Shards {
 		at := fmt.Sprintf("%s.shards[%d]", path, i)
 		if s.Weight != 0 || s.RingName != "" {
@@ -93,7 +86,7 @@ func (d Deployment) validateCluster(f *findings, path string, addrs map[string]s
 			}
 			switch bus := strconv.Itoa(n.BusPort); {
 			case n.BusPort == 0:
-				f.add(at+".bus-port", "is missing: %s + %d is no port", port, busAbove)
+				f.add(at+".bus-port", "is missing: %s + %d is no port", port, topo.BusAbove)
 			case n.BusPort < 1 || n.BusPort > 65535:
 				f.add(at+".bus-port", "%d: the port must be a number from 1 to 65535", n.BusPort)
 			default:
@@ -109,10 +102,35 @@ func (d Deployment) validateCluster(f *findings, path string, addrs map[string]s
 	}
 }
 
+// validateServerIDs: a server that was there before keeps its id, and one that Redoubt founds has an id that follows from its names.
+func (d Deployment) validateServerIDs(f *findings, path string) {
+	ids := map[string]string{}
+	for i, s := range d.Shards {
+		for j, n := range s.Nodes {
+			at := fmt.Sprintf("%s.shards[%d].nodes[%d].server-id", path, i, j)
+			here := d.Node != nil && d.Node.ID == n.ID
+			switch {
+			case n.ServerID != "" && !slots.IsID(n.ServerID):
+				f.add(at, "%q: must be 40 hexadecimal digits, as CLUSTER MYID says", n.ServerID)
+			case here && d.Node.Kind == "attached" && n.ServerID == "":
+				f.add(at, "is missing: an attached server of a cluster has an id of its own (CLUSTER MYID); redoubt adopt --cluster writes it")
+			case here && d.Node.Kind == "managed" && n.ServerID != "":
+				f.add(at, "belongs to an attached server: remove it, or use kind: attached")
+			}
+			if n.ServerID != "" {
+				f.unique(ids, at, "server-id "+n.ServerID)
+			}
+		}
+	}
+}
+
 func validateNoBus(f *findings, path string, nodes []Node) {
 	for i, n := range nodes {
 		if n.BusPort != 0 {
 			f.add(fmt.Sprintf("%s.nodes[%d].bus-port", path, i), "belongs to mode cluster")
+		}
+		if n.ServerID != "" {
+			f.add(fmt.Sprintf("%s.nodes[%d].server-id", path, i), "belongs to mode cluster")
 		}
 	}
 }

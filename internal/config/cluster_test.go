@@ -32,7 +32,7 @@ func TestAClusterHasItsDefaults(t *testing.T) {
 	if len(us) != 2 || us[0].ID() != "big-a" || us[0].Nodes[0].BusPort != 16479 || us[1].Nodes[1].BusPort != 7000 || us[1].Node.Dir != "/srv/data/redis/b" {
 		t.Errorf("%+v", us)
 	}
-	if s := us[0].Spec(); s.Durability != topo.Async || s.AckReplicas != 0 || len(s.Nodes) != 3 {
+	if s := us[0].Spec(); s.Durability != topo.Quorum || s.AckReplicas != 1 || len(s.Nodes) != 3 {
 		t.Errorf("%+v", s)
 	}
 	if d.Cluster.UID != "big" || c.Proxy.ClusterFace != "proxy" {
@@ -53,9 +53,9 @@ func TestAClusterHasItsDefaults(t *testing.T) {
 
 func TestWhatIsWrongWithAClusterIsSaid(t *testing.T) {
 	for _, x := range []struct{ from, to, want string }{
-		{"mode: cluster", "mode: cluster\n    durability: quorum", "deployments[0].durability: quorum is not in this version of mode cluster: use async"},
+		{"mode: cluster", "mode: cluster\n    durability: always", "deployments[0].durability: "},
+		{"node: {}", "node: {directives: {rename-command: FUNCTION f}}", "Redoubt needs this command in a cluster"},
 		{"mode: cluster", "mode: cluster\n    ring: {hash: md5}", "deployments[0].ring: belongs to mode ring"},
-		{"mode: cluster", "mode: cluster\n    max-loss: {time: 1s}", "deployments[0].max-loss: is not in this version of mode cluster"},
 		{"mode: cluster", "mode: cluster\n    retry: exact", "deployments[0].retry: exact needs"},
 		{"mode: cluster", "mode: cluster\n    cluster: {uid: \"a b\"}", "deployments[0].cluster.uid: "},
 		{"mode: cluster", "mode: ring", "shards[1].nodes[1].bus-port: belongs to mode cluster"},
@@ -67,7 +67,8 @@ func TestWhatIsWrongWithAClusterIsSaid(t *testing.T) {
 		{"bus-port: 7000", "bus-port: 6479", "shards[1].nodes[1].bus-port: address 10.0.0.2:6479 is already used"},
 		{"bus-port: 7000", "bus-port: 6379", "bus-port: port 6379 is already used by proxy.listen"},
 		{"bus-port: 7000", "bus-port: 70000", "bus-port: 70000: the port must be"},
-		{"node: {}", "node: {kind: attached}", "deployments[0].node.kind: attached servers are not in this version of mode cluster"},
+		{"node: {}", "node: {kind: attached}", "nodes[1].server-id: is missing: an attached server of a cluster has an id of its own"},
+		{"node: {}", "node: {kind: attached, pid-file: /run/x}", "deployments[0].node.pid-file: there may be several servers here in mode cluster"},
 		{`"10.0.0.2:6379"`, `"10.0.0.2:6379", split-reads: true`, "proxy.split-reads: is not in this version of mode cluster"},
 		{`"10.0.0.2:6379"`, `"10.0.0.2:6379", readonly-listen: "10.0.0.2:6380"`, "proxy.readonly-listen: is not in this version of mode cluster"},
 		{`"10.0.0.2:6379"`, `"10.0.0.2:6379", cluster-face: yes`, "proxy.cluster-face: "},

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package config reads one member's file: what runs on this machine and which roster it belongs to. It also reads the
-// nutcracker.yml of a twemproxy that a deployment is to replace.
+// nutcracker.yml of a twemproxy, or the sentinel.conf of Sentinels, that a deployment is to replace.
 //
 // It is not the place for what the cluster has agreed: the file seeds a shard's document when that is first created,
 // and is compared with it afterwards. Its invariant: Load returns either a configuration that Validate accepts, or all
@@ -35,6 +35,11 @@ type Config struct {
 	Proxy       Proxy        `yaml:"proxy"`
 	Sentinel    Sentinel     `yaml:"sentinel"`
 	API         API          `yaml:"api"`
+	DNS         DNS          `yaml:"dns"`
+	Templates   []Template   `yaml:"templates"`
+	Consul      Consul       `yaml:"consul"`
+	Address     Address      `yaml:"address"`
+	Kubernetes  Kubernetes   `yaml:"kubernetes"`
 	Salvage     Salvage      `yaml:"salvage"`
 	Log         Log          `yaml:"log"`
 }
@@ -64,20 +69,6 @@ func (c Config) Zone() string {
 	return ""
 }
 
-// Store is where the agreed state lives.
-type Store struct {
-	Kind    string        `yaml:"kind"`    // "raft"
-	Listen  string        `yaml:"listen"`  // default: this member's own address in Members
-	Members []StoreMember `yaml:"members"` // the first members, the same list on each of them
-	Join    string        `yaml:"join"`    // or: any present member's address
-}
-
-// StoreMember is one of the store's first members.
-type StoreMember struct {
-	ID   string `yaml:"id"`
-	Addr string `yaml:"addr"`
-}
-
 // Deployment is what a client sees as one Redis.
 type Deployment struct {
 	Name        string          `yaml:"name"`
@@ -88,6 +79,7 @@ type Deployment struct {
 	MaxLoss     MaxLoss         `yaml:"max-loss"`   // async only
 	Retry       string          `yaml:"retry"`      // "none" or "exact"; exact: quorum and quorum+disk only
 	Password    string          `yaml:"password"`
+	Begin       string          `yaml:"begin"` // "at-once" or "on-order"
 	Timing      Timing          `yaml:"timing"`
 	Nodes       []Node          `yaml:"nodes"`   // single: the roster, the same on all members
 	Ring        Ring            `yaml:"ring"`    // ring: how keys find their shard
@@ -98,7 +90,8 @@ type Deployment struct {
 
 // Cluster is what only a cluster has.
 type Cluster struct {
-	UID string `yaml:"uid"` // the servers' ids follow from it, so it never changes; default: the deployment's name
+	UID       string `yaml:"uid"`       // the servers' ids follow from it, so it never changes; default: the deployment's name
+	Rebalance string `yaml:"rebalance"` // "manual", or "auto": a shard that comes is given its part by itself
 }
 
 // Ring says how keys find their shard. The words are twemproxy's, and mean the same.
@@ -136,6 +129,7 @@ type Node struct {
 	Addr     string `yaml:"addr"`
 	BusPort  int    `yaml:"bus-port"` // cluster only: where the servers reach each other; default: 10000 above that of Addr
 	Priority int    `yaml:"priority"`
+	ServerID string `yaml:"server-id"` // attached servers of a cluster only: what CLUSTER MYID says
 }
 
 // LocalNode is the data node beside this member.
@@ -197,12 +191,26 @@ type Proxy struct {
 type Sentinel struct {
 	Listen    string `yaml:"listen"`    // empty: none
 	Addresses string `yaml:"addresses"` // "proxy" or "direct"
+	Username  string `yaml:"username"`  // beside the default user
 	Password  string `yaml:"password"`
+
+	Announce []Announce `yaml:"announce"` // for clients that cannot reach what others can; the first subnet that has a client counts
+	Resolve  bool       `yaml:"resolve"`  // clients are told IP addresses in place of names
+
+	NotificationScript   string `yaml:"notification-script"`    // a program; empty: none
+	ClientReconfigScript string `yaml:"client-reconfig-script"` // likewise
+}
+
+// Announce says what clients of a subnet are told instead of addresses that they cannot reach.
+type Announce struct {
+	Clients string            `yaml:"clients"` // like 192.168.0.0/16
+	Map     map[string]string `yaml:"map"`     // host:port to host:port, or host to host
 }
 
 // API is the HTTP face.
 type API struct {
-	Listen string `yaml:"listen"`
+	Listen       string `yaml:"listen"`
+	ChecksListen string `yaml:"checks-listen"` // a port that takes no orders, for load balancers and monitors; empty: none
 }
 
 // Salvage bounds what a member keeps of the writes that failovers discard.
@@ -221,7 +229,7 @@ type Log struct {
 func Default() Config {
 	return Config{
 		Member: Member{Dir: "data", Host: "127.0.0.1"},
-		Store:  Store{Kind: "raft"},
+		Store:  Store{Kind: StoreRaft, Prefix: "redoubt"},
 		Proxy: Proxy{
 			Clients: 10_000, ParkCommands: 100_000, ParkBytes: 256 << 20,
 			ReadonlyLag: 1 << 20, Reads: "local", UnknownOutcome: "error", MaxStaleness: topo.Duration(time.Second),
@@ -231,6 +239,8 @@ func Default() Config {
 		},
 		Sentinel: Sentinel{Addresses: "proxy"},
 		API:      API{Listen: "127.0.0.1:7379"},
+		Consul:   Consul{KeyPrefix: "redoubt", TTL: topo.Duration(5 * time.Second)},
+		DNS:      DNS{Zone: "redoubt", TTL: topo.Duration(time.Second)},
 		Salvage:  Salvage{Bytes: 64 << 20, Keep: 20},
 		Log:      Log{Level: "info", Format: "text"},
 	}
@@ -283,13 +293,10 @@ func (c *Config) complete(base string) {
 	if !filepath.IsAbs(c.Member.Dir) {
 		c.Member.Dir = filepath.Join(base, c.Member.Dir)
 	}
-	if c.Store.Listen == "" {
-		for _, m := range c.Store.Members {
-			if m.ID == c.Member.ID {
-				c.Store.Listen = m.Addr
-			}
-		}
-	}
+	c.Store.complete(base, c.Member.ID)
+	c.completeDiscovery(base)
+	c.Kubernetes.complete(base)
+	c.Consul.complete(base)
 	for i := range c.Deployments {
 		if n := c.Deployments[i].Node; n != nil && n.ID == "" {
 			n.ID = c.Member.ID
@@ -299,12 +306,10 @@ func (c *Config) complete(base string) {
 }
 
 func (d *Deployment) complete(dir string) {
-	if d.Mode == "" {
-		d.Mode = "single"
-	}
+	d.Mode, d.Begin = cmp.Or(d.Mode, "single"), cmp.Or(d.Begin, "at-once")
 	if d.Durability == "" {
 		d.Durability = topo.Async
-		if d.size() >= 3 && d.Mode != "cluster" {
+		if d.size() >= 3 {
 			d.Durability = topo.Quorum
 		}
 	}
@@ -387,18 +392,23 @@ func (d Deployment) Units() []Unit {
 	}
 	var us []Unit
 	for _, s := range d.Shards {
-		u := Unit{Deployment: d, Shard: s.Name}
-		u.Nodes, u.Node, u.Shards = s.Nodes, nil, nil
-		if d.Node != nil && slices.ContainsFunc(s.Nodes, func(n Node) bool { return n.ID == d.Node.ID }) {
-			local := *d.Node
-			if local.Dir != "" {
-				local.Dir = filepath.Join(local.Dir, s.Name)
-			}
-			u.Node = &local
-		}
-		us = append(us, u)
+		us = append(us, d.UnitOf(s))
 	}
 	return us
+}
+
+// UnitOf is a shard of the deployment, which need not be among those of the file.
+func (d Deployment) UnitOf(s Shard) Unit {
+	u := Unit{Deployment: d, Shard: s.Name}
+	u.Nodes, u.Node, u.Shards = s.Nodes, nil, nil
+	if d.Node != nil && slices.ContainsFunc(s.Nodes, func(n Node) bool { return n.ID == d.Node.ID }) {
+		local := *d.Node
+		if local.Dir != "" {
+			local.Dir = filepath.Join(local.Dir, s.Name)
+		}
+		u.Node = &local
+	}
+	return u
 }
 
 // ID names the shard among all that the store knows.
@@ -425,7 +435,11 @@ func (d Deployment) Spec() topo.Spec {
 		Deployment: d.Name, Durability: d.Durability, AckReplicas: d.AckReplicas, MinCopies: d.MinCopies, Timing: d.Timing.resolve(), MaxLoss: d.MaxLoss.spec(),
 	}
 	for _, n := range d.Nodes {
-		s.Nodes = append(s.Nodes, topo.Node{ID: topo.NodeID(n.ID), Host: n.Host, Zone: n.Zone, Addr: n.Addr, Priority: n.Priority})
+		node := topo.Node{ID: topo.NodeID(n.ID), Host: n.Host, Zone: n.Zone, Addr: n.Addr, Priority: n.Priority, ServerID: n.ServerID}
+		if d.Mode == "cluster" && n.BusPort != node.Bus() {
+			node.BusPort = n.BusPort
+		}
+		s.Nodes = append(s.Nodes, node)
 	}
 	sort.Slice(s.Nodes, func(i, j int) bool { return s.Nodes[i].ID < s.Nodes[j].ID })
 	return s

@@ -45,7 +45,7 @@ func uncommented(sample []byte) []byte {
 }
 
 func TestTheDefaultsThatTheSampleShowsAreTheDefaults(t *testing.T) {
-	shown := regexp.MustCompile(`(?m)^\s*#? ?(ring|hash|distribution|hash-tag|eject-after|cluster|uid|slots|bus-port|shards|weight|ring-name|join|password|maxmemory|directives|username|pid-file|binary): .*$`)
+	shown := regexp.MustCompile(`(?m)^\s*#? ?(ring|hash|distribution|hash-tag|eject-after|cluster|uid|rebalance|slots|bus-port|server-id|shards|weight|ring-name|join|password|maxmemory|directives|username|announce|clients|map|pid-file|binary|source|target|check|reload|mode|timeout|token|service|interface): .*$`)
 	all := shown.ReplaceAll(uncommented(Sample), nil)
 	got, err := Parse(all, "sample", "/srv")
 	if err != nil {

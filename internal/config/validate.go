@@ -40,12 +40,17 @@ func (f *findings) oneOf(path, value string, allowed ...string) {
 // idPattern is what ids and names may look like: they become parts of file names and of documents' keys.
 const idPattern = `^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$`
 
+func isID(value string) bool { return regexp.MustCompile(idPattern).MatchString(value) }
+
+// ValidID reports whether a name may be that of a node, a member or a shard.
+func ValidID(name string) bool { return name != "" && isID(name) }
+
 func (f *findings) id(path, value string) {
 	if value == "" {
 		f.add(path, "is missing: give it a short, stable name")
 		return
 	}
-	if !regexp.MustCompile(idPattern).MatchString(value) {
+	if !isID(value) {
 		f.add(path, "%q: use up to 63 letters, digits, dots, dashes and underscores, starting with a letter or digit", value)
 	}
 }
@@ -78,13 +83,23 @@ func (c Config) Validate() []Finding {
 	c.validateStore(&f)
 	c.validateDeployments(&f)
 	c.validateFaces(&f)
+	c.validateDiscovery(&f)
 	c.validatePorts(&f)
 	return f
 }
 
 func (c Config) validateStore(f *findings) {
 	s := c.Store
-	f.oneOf("store.kind", s.Kind, "raft")
+	f.oneOf("store.kind", s.Kind, StoreRaft, StoreEtcd, StoreConsul, StoreKubernetes)
+	c.validateKubernetes(f)
+	if s.Outside() {
+		s.validateOutside(f)
+		f.address("store.listen", s.Listen, true)
+		return
+	}
+	if len(s.Endpoints) > 0 {
+		f.add("store.endpoints", "are for a store outside: write kind: etcd or consul, too")
+	}
 	switch {
 	case len(s.Members) == 0 && s.Join == "":
 		f.add("store", "needs either members (the first members, the same list on each) or join (the address of any present member)")
@@ -167,6 +182,7 @@ func (d Deployment) validate(f *findings, path string) {
 		f.add(path+"."+key, "%s", text)
 	}
 	d.validateRetry(f, path)
+	d.validateBegin(f, path)
 	d.validateDisk(f, path)
 	if strings.ContainsAny(d.Password, "\x00\r\n") {
 		f.add(path+".password", "must be one line")
@@ -370,7 +386,7 @@ func (c Config) validateFaces(f *findings) {
 		path, addr string
 		needed     bool
 	}{
-		{"sentinel.listen", c.Sentinel.Listen, false}, {"api.listen", c.API.Listen, true},
+		{"sentinel.listen", c.Sentinel.Listen, false}, {"api.listen", c.API.Listen, true}, {"api.checks-listen", c.API.ChecksListen, false},
 	} {
 		if a.addr != "" || a.needed {
 			f.address(a.path, a.addr, true)
@@ -405,6 +421,7 @@ func (c Config) validateFaces(f *findings) {
 	if c.Sentinel.Listen != "" && c.Sentinel.Addresses == "proxy" && isSocket(c.Proxy.Listen) {
 		f.add("sentinel.addresses", "proxy cannot be a Unix socket, which Sentinel's protocol has no word for: set proxy.listen to host:port, or use direct")
 	}
+	c.Sentinel.validate(f)
 	if c.Salvage.Bytes <= 0 {
 		f.add("salvage.bytes", "must be more than 0; to keep nothing use keep: 0")
 	}
@@ -426,7 +443,7 @@ func (c Config) validateShardedFaces(f *findings, mode string) {
 		{"proxy.listen", isSocket(c.Proxy.Listen), "a Unix socket is not in this version of mode %s: use host:port"},
 		{"proxy.proxy-protocol", c.Proxy.ProxyProtocol != "off", "is not in this version of mode %s: use off"},
 		{"proxy.split-reads", mode == "cluster" && c.Proxy.SplitReads, "is not in this version of mode %s: use false"},
-		{"sentinel.addresses", c.Sentinel.Listen != "" && c.Sentinel.Addresses == "direct", "direct is not for mode %s, where no server has all keys: use proxy"},
+		{"sentinel.addresses", mode == "cluster" && c.Sentinel.Listen != "" && c.Sentinel.Addresses == "direct", "direct is not for mode %s, whose clients ask the servers themselves: use proxy"},
 	} {
 		if x.set {
 			f.add(x.path, x.text, mode)
@@ -496,6 +513,8 @@ func (c Config) validatePorts(f *findings) {
 	use("proxy.readonly-listen", c.Proxy.ReadonlyListen)
 	use("sentinel.listen", c.Sentinel.Listen)
 	use("api.listen", c.API.Listen)
+	use("api.checks-listen", c.API.ChecksListen)
+	use("dns.listen", c.DNS.Listen)
 	for i, d := range c.Deployments {
 		for k, u := range d.Units() {
 			at := fmt.Sprintf("deployments[%d]", i)
