@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Installs what is missing, quietly, and does nothing when everything is there.
 #   deps.sh server    a redis-server (or valkey-server)
+#   deps.sh stores    an etcd
 #   deps.sh chaos     also ip, iptables, mkfs.ext4
-#   deps.sh clients   also redis-cli, python3 with redis, node with ioredis
+#   deps.sh clients   also redis-cli, python3 with redis, node with ioredis, dig
 #   deps.sh matrix    also PHP, Ruby, Sidekiq, Celery and all Node packages of test/clients
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -34,6 +35,16 @@ if ! command -v redis-server >/dev/null && ! command -v valkey-server >/dev/null
 fi
 [ "$what" != server ] || exit 0
 
+if [ "$what" = stores ]; then
+  command -v etcd >/dev/null && exit 0
+  echo "installing etcd-server ..." >&2
+  install etcd-server
+  # Its package starts one of its own on 2379; tests start theirs elsewhere.
+  if command -v systemctl >/dev/null && systemctl is-active --quiet etcd 2>/dev/null; then
+    $sudo systemctl disable --now --quiet etcd || true
+  fi
+  exit 0
+fi
 command -v ip >/dev/null || { echo "installing iproute2 ..." >&2; install iproute2; }
 command -v iptables >/dev/null || { echo "installing iptables ..." >&2; install iptables; }
 [ "$what" != chaos ] || command -v mkfs.ext4 >/dev/null || { echo "installing e2fsprogs ..." >&2; install e2fsprogs; }
@@ -50,6 +61,7 @@ if command -v npm >/dev/null && ! (cd test/clients && node -e 'for (const p of O
   # npm 11 refuses a lock file of its own that lacks optional packages of other platforms; install takes it.
   (cd test/clients && { npm ci --silent --no-audit --no-fund || npm install --silent --no-save --no-audit --no-fund; } >/dev/null 2>&1)
 fi
+command -v dig >/dev/null || { echo "installing dig ..." >&2; install dnsutils || echo "without dig a test of DNS is left out" >&2; }
 [ "$what" = matrix ] || exit 0
 
 # lacks CHECK PACKAGE…: installs the packages if the check fails. Their names are Debian's and Ubuntu's.

@@ -148,9 +148,14 @@ func beats(t *testing.T, c *Cluster) {
 }
 
 func arrived(t *testing.T, c *Cluster) {
-	h := next(t, campaign(t, c))
+	holders := campaign(t, c)
+	h := next(t, holders)
 	for i, s := range c.Stores {
 		Until(t, "the controller is told of the report of "+c.IDs[i], func() bool {
+			select {
+			case h = <-holders: // on a machine under load it may have moved
+			default:
+			}
 			if s.Send(bounded(t), c.IDs[i], []byte("x"), time.Minute) != nil {
 				return false
 			}

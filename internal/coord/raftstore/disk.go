@@ -15,6 +15,8 @@ import (
 
 	"github.com/hashicorp/raft"
 	"golang.org/x/sys/unix"
+
+	"redoubt/internal/coord/kit"
 )
 
 // lockDir takes the directory for this process alone, until the file is closed or the process dies.
@@ -247,18 +249,18 @@ func encodeLog(b []byte, l *raft.Log, place uint64) []byte {
 		at = l.AppendedAt.UnixNano()
 	}
 	b = binary.AppendVarint(b, at)
-	b = appendBytes(b, l.Data)
-	return appendBytes(b, l.Extensions)
+	b = kit.Append(b, l.Data)
+	return kit.Append(b, l.Extensions)
 }
 
 func decodeLog(data []byte, l *raft.Log) error {
-	d := decoder{data: data}
-	*l = raft.Log{Index: d.uint()}
-	d.uint() // the place in its batch matters only when the log is opened
-	l.Term, l.Type = d.uint(), raft.LogType(d.byte())
-	if at := d.int(); at != 0 {
+	d := kit.NewDecoder(data)
+	*l = raft.Log{Index: d.Uint()}
+	d.Uint() // the place in its batch matters only when the log is opened
+	l.Term, l.Type = d.Uint(), raft.LogType(d.Byte())
+	if at := d.Int(); at != 0 {
 		l.AppendedAt = time.Unix(0, at)
 	}
-	l.Data, l.Extensions = d.bytes(), d.bytes()
-	return d.finish("log entry")
+	l.Data, l.Extensions = d.Bytes(), d.Bytes()
+	return d.Finish("log entry")
 }

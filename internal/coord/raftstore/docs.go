@@ -9,12 +9,13 @@ import (
 	"time"
 
 	"redoubt/internal/coord"
+	"redoubt/internal/coord/kit"
 )
 
 // route returns the way to the controller: our own reign or a stream. It waits for one until ctx ends.
-func (s *Store) route(ctx context.Context) (*reign, *link, error) {
+func (s *Store) route(ctx context.Context) (*reign, *kit.Link, error) {
 	for {
-		next := s.news.next()
+		next := s.news.Next()
 		if err := s.gone(); err != nil {
 			return nil, nil, err
 		}
@@ -35,9 +36,9 @@ func (s *Store) route(ctx context.Context) (*reign, *link, error) {
 
 // call carries a request out, here or at the controller, and tries again as long as ctx allows where that cannot do
 // harm: always if repeatable, otherwise only if the request was surely not carried out.
-func (s *Store) call(ctx context.Context, repeatable bool, f frame) (frame, error) {
+func (s *Store) call(ctx context.Context, repeatable bool, f kit.Frame) (kit.Frame, error) {
 	if err := s.gone(); err != nil {
-		return frame{}, err
+		return kit.Frame{}, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.opts.Timing.Request)
 	defer cancel()
@@ -45,52 +46,52 @@ func (s *Store) call(ctx context.Context, repeatable bool, f frame) (frame, erro
 	for try := 0; ; try++ {
 		g, l, err := s.route(ctx)
 		if err != nil {
-			return frame{}, errors.Join(err, last)
+			return kit.Frame{}, errors.Join(err, last)
 		}
-		next := s.news.next()
+		next := s.news.Next()
 		reply, err := s.once(ctx, g, l, f)
 		if err == nil {
-			err = reply.err()
+			err = reply.Err()
 		}
 		if err == nil || errors.Is(err, coord.ErrConflict) {
 			return reply, err
 		}
 		switch {
-		case errors.Is(err, coord.ErrNotFound) && f.Kind == kindRemove && try > 0:
+		case errors.Is(err, coord.ErrNotFound) && f.Kind == kit.KindRemove && try > 0:
 			return reply, nil // the try before did it
-		case errors.Is(err, errNotSent) || errors.Is(err, coord.ErrUnavailable):
+		case errors.Is(err, kit.ErrNotSent) || errors.Is(err, coord.ErrUnavailable):
 			err = fmt.Errorf("%w: %w", coord.ErrUnavailable, err)
-		case errors.Is(err, errLinkLost) || errors.Is(err, coord.ErrUnsure) || ctx.Err() != nil:
+		case errors.Is(err, kit.ErrLinkLost) || errors.Is(err, coord.ErrUnsure) || ctx.Err() != nil:
 			err = fmt.Errorf("%w: %w", map[bool]error{true: coord.ErrUnavailable, false: coord.ErrUnsure}[repeatable], err)
 		default:
-			return frame{}, err
+			return kit.Frame{}, err
 		}
 		if last = err; ctx.Err() != nil || !errors.Is(err, coord.ErrUnavailable) {
-			return frame{}, err
+			return kit.Frame{}, err
 		}
 		s.pause(ctx, next, retry)
 	}
 }
 
-func (s *Store) once(ctx context.Context, g *reign, l *link, f frame) (frame, error) {
+func (s *Store) once(ctx context.Context, g *reign, l *kit.Link, f kit.Frame) (kit.Frame, error) {
 	if l != nil {
-		return l.ask(ctx, f)
+		return l.Ask(ctx, f)
 	}
-	if f.Kind == kindGet {
+	if f.Kind == kit.KindGet {
 		arrived := s.opts.Clock.Uptime()
 		doc, _ := s.machine.get(f.Key)
-		g.ages.note(s.opts.ID, f.Key, doc.Rev, arrived)
+		g.ages.Note(s.opts.ID, f.Key, doc.Rev, arrived)
 	}
 	return s.answerWithin(ctx, g, f), nil
 }
 
 // Get implements coord.Docs.
 func (s *Store) Get(ctx context.Context, key string) (coord.Doc, error) {
-	reply, err := s.call(ctx, true, frame{Kind: kindGet, Key: key})
+	reply, err := s.call(ctx, true, kit.Frame{Kind: kit.KindGet, Key: key})
 	if err != nil {
 		return coord.Doc{}, fmt.Errorf("get %s: %w", key, err)
 	}
-	return clone(coord.Doc{Key: key, Value: reply.Value, Rev: coord.Rev(reply.Rev)}), nil
+	return kit.Clone(coord.Doc{Key: key, Value: reply.Value, Rev: coord.Rev(reply.Rev)}), nil
 }
 
 // Swap implements coord.Docs.
@@ -98,21 +99,18 @@ func (s *Store) Swap(ctx context.Context, key string, value []byte, old coord.Re
 	if len(value) > coord.DocMax {
 		return 0, fmt.Errorf("swap %s: document has %d bytes, the limit is %d", key, len(value), coord.DocMax)
 	}
-	if len(key) > keyMax {
-		return 0, fmt.Errorf("swap: key has %d bytes, the limit is %d", len(key), keyMax)
+	if len(key) > kit.NameMax {
+		return 0, fmt.Errorf("swap: key has %d bytes, the limit is %d", len(key), kit.NameMax)
 	}
-	reply, err := s.call(ctx, false, frame{Kind: kindSwap, Key: key, Value: value, Rev: uint64(old)})
+	reply, err := s.call(ctx, false, kit.Frame{Kind: kit.KindSwap, Key: key, Value: value, Rev: uint64(old)})
 	if err != nil {
 		return 0, fmt.Errorf("swap %s: %w", key, err)
 	}
 	return coord.Rev(reply.Rev), nil
 }
 
-// keyMax bounds a document's key and a report's name, in bytes.
-const keyMax = 1024
-
 // Watch implements coord.Docs. New versions come from the controller's push or the local log, whichever is first.
-func (s *Store) Watch(ctx context.Context, key string) <-chan coord.Doc { return s.hub.watch(ctx, key) }
+func (s *Store) Watch(ctx context.Context, key string) <-chan coord.Doc { return s.hub.Watch(ctx, key) }
 
 // readHere answers a Get as the controller. Its arrival was noted before.
 func (s *Store) readHere(ctx context.Context, g *reign, key string) (coord.Doc, error) {
@@ -128,7 +126,7 @@ func (s *Store) readHere(ctx context.Context, g *reign, key string) (coord.Doc, 
 
 // swapHere carries a Swap out as the controller.
 func (s *Store) swapHere(ctx context.Context, g *reign, key string, value []byte, old coord.Rev) (coord.Rev, error) {
-	if len(value) > coord.DocMax || len(key) > keyMax {
+	if len(value) > coord.DocMax || len(key) > kit.NameMax {
 		return 0, errors.New("key or document is too large")
 	}
 	if doc, _ := s.machine.get(key); doc.Rev > old { // committed, and revisions only grow: no need to ask anybody
@@ -190,53 +188,27 @@ func (s *Store) apply(ctx context.Context, g *reign, command []byte) (any, error
 // Send implements coord.Beats. It queues the report for the controller and does not wait for an answer; without a
 // controller, or with a full queue, it answers ErrUnavailable at once.
 func (s *Store) Send(_ context.Context, from string, body []byte, ttl time.Duration) error {
-	if len(body) > coord.BeatMax || len(from) > keyMax {
-		return fmt.Errorf("send report of %.40s: %d bytes, the limit is %d", from, len(body), coord.BeatMax)
-	}
 	if err := s.gone(); err != nil {
 		return fmt.Errorf("send report of %s: %w", from, err)
 	}
+	var here *kit.Beats
 	if g := s.reign.Load(); g != nil {
-		if s.beatHere(g, from, append([]byte(nil), body...), ttl) {
-			return nil
-		}
-		return fmt.Errorf("send report of %s: too many reporters: %w", from, coord.ErrUnavailable)
+		here = g.beats
 	}
-	l := s.link.Load()
-	if l == nil {
-		return fmt.Errorf("send report of %s: no controller: %w", from, coord.ErrUnavailable)
-	}
-	select {
-	case <-l.ended:
-	case l.out <- frame{Kind: kindBeat, Key: from, Value: body, Rev: uint64(max(0, ttl))}.encode():
-		return nil
-	default:
-	}
-	return fmt.Errorf("send report of %s: the stream to the controller is blocked: %w", from, coord.ErrUnavailable)
-}
-
-func (s *Store) beatHere(g *reign, from string, body []byte, ttl time.Duration) bool {
-	if !g.beats.put(from, body, ttl) {
-		return false
-	}
-	select {
-	case s.arrived <- struct{}{}:
-	default:
-	}
-	return true
+	return s.inbox.Send(here, s.link.Load(), from, body, ttl)
 }
 
 // All implements coord.Beats.
 func (s *Store) All(ctx context.Context) (map[string]coord.Beat, error) {
 	if g := s.reign.Load(); g != nil && s.gone() == nil {
-		return g.beats.all(), nil
+		return g.beats.All(), nil
 	}
-	reply, err := s.call(ctx, true, frame{Kind: kindAll})
+	reply, err := s.call(ctx, true, kit.Frame{Kind: kit.KindAll})
 	if err != nil {
 		return nil, fmt.Errorf("read reports: %w", err)
 	}
-	return decodeBeats(reply.Value)
+	return kit.DecodeBeats(reply.Value)
 }
 
 // Arrived implements coord.Beats.
-func (s *Store) Arrived() <-chan struct{} { return s.arrived }
+func (s *Store) Arrived() <-chan struct{} { return s.inbox.Arrived() }

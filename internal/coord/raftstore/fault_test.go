@@ -14,6 +14,7 @@ import (
 	"redoubt/internal/clock"
 	"redoubt/internal/coord"
 	"redoubt/internal/coord/coordtest"
+	"redoubt/internal/coord/kit"
 )
 
 func within(t *testing.T, d time.Duration) context.Context {
@@ -124,16 +125,16 @@ func TestOnlyAnswersOfThisRoundAndTermConfirm(t *testing.T) {
 	g.begin(q)
 	g.mu.Unlock()
 	other := p.members[p.other(i)].ID
-	g.confirmed(other, frame{ID: q.id - 1, Rev: g.raftTerm}, 0)
-	g.confirmed(other, frame{ID: q.id, Rev: g.raftTerm + 1}, 0)
-	g.confirmed("stranger", frame{ID: q.id, Rev: g.raftTerm}, 0)
-	g.confirmed(p.members[i].ID, frame{ID: q.id, Rev: g.raftTerm}, 0)
+	g.confirmed(other, kit.Frame{ID: q.id - 1, Rev: g.raftTerm}, 0)
+	g.confirmed(other, kit.Frame{ID: q.id, Rev: g.raftTerm + 1}, 0)
+	g.confirmed("stranger", kit.Frame{ID: q.id, Rev: g.raftTerm}, 0)
+	g.confirmed(p.members[i].ID, kit.Frame{ID: q.id, Rev: g.raftTerm}, 0)
 	select {
 	case <-q.full:
 		t.Fatal("an answer counted that proves nothing")
 	default:
 	}
-	g.confirmed(other, frame{ID: q.id, Rev: g.raftTerm}, 0)
+	g.confirmed(other, kit.Frame{ID: q.id, Rev: g.raftTerm}, 0)
 	<-q.full
 }
 
@@ -338,11 +339,11 @@ func TestStrangersOfAnotherDeploymentAreRefused(t *testing.T) {
 	a, b := newParty(t, 1), newParty(t, 1)
 	coordtest.Put(t, a.stores[0], "k", "a")
 	coordtest.Put(t, b.stores[0], "k", "b")
-	f := greeting{deployment: b.stores[0].Deployment(), seat: "s"}.frame(kindHello, "m1", "x:1")
+	f := greeting{deployment: b.stores[0].Deployment(), seat: "s"}.frame(kit.KindHello, "m1", "x:1")
 	if _, err := a.stores[0].checkHello(f); err == nil || !strings.Contains(err.Error(), "deployment") {
 		t.Fatalf("hello of another deployment: %v", err)
 	}
-	f = greeting{target: "m7", seat: "s"}.frame(kindHello, "m9", "x:1")
+	f = greeting{target: "m7", seat: "s"}.frame(kit.KindHello, "m9", "x:1")
 	if _, err := a.stores[0].checkHello(f); err == nil || !strings.Contains(err.Error(), `"m7"`) {
 		t.Fatalf("hello for another member: %v", err)
 	}

@@ -4,7 +4,6 @@ package raftstore
 
 import (
 	"bufio"
-	"context"
 	"errors"
 	"fmt"
 	"sync"
@@ -13,91 +12,14 @@ import (
 	"github.com/hashicorp/raft"
 
 	"redoubt/internal/coord"
+	"redoubt/internal/coord/kit"
 )
-
-// link is this member's stream to the controller.
-type link struct {
-	c     *conn
-	out   chan []byte
-	ended chan struct{}
-	once  sync.Once
-
-	mu      sync.Mutex
-	closed  bool
-	last    uint64
-	waiting map[uint64]chan frame // answers by request; capacity one each
-	heard   time.Time             // when the controller last sent anything
-}
-
-var (
-	errNotSent  = errors.New("request was not sent")
-	errLinkLost = errors.New("the stream to the controller broke before the answer")
-)
-
-func (l *link) close() {
-	l.once.Do(func() {
-		l.mu.Lock()
-		l.closed = true
-		l.mu.Unlock()
-		close(l.ended)
-		_ = l.c.Close()
-	})
-}
-
-// deaf is how long a stream may stay silent under a request before it is taken for dead.
-const deaf = 500 * time.Millisecond
-
-// ask sends a request and waits for its answer. errNotSent: the controller cannot have seen it.
-func (l *link) ask(ctx context.Context, f frame) (frame, error) {
-	answer := make(chan frame, 1)
-	l.mu.Lock()
-	if l.closed {
-		l.mu.Unlock()
-		return frame{}, errNotSent
-	}
-	l.last++
-	f.ID = l.last
-	l.waiting[f.ID] = answer
-	l.mu.Unlock()
-	defer func() {
-		l.mu.Lock()
-		delete(l.waiting, f.ID)
-		l.mu.Unlock()
-	}()
-	asked := time.Now()
-	select {
-	case l.out <- f.encode():
-	case <-l.ended:
-		return frame{}, errNotSent
-	case <-ctx.Done():
-		return frame{}, fmt.Errorf("%w: %w", errNotSent, ctx.Err())
-	}
-	select {
-	case reply := <-answer:
-		return reply, nil
-	case <-l.ended:
-		select {
-		case reply := <-answer:
-			return reply, nil
-		default:
-			return frame{}, errLinkLost
-		}
-	case <-ctx.Done():
-		l.mu.Lock()
-		silent := l.heard.Before(asked) && time.Since(asked) > deaf
-		l.mu.Unlock()
-		if silent {
-			l.close()
-		}
-		return frame{}, ctx.Err()
-	}
-}
 
 // follow keeps a stream to the controller, whoever it is.
 func (s *Store) follow() {
 	var alone time.Time // since when no controller is known
 	for turn := 0; s.ctx.Err() == nil && s.gone() == nil; {
-		changed := s.raised.leader.next()
+		changed := s.raised.leader.Next()
 		addr, id := s.raft.Load().LeaderWithID()
 		known := id
 		if id == "" {
@@ -149,28 +71,28 @@ func (s *Store) seek(turn int) (raft.ServerAddress, raft.ServerID) {
 	}
 	_ = c.Close()
 	switch welcome.Code {
-	case codeOK, codeNotMember, codeForgot:
+	case kit.CodeOK, kit.CodeNotMember, kit.CodeForgot:
 		return m.Address, m.ID
-	case codeNotLeader:
+	case kit.CodeNotLeader:
 		return raft.ServerAddress(welcome.Text), raft.ServerID(welcome.Key)
 	}
 	return "", ""
 }
 
 // knock opens a stream and returns the other side's answer.
-func (s *Store) knock(addr, id string) (*conn, frame, *bufio.Reader, error) {
-	c, err := s.port.dial(dialMember, addr, id, s.opts.Timing.Election)
+func (s *Store) knock(addr, id string) (*kit.Conn, kit.Frame, *bufio.Reader, error) {
+	c, err := s.port.dial(kit.DialMember, addr, id, s.opts.Timing.Election)
 	if err != nil {
-		return nil, frame{}, nil, fmt.Errorf("call member %s: %w", id, err)
+		return nil, kit.Frame{}, nil, fmt.Errorf("call member %s: %w", id, err)
 	}
 	_ = c.SetReadDeadline(time.Now().Add(3 * s.opts.Timing.Election))
-	in := bufio.NewReaderSize(c, streamBuf)
-	welcome, err := readFrame(in, helloMax)
-	if err == nil && welcome.Kind != kindWelcome {
-		err = errFrame
+	in := bufio.NewReaderSize(c, kit.StreamBuf)
+	welcome, err := kit.ReadFrame(in, kit.HelloMax)
+	if err == nil && welcome.Kind != kit.KindWelcome {
+		err = kit.ErrFrame
 	}
 	if err != nil {
-		return nil, frame{}, nil, errors.Join(fmt.Errorf("call member %s: %w", id, err), c.Close())
+		return nil, kit.Frame{}, nil, errors.Join(fmt.Errorf("call member %s: %w", id, err), c.Close())
 	}
 	_ = c.SetReadDeadline(time.Time{})
 	return c, welcome, in, nil
@@ -183,13 +105,13 @@ func (s *Store) attach(addr, id string, known raft.ServerID) error {
 		return err
 	}
 	switch welcome.Code {
-	case codeOK:
+	case kit.CodeOK:
 		s.named(string(welcome.Value))
-	case codeNotMember:
+	case kit.CodeNotMember:
 		_ = c.Close()
 		s.leave("this member was removed from the store; restart it with an empty directory to join again")
 		return nil
-	case codeForgot:
+	case kit.CodeForgot:
 		_ = c.Close()
 		s.leave("this member lost its data directory; remove it from the store, then let it join again")
 		return nil
@@ -197,39 +119,39 @@ func (s *Store) attach(addr, id string, known raft.ServerID) error {
 		_ = c.Close()
 		return fmt.Errorf("member %s does not serve: code %d %s", id, welcome.Code, welcome.Text)
 	}
-	l := &link{c: c, out: make(chan []byte, queueMax), ended: make(chan struct{}), waiting: map[uint64]chan frame{}, heard: time.Now()}
+	l := kit.NewLink(c)
 	s.link.Store(l)
-	s.news.fire()
+	s.news.Fire()
 	var wg sync.WaitGroup
 	wg.Add(2)
 	go func() {
 		defer wg.Done()
-		defer l.close()
-		_ = write(c, l.out, l.ended)
+		defer l.Close()
+		_ = l.Write()
 	}()
 	go func() {
 		defer wg.Done()
-		defer l.close()
+		defer l.Close()
 		s.untilOther(l, known)
 	}()
 	err = s.read(l, in)
-	l.close()
+	l.Close()
 	s.link.Store(nil)
-	s.news.fire()
+	s.news.Fire()
 	wg.Wait()
 	return err
 }
 
 // untilOther returns when the stream should end.
-func (s *Store) untilOther(l *link, known raft.ServerID) {
+func (s *Store) untilOther(l *kit.Link, known raft.ServerID) {
 	for {
-		changed := s.raised.leader.next()
+		changed := s.raised.leader.Next()
 		if _, id := s.raft.Load().LeaderWithID(); id != known {
 			return
 		}
 		select {
 		case <-changed:
-		case <-l.ended:
+		case <-l.Ended():
 			return
 		case <-s.ctx.Done():
 			return
@@ -238,35 +160,21 @@ func (s *Store) untilOther(l *link, known raft.ServerID) {
 }
 
 // read takes what the controller sends.
-func (s *Store) read(l *link, in *bufio.Reader) error {
+func (s *Store) read(l *kit.Link, in *bufio.Reader) error {
 	for {
-		f, err := readFrame(in, frameMax)
+		f, err := kit.ReadFrame(in, kit.FrameMax)
 		if err != nil {
 			return err
 		}
-		l.mu.Lock()
-		l.heard = time.Now()
-		answer := l.waiting[f.ID]
-		l.mu.Unlock()
+		l.Took(f)
 		switch f.Kind {
-		case kindReply:
-			if answer != nil {
-				select {
-				case answer <- f:
-				default: // answered twice: a broken peer
-				}
-			}
-		case kindDoc:
-			s.hub.learn(coord.Doc{Key: f.Key, Value: f.Value, Rev: coord.Rev(f.Rev)})
-		case kindConfirm:
+		case kit.KindDoc:
+			s.hub.Learn(coord.Doc{Key: f.Key, Value: f.Value, Rev: coord.Rev(f.Rev)})
+		case kit.KindConfirm:
 			// The controller counts this only if it is its own term. A vote for another raises the term first.
 			term, age := s.oaths.swear(f.Rev, s.raft.Load().CurrentTerm)
 			f.Rev, f.Value = term, encodeAge(age)
-			select {
-			case l.out <- f.encode():
-			case <-l.ended:
-			default: // the queue is full of requests; the round goes on without us
-			}
+			l.Post(f) // the queue may be full of requests; then the round goes on without us
 		}
 	}
 }
@@ -276,7 +184,7 @@ func (s *Store) leave(why string) {
 	s.log.Error(why)
 	s.left.why.Store(&why)
 	close(s.left.done)
-	s.news.fire()
+	s.news.Fire()
 	if err := s.raft.Load().Shutdown().Error(); err != nil {
 		s.log.Warn("stop raft", "err", err)
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"redoubt/internal/coord"
+	"redoubt/internal/coord/kit"
 )
 
 // machine is the replicated state: documents, the name of the deployment, and how often a controller took office. It
@@ -51,34 +52,34 @@ type led struct{ term, raftTerm uint64 }
 func swapCommand(key string, value []byte, old coord.Rev) []byte {
 	b := make([]byte, 0, 32+len(key)+len(value))
 	b = binary.AppendUvarint(append(b, commandSwap), uint64(old))
-	return appendBytes(appendBytes(b, key), value)
+	return kit.Append(kit.Append(b, key), value)
 }
 
 func seatCommand(member, seat string) []byte {
-	return appendBytes(appendBytes([]byte{commandSeat}, member), seat)
+	return kit.Append(kit.Append([]byte{commandSeat}, member), seat)
 }
 
-func leadCommand(name string) []byte { return appendBytes([]byte{commandLead}, name) }
+func leadCommand(name string) []byte { return kit.Append([]byte{commandLead}, name) }
 
 // Apply implements raft.FSM.
 func (m *machine) Apply(l *raft.Log) any {
-	d := decoder{data: l.Data}
-	switch op := d.byte(); op {
+	d := kit.NewDecoder(l.Data)
+	switch op := d.Byte(); op {
 	case commandSwap:
-		old, key, value := coord.Rev(d.uint()), string(d.bytes()), d.bytes()
-		if err := d.finish("swap command"); err != nil {
+		old, key, value := coord.Rev(d.Uint()), string(d.Bytes()), d.Bytes()
+		if err := d.Finish("swap command"); err != nil {
 			return err
 		}
 		return m.swap(key, value, old)
 	case commandLead:
-		name := string(d.bytes())
-		if err := d.finish("lead command"); err != nil {
+		name := string(d.Bytes())
+		if err := d.Finish("lead command"); err != nil {
 			return err
 		}
 		return m.lead(name, l.Term)
 	case commandSeat:
-		member, seat := string(d.bytes()), string(d.bytes())
-		if err := d.finish("seat command"); err != nil {
+		member, seat := string(d.Bytes()), string(d.Bytes())
+		if err := d.Finish("seat command"); err != nil {
 			return err
 		}
 		m.mu.Lock()
@@ -180,16 +181,16 @@ func (m *machine) Snapshot() (raft.FSMSnapshot, error) {
 
 func (s *snapshot) encode() []byte {
 	b := binary.AppendUvarint([]byte(snapshotMagic), s.terms)
-	b = appendBytes(b, s.store)
+	b = kit.Append(b, s.store)
 	b = binary.AppendUvarint(b, uint64(len(s.docs)))
 	for _, d := range s.docs {
-		b = appendBytes(b, d.Key)
+		b = kit.Append(b, d.Key)
 		b = binary.AppendUvarint(b, uint64(d.Rev))
-		b = appendBytes(b, d.Value)
+		b = kit.Append(b, d.Value)
 	}
 	b = binary.AppendUvarint(b, uint64(len(s.seats)))
 	for member, seat := range s.seats {
-		b = appendBytes(appendBytes(b, member), seat)
+		b = kit.Append(kit.Append(b, member), seat)
 	}
 	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
 }
@@ -198,18 +199,18 @@ func decodeSnapshot(data []byte) (*snapshot, error) {
 	n := len(data) - 4
 	if n < len(snapshotMagic) || string(data[:len(snapshotMagic)]) != snapshotMagic ||
 		crc32.Checksum(data[:n], castagnoli) != binary.LittleEndian.Uint32(data[n:]) {
-		return nil, fmt.Errorf("snapshot has a wrong checksum: %w", errFrame)
+		return nil, fmt.Errorf("snapshot has a wrong checksum: %w", kit.ErrFrame)
 	}
-	d := decoder{data: data[len(snapshotMagic):n]}
-	s := &snapshot{terms: d.uint(), store: string(d.bytes()), seats: map[string]string{}}
-	for count := d.uint(); count > 0 && !d.bad; count-- {
-		s.docs = append(s.docs, coord.Doc{Key: string(d.bytes()), Rev: coord.Rev(d.uint()), Value: d.bytes()})
+	d := kit.NewDecoder(data[len(snapshotMagic):n])
+	s := &snapshot{terms: d.Uint(), store: string(d.Bytes()), seats: map[string]string{}}
+	for count := d.Uint(); count > 0 && !d.Bad(); count-- {
+		s.docs = append(s.docs, coord.Doc{Key: string(d.Bytes()), Rev: coord.Rev(d.Uint()), Value: d.Bytes()})
 	}
-	for count := d.uint(); count > 0 && !d.bad; count-- {
-		member := string(d.bytes())
-		s.seats[member] = string(d.bytes())
+	for count := d.Uint(); count > 0 && !d.Bad(); count-- {
+		member := string(d.Bytes())
+		s.seats[member] = string(d.Bytes())
 	}
-	return s, d.finish("snapshot")
+	return s, d.Finish("snapshot")
 }
 
 // Persist implements raft.FSMSnapshot.

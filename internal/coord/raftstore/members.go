@@ -13,15 +13,16 @@ import (
 	"github.com/hashicorp/raft"
 
 	"redoubt/internal/coord"
+	"redoubt/internal/coord/kit"
 )
 
 // Members implements coord.Members.
 func (s *Store) Members(ctx context.Context) ([]coord.Member, error) {
-	reply, err := s.call(ctx, true, frame{Kind: kindMembers})
+	reply, err := s.call(ctx, true, kit.Frame{Kind: kit.KindMembers})
 	if err != nil {
 		return nil, fmt.Errorf("list members: %w", err)
 	}
-	return decodeMembers(reply.Value)
+	return kit.DecodeMembers(reply.Value)
 }
 
 // AddMember implements coord.Members. Adding a member again, also with another address, is no error. The new member
@@ -30,7 +31,7 @@ func (s *Store) AddMember(ctx context.Context, m coord.Member) error {
 	if m.ID == "" || m.Addr == "" {
 		return errors.New("add member: id or address is missing")
 	}
-	if _, err := s.call(ctx, true, frame{Kind: kindAdd, Key: m.ID, Text: m.Addr}); err != nil {
+	if _, err := s.call(ctx, true, kit.Frame{Kind: kit.KindAdd, Key: m.ID, Text: m.Addr}); err != nil {
 		return fmt.Errorf("add member %s: %w", m.ID, err)
 	}
 	return nil
@@ -38,7 +39,7 @@ func (s *Store) AddMember(ctx context.Context, m coord.Member) error {
 
 // RemoveMember implements coord.Members. ErrNotFound: there is no such member. A controller that is removed hands over first.
 func (s *Store) RemoveMember(ctx context.Context, id string) error {
-	if _, err := s.call(ctx, true, frame{Kind: kindRemove, Key: id}); err != nil {
+	if _, err := s.call(ctx, true, kit.Frame{Kind: kit.KindRemove, Key: id}); err != nil {
 		return fmt.Errorf("remove member %s: %w", id, err)
 	}
 	return nil
@@ -134,14 +135,14 @@ func (s *Store) readdress(id, addr string) {
 }
 
 // admit answers a process that asks to be added.
-func (s *Store) admit(c *conn, hello frame, seat string) {
+func (s *Store) admit(c *kit.Conn, hello kit.Frame, seat string) {
 	ctx, cancel := context.WithTimeout(s.ctx, s.opts.Timing.Request)
 	defer cancel()
 	_ = c.SetDeadline(time.Now().Add(2 * s.opts.Timing.Request))
-	_, err := s.call(ctx, true, frame{Kind: kindAdd, Key: hello.Key, Text: hello.Text, Value: []byte(seat)})
-	reply := outcome(err, frame{Value: []byte(s.Deployment())})
-	reply.Kind = kindReply
-	_, _ = c.Write(reply.encode())
+	_, err := s.call(ctx, true, kit.Frame{Kind: kit.KindAdd, Key: hello.Key, Text: hello.Text, Value: []byte(seat)})
+	reply := kit.Outcome(err, kit.Frame{Value: []byte(s.Deployment())})
+	reply.Kind = kit.KindReply
+	_, _ = c.Write(reply.Encode())
 	if err == nil {
 		s.log.Info("member joined", "peer", hello.Key, "address", hello.Text)
 	}
@@ -170,18 +171,18 @@ func (s *Store) join(ctx context.Context, addr string) error {
 
 func (s *Store) askToJoin(ctx context.Context, addr string) error {
 	again := func(err error) error { return fmt.Errorf("%w: %w", coord.ErrUnavailable, err) }
-	c, err := s.port.dial(dialMember, addr, joinTarget, time.Second)
+	c, err := s.port.dial(kit.DialMember, addr, joinTarget, time.Second)
 	if err != nil {
 		return again(err)
 	}
 	defer func() { _ = c.Close() }()
 	defer context.AfterFunc(ctx, func() { _ = c.Close() })()
 	_ = c.SetDeadline(time.Now().Add(2 * s.opts.Timing.Request))
-	reply, err := readFrame(bufio.NewReader(c), helloMax)
+	reply, err := kit.ReadFrame(bufio.NewReader(c), kit.HelloMax)
 	if err != nil {
 		return again(err)
 	}
-	if err = reply.err(); errors.Is(err, coord.ErrUnsure) {
+	if err = reply.Err(); errors.Is(err, coord.ErrUnsure) {
 		return again(err)
 	}
 	return err

@@ -82,8 +82,7 @@ func TestQuestionsOfStrangersAreRefused(t *testing.T) {
 	p.stores[1].Answer(echo)
 	stranger := q.stores[0]
 	coordtest.Until(t, "both know their deployment", func() bool { return p.stores[1].Deployment() != "" && stranger.Deployment() != "" })
-	l := stranger.peers.to("m2")
-	if got, err := stranger.askOn(within(t, 2*time.Second), l, p.members[1].Addr, "m2", []byte("question")); err == nil {
+	if got, err := stranger.lines.Ask(within(t, 2*time.Second), p.members[1].Addr, "m2", []byte("question")); err == nil {
 		t.Fatalf("a stranger was answered %q", got)
 	}
 }

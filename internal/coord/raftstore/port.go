@@ -12,126 +12,69 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"redoubt/internal/coord/kit"
 )
 
 // port is the one TCP port: it sorts incoming connections by their first byte, and dials. For Raft it implements
 // raft.StreamLayer. A Raft connection begins with a hello as well, so that a process of another deployment, or one that
 // took over an address, is never counted as somebody's majority.
 type port struct {
+	*kit.Port
 	s    *Store
-	ln   net.Listener
-	raft chan *conn
+	raft chan *kit.Conn
 
-	mu     sync.Mutex
+	mu     sync.Mutex // guards closed
 	closed bool
-	conns  map[*conn]struct{}
-	wg     sync.WaitGroup // of accepting and serving
 	inRaft sync.WaitGroup // of the connections that package raft accepted and has not closed yet
 }
 
 // accepted is a connection that package raft handles. Its handlers may write terms to disk, and package raft does not
 // wait for them when it shuts down; they close their connection as the last thing that they do.
 type accepted struct {
-	*conn
-	once sync.Once
-}
-
-// Close implements net.Conn.
-func (a *accepted) Close() error {
-	err := a.conn.Close()
-	a.once.Do(a.conn.p.inRaft.Done)
-	return err
-}
-
-// conn is a connection that the port closes when it is closed itself.
-type conn struct {
-	net.Conn
+	*kit.Conn
 	p    *port
 	once sync.Once
 }
 
 // Close implements net.Conn.
-func (c *conn) Close() error {
-	c.once.Do(func() {
-		c.p.mu.Lock()
-		delete(c.p.conns, c)
-		c.p.mu.Unlock()
-	})
-	return c.Conn.Close()
+func (a *accepted) Close() error {
+	err := a.Conn.Close()
+	a.once.Do(a.p.inRaft.Done)
+	return err
 }
 
-const (
-	connsMax     = 1024            // further connections are refused
-	helloTimeout = 2 * time.Second // for a stranger to say who it is
-	writeTimeout = 2 * time.Second // a peer that takes nothing for so long is cut off
-)
-
-var errPortClosed = fmt.Errorf("store port: %w", net.ErrClosed)
+// dialRaft begins a connection for package raft; package kit has the others.
+const dialRaft = 'R'
 
 func openPort(s *Store, addr string) (*port, error) {
-	ln, err := net.Listen("tcp", addr)
+	in, err := kit.OpenPort(addr)
 	if err != nil {
-		return nil, fmt.Errorf("listen for store traffic on %s: %w", addr, err)
+		return nil, err
 	}
-	return &port{s: s, ln: ln, raft: make(chan *conn), conns: map[*conn]struct{}{}}, nil
+	in.Wrap = s.opts.wrap
+	return &port{Port: in, s: s, raft: make(chan *kit.Conn)}, nil
 }
 
 // start accepts connections until the port is closed.
-func (p *port) start() {
-	p.wg.Add(1)
-	go func() {
-		defer p.wg.Done()
-		for {
-			c, err := p.ln.Accept()
-			if errors.Is(err, net.ErrClosed) {
-				return
-			}
-			if err != nil { // out of descriptors, or the peer is gone already
-				p.s.log.Warn("accept a store connection", "err", err)
-				p.s.pause(p.s.ctx, nil, retry)
-				continue
-			}
-			if tracked, err := p.track(c); err == nil {
-				p.wg.Add(1)
-				go func() {
-					defer p.wg.Done()
-					p.sort(tracked)
-				}()
-			}
-		}
-	}()
-}
-
-func (p *port) track(c net.Conn) (*conn, error) {
-	if p.s.opts.wrap != nil {
-		c = p.s.opts.wrap(c)
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.closed || len(p.conns) >= connsMax {
-		return nil, errors.Join(errPortClosed, c.Close())
-	}
-	t := &conn{Conn: c, p: p}
-	p.conns[t] = struct{}{}
-	return t, nil
-}
+func (p *port) start() { p.Serve(p.s.log, p.sort) }
 
 // sort reads who calls and hands the connection to Raft or serves it.
-func (p *port) sort(c *conn) {
-	_ = c.SetDeadline(time.Now().Add(helloTimeout))
+func (p *port) sort(c *kit.Conn) {
+	_ = c.SetDeadline(time.Now().Add(kit.HelloTimeout))
 	var first [1]byte
 	if _, err := io.ReadFull(c, first[:]); err != nil {
 		_ = c.Close()
 		return
 	}
 	switch first[0] {
-	case dialMember:
+	case kit.DialMember:
 		p.s.serve(c)
-	case dialPeer:
+	case kit.DialPeer:
 		p.s.serveAsks(c)
 	case dialRaft:
 		// Read unbuffered: what follows the hello belongs to Raft.
-		hello, err := readFrame(bufio.NewReaderSize(oneByOne{c}, 16), helloMax)
+		hello, err := kit.ReadFrame(bufio.NewReaderSize(oneByOne{c}, 16), kit.HelloMax)
 		if err == nil {
 			err = p.s.checkRaft(hello)
 		}
@@ -157,22 +100,18 @@ type oneByOne struct{ r io.Reader }
 func (o oneByOne) Read(b []byte) (int, error) { return o.r.Read(b[:min(1, len(b))]) }
 
 // dial opens a connection of the given kind and says who we are; target is the member we mean, "" when unknown.
-func (p *port) dial(first byte, addr, target string, timeout time.Duration) (*conn, error) {
-	c, err := (&net.Dialer{Timeout: timeout, KeepAlive: time.Second}).DialContext(p.s.ctx, "tcp", addr)
+func (p *port) dial(first byte, addr, target string, timeout time.Duration) (*kit.Conn, error) {
+	t, err := p.Port.Dial(p.s.ctx, addr, timeout)
 	if err != nil {
 		return nil, err
 	}
-	t, err := p.track(c)
-	if err != nil {
-		return nil, err
-	}
-	what := kindHello
-	if first == dialMember && target == joinTarget {
-		what, target = kindJoin, ""
+	what := kit.KindHello
+	if first == kit.DialMember && target == joinTarget {
+		what, target = kit.KindJoin, ""
 	}
 	hello := p.s.hello(what, target)
 	_ = t.SetDeadline(time.Now().Add(timeout))
-	if _, err := t.Write(append([]byte{first}, hello.encode()...)); err != nil {
+	if _, err := t.Write(append([]byte{first}, hello.Encode()...)); err != nil {
 		return nil, errors.Join(err, t.Close())
 	}
 	_ = t.SetDeadline(time.Time{})
@@ -190,25 +129,25 @@ type greeting struct {
 	targetSeat string // directory that the target must have
 }
 
-func (s *Store) hello(k kind, target string) frame {
+func (s *Store) hello(k kit.Kind, target string) kit.Frame {
 	s.disk.mu.Lock()
 	me := s.disk.me
 	s.disk.mu.Unlock()
 	return greeting{me.Store, me.Seat, target, s.machine.seat(target)}.frame(k, me.Member, s.advertise)
 }
 
-func (h greeting) frame(k kind, member, addr string) frame {
-	b := appendBytes(appendBytes(nil, h.deployment), h.seat)
-	return frame{Kind: k, Key: member, Text: addr, Value: appendBytes(appendBytes(b, h.target), h.targetSeat)}
+func (h greeting) frame(k kit.Kind, member, addr string) kit.Frame {
+	b := kit.Append(kit.Append(nil, h.deployment), h.seat)
+	return kit.Frame{Kind: k, Key: member, Text: addr, Value: kit.Append(kit.Append(b, h.target), h.targetSeat)}
 }
 
 // checkHello refuses callers of another deployment and calls that are meant for another member, or for this member as it
 // was before its directory was lost: a member that forgot its votes and its log must not count towards a majority.
-func (s *Store) checkHello(f frame) (greeting, error) {
-	d := decoder{data: f.Value}
-	h := greeting{string(d.bytes()), string(d.bytes()), string(d.bytes()), string(d.bytes())}
-	if err := d.finish("hello"); err != nil || f.Kind != kindHello && f.Kind != kindJoin || f.Key == "" || h.seat == "" {
-		return h, errors.Join(errFrame, err)
+func (s *Store) checkHello(f kit.Frame) (greeting, error) {
+	d := kit.NewDecoder(f.Value)
+	h := greeting{string(d.Bytes()), string(d.Bytes()), string(d.Bytes()), string(d.Bytes())}
+	if err := d.Finish("hello"); err != nil || f.Kind != kit.KindHello && f.Kind != kit.KindJoin || f.Key == "" || h.seat == "" {
+		return h, errors.Join(kit.ErrFrame, err)
 	}
 	s.disk.mu.Lock()
 	me := s.disk.me
@@ -225,7 +164,7 @@ func (s *Store) checkHello(f frame) (greeting, error) {
 }
 
 // checkRaft is checkHello for Raft's connections, whose votes and entries a member that lost its data must not send.
-func (s *Store) checkRaft(f frame) error {
+func (s *Store) checkRaft(f kit.Frame) error {
 	h, err := s.checkHello(f)
 	if seat := s.machine.seat(f.Key); err == nil && seat != "" && seat != h.seat {
 		return fmt.Errorf("%s has another data directory than before: it lost its data and must be removed before it joins again", f.Key)
@@ -240,12 +179,12 @@ func (p *port) Accept() (net.Conn, error) {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		if p.closed {
-			return nil, errPortClosed // Close cut the connection
+			return nil, kit.ErrPortClosed // Close cut the connection
 		}
 		p.inRaft.Add(1)
-		return &accepted{conn: c}, nil
+		return &accepted{Conn: c, p: p}, nil
 	case <-p.s.ctx.Done():
-		return nil, errPortClosed
+		return nil, kit.ErrPortClosed
 	}
 }
 
@@ -276,17 +215,6 @@ func (p *port) Dial(addr raft.ServerAddress, timeout time.Duration) (net.Conn, e
 func (p *port) Close() error {
 	p.mu.Lock()
 	p.closed = true
-	open := make([]*conn, 0, len(p.conns))
-	for c := range p.conns {
-		open = append(open, c)
-	}
 	p.mu.Unlock()
-	err := p.ln.Close()
-	for _, c := range open {
-		_ = c.Close()
-	}
-	if errors.Is(err, net.ErrClosed) {
-		return nil
-	}
-	return err
+	return p.Port.Close()
 }

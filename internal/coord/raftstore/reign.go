@@ -12,6 +12,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"redoubt/internal/coord"
+	"redoubt/internal/coord/kit"
 )
 
 // reign is one term in office: it exists while this member is Raft's leader and has applied everything that was
@@ -21,12 +22,12 @@ type reign struct {
 	term     uint64 // grows with every reign of the deployment; the lease's term
 	raftTerm uint64
 	lost     chan struct{}
-	beats    beatTable
-	ages     readAges
+	beats    *kit.Beats
+	ages     *kit.Ages
 	wake     chan struct{} // a round is waiting; capacity one
 
 	mu      sync.Mutex
-	peers   map[string]*peer
+	peers   map[string]*kit.Peer
 	waiting *round // begins next; everybody who asks meanwhile joins it
 	running *round
 	rounds  uint64
@@ -88,13 +89,12 @@ func (s *Store) takeOffice() {
 			won = s.opts.Clock.Uptime() // elected again in between: later is the safe side
 		}
 		g := &reign{s: s, term: out.term, raftTerm: out.raftTerm, lost: make(chan struct{}), wake: make(chan struct{}, 1),
-			beats: beatTable{rows: map[string]beatRow{}}, peers: map[string]*peer{}}
-		g.ages.since, g.ages.rows = won, map[readKey]readRow{}
+			beats: kit.NewBeats(), ages: kit.NewAges(won), peers: map[string]*kit.Peer{}}
 		s.reign.Store(g)
 		s.spawn(g.confirmer)
 		s.spawn(func() { s.seatSelf(g) })
 		s.log.Info("this member is the controller", "term", g.term, "raft_term", g.raftTerm)
-		s.news.fire()
+		s.news.Fire()
 		return
 	}
 }
@@ -117,7 +117,7 @@ func (s *Store) abdicate() {
 	close(g.lost)
 	g.keepPeers(func(string) bool { return false })
 	s.log.Info("this member is no longer the controller", "term", g.term)
-	s.news.fire()
+	s.news.Fire()
 }
 
 // confirm returns nil when a majority has said, after confirm was called, that the Raft term is still this reign's.
@@ -189,9 +189,9 @@ func (g *reign) begin(q *round) {
 		close(q.full)
 		return
 	}
-	f := frame{Kind: kindConfirm, ID: q.id, Rev: g.raftTerm}.encode()
+	f := kit.Frame{Kind: kit.KindConfirm, ID: q.id, Rev: g.raftTerm}.Encode()
 	for _, p := range g.peers {
-		p.send(f)
+		p.Send(f)
 	}
 }
 
@@ -217,13 +217,13 @@ func (g *reign) await(q *round) error {
 	before, vague := q.before, q.vague
 	g.mu.Unlock()
 	if !vague {
-		g.ages.vacant(max(before, g.s.opts.Clock.Uptime()-age, time.Duration(g.s.changed.Load())))
+		g.ages.Vacant(max(before, g.s.opts.Clock.Uptime()-age, time.Duration(g.s.changed.Load())))
 	}
 	return nil
 }
 
 // confirmed takes one member's answer to a round, which arrived at that time.
-func (g *reign) confirmed(member string, f frame, arrived time.Duration) {
+func (g *reign) confirmed(member string, f kit.Frame, arrived time.Duration) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	q := g.running
@@ -242,7 +242,7 @@ func (g *reign) confirmed(member string, f frame, arrived time.Duration) {
 }
 
 // join takes a member's stream and closes the one that it had before.
-func (g *reign) join(p *peer) bool {
+func (g *reign) join(p *kit.Peer) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	select {
@@ -250,21 +250,21 @@ func (g *reign) join(p *peer) bool {
 		return false
 	default:
 	}
-	if old := g.peers[p.id]; old != nil {
-		old.close()
+	if old := g.peers[p.ID]; old != nil {
+		old.Close()
 	}
-	g.peers[p.id] = p
+	g.peers[p.ID] = p
 	if q := g.running; q != nil {
-		p.send(frame{Kind: kindConfirm, ID: q.id, Rev: g.raftTerm}.encode())
+		p.Send(kit.Frame{Kind: kit.KindConfirm, ID: q.id, Rev: g.raftTerm}.Encode())
 	}
 	return true
 }
 
-func (g *reign) leave(p *peer) {
+func (g *reign) leave(p *kit.Peer) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.peers[p.id] == p {
-		delete(g.peers, p.id)
+	if g.peers[p.ID] == p {
+		delete(g.peers, p.ID)
 	}
 }
 
@@ -274,7 +274,7 @@ func (g *reign) keepPeers(stays func(id string) bool) {
 	defer g.mu.Unlock()
 	for id, p := range g.peers {
 		if !stays(id) {
-			p.close()
+			p.Close()
 			delete(g.peers, id)
 		}
 	}
@@ -285,7 +285,7 @@ func (g *reign) push(f []byte) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, p := range g.peers {
-		p.send(f)
+		p.Send(f)
 	}
 }
 
@@ -328,7 +328,7 @@ func (l lease) Release(ctx context.Context) error {
 // has applied everything.
 func (s *Store) Campaign(ctx context.Context) (coord.Lease, error) {
 	for {
-		next := s.news.next()
+		next := s.news.Next()
 		if err := s.gone(); err != nil {
 			return nil, fmt.Errorf("campaign: %w", err)
 		}

@@ -27,6 +27,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"redoubt/internal/coord"
+	"redoubt/internal/coord/kit"
 )
 
 // Store is one member. Its methods are safe for concurrent use.
@@ -36,25 +37,25 @@ type Store struct {
 	advertise string
 	disk      disk
 	machine   *machine
-	hub       *hub
+	hub       *kit.Hub
 	port      *port
 	transport *raft.NetworkTransport
 	raft      atomic.Pointer[raft.Raft]
 
 	ctx    context.Context // ends with the store
 	cancel context.CancelFunc
-	work   group
+	work   kit.Group
 	ended  sync.Once
 
 	raised  notices
-	news    signal                             // reign, link or left changed
+	news    kit.Signal                         // reign, link or left changed
 	reign   atomic.Pointer[reign]              // nil unless in office
-	link    atomic.Pointer[link]               // nil unless there is a stream to the controller
+	link    atomic.Pointer[kit.Link]           // nil unless there is a stream to the controller
 	members atomic.Pointer[raft.Configuration] // the latest committed one
 	changed atomic.Int64                       // clock.Uptime when that was learned, or when this process began
 	oaths   oaths
-	peers   peers
-	arrived chan struct{}
+	lines   kit.Lines
+	inbox   kit.Inbox
 	left    departure
 }
 
@@ -62,7 +63,7 @@ type Store struct {
 type notices struct {
 	office chan bool             // won or lost an election; package raft blocks until it is read
 	seen   chan raft.Observation // lossy: only says "look again"
-	leader signal                // the leader that package raft knows may have changed
+	leader kit.Signal            // the leader that package raft knows may have changed
 }
 
 // departure tells that this member takes no part any more.
@@ -87,31 +88,6 @@ var (
 	_ coord.Members  = (*Store)(nil)
 )
 
-// signal tells any number of waiters that something changed.
-type signal struct {
-	mu sync.Mutex
-	ch chan struct{}
-}
-
-// next returns a channel that is closed at the next fire. Take it before looking.
-func (g *signal) next() <-chan struct{} {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.ch == nil {
-		g.ch = make(chan struct{})
-	}
-	return g.ch
-}
-
-func (g *signal) fire() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.ch != nil {
-		close(g.ch)
-		g.ch = nil
-	}
-}
-
 // Open starts this member. With a bootstrap list, or a directory in use, it returns when the member runs, which says
 // nothing about a majority; with an address to join, when the member was added, or with an error when ctx ends.
 func Open(ctx context.Context, opts Options) (_ *Store, err error) {
@@ -119,10 +95,11 @@ func Open(ctx context.Context, opts Options) (_ *Store, err error) {
 	if err := opts.Validate(); err != nil {
 		return nil, err
 	}
-	s := &Store{opts: opts, log: opts.Log.With("member", opts.ID), hub: newHub(), arrived: make(chan struct{}, 1)}
+	s := &Store{opts: opts, log: opts.Log.With("member", opts.ID), hub: kit.NewHub(), inbox: kit.NewInbox()}
 	s.raised.office, s.raised.seen, s.left.done = make(chan bool, 16), make(chan raft.Observation, 16), make(chan struct{})
 	s.oaths.clock, s.oaths.before = opts.Clock, opts.Clock.Uptime()
 	s.changed.Store(int64(s.oaths.before))
+	s.lines.Dial, s.lines.Idle = s.dialPeer, opts.Timing.Request
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {
@@ -137,7 +114,7 @@ func Open(ctx context.Context, opts Options) (_ *Store, err error) {
 		return nil, err
 	}
 	if s.advertise = opts.AdvertiseAddr; s.advertise == "" {
-		s.advertise = s.port.ln.Addr().String()
+		s.advertise = s.port.Port.Addr()
 	}
 	isNew, err := s.startRaft()
 	if err != nil {
@@ -153,30 +130,8 @@ func Open(ctx context.Context, opts Options) (_ *Store, err error) {
 	return s, nil
 }
 
-// group runs goroutines that somebody waits for, and starts no more once that began.
-type group struct {
-	mu     sync.Mutex
-	closed bool
-	wg     sync.WaitGroup
-}
-
 // spawn runs f in a goroutine that Close waits for; false, and not at all, when the store is being closed.
-func (s *Store) spawn(f func()) bool {
-	s.work.mu.Lock()
-	defer s.work.mu.Unlock()
-	if s.work.closed {
-		return false
-	}
-	s.work.wg.Go(f)
-	return true
-}
-
-func (g *group) wait() {
-	g.mu.Lock()
-	g.closed = true
-	g.mu.Unlock()
-	g.wg.Wait()
-}
+func (s *Store) spawn(f func()) bool { return s.work.Spawn(f) }
 
 // open takes and checks the data directory.
 func (d *disk) open(dir, member string) (err error) {
@@ -293,7 +248,7 @@ func (s *Store) observe() {
 	for {
 		select {
 		case <-s.raised.seen:
-			s.raised.leader.fire()
+			s.raised.leader.Fire()
 		case <-s.ctx.Done():
 			return
 		}
@@ -306,16 +261,16 @@ func (s *Store) Close() error {
 	var errs []error
 	s.ended.Do(func() {
 		s.cancel()
-		s.news.fire()
+		s.news.Fire()
 		if s.port != nil {
 			errs = append(errs, s.port.Close())
 		}
 		if s.port != nil {
-			s.port.wg.Wait()
+			s.port.Wait()
 		}
 		// Before Raft is stopped, because it may forget to answer what is under way then. Until then it answers: without
 		// connections it loses its majority within the lease, or it is alone and commits.
-		s.work.wait()
+		s.work.Wait()
 		if r := s.raft.Load(); r != nil {
 			errs = append(errs, r.Shutdown().Error())
 		}
@@ -323,7 +278,7 @@ func (s *Store) Close() error {
 			errs = append(errs, s.transport.Close())
 			s.port.inRaft.Wait()
 		}
-		s.hub.close()
+		s.hub.Close()
 		errs = append(errs, s.disk.close())
 	})
 	return errors.Join(errs...)
@@ -387,9 +342,9 @@ func isMember(c *raft.Configuration, id string) bool {
 
 // docChanged is called for every committed version, in order.
 func (s *Store) docChanged(doc coord.Doc) {
-	s.hub.learn(doc)
+	s.hub.Learn(doc)
 	if g := s.reign.Load(); g != nil {
-		g.push(frame{Kind: kindDoc, Key: doc.Key, Value: doc.Value, Rev: uint64(doc.Rev)}.encode())
+		g.push(kit.Frame{Kind: kit.KindDoc, Key: doc.Key, Value: doc.Value, Rev: uint64(doc.Rev)}.Encode())
 	}
 }
 

@@ -47,15 +47,25 @@ func Open(store Shared, shards ...string) (*Hall, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	h := &Hall{store: store, stop: cancel, done: make(chan struct{}), scopes: map[string]*Store{}, answer: map[string]func(string, []byte) []byte{}}
 	for _, id := range shards {
-		if id == "" || strings.ContainsAny(id, mark+"\n") || h.scopes[id] != nil {
+		if err := h.Add(id); err != nil {
 			cancel()
-			return nil, fmt.Errorf("share the store: %q is no name for one more shard", id)
+			return nil, err
 		}
-		h.scopes[id] = &Store{Shared: store, hall: h, shard: id, arrived: make(chan struct{}, 1)}
 	}
 	store.Answer(h.answered)
 	go h.spread(ctx)
 	return h, nil
+}
+
+// Add has one more shard share the store.
+func (h *Hall) Add(id string) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if id == "" || strings.ContainsAny(id, mark+"\n") || h.scopes[id] != nil {
+		return fmt.Errorf("share the store: %q is no name for one more shard", id)
+	}
+	h.scopes[id] = &Store{Shared: h.store, hall: h, shard: id, arrived: make(chan struct{}, 1)}
+	return nil
 }
 
 // Close ends the sharing; the store stays open.
@@ -65,8 +75,12 @@ func (h *Hall) Close() {
 	<-h.done
 }
 
-// Of returns the store as a shard sees it; nil when Open was not told of that shard.
-func (h *Hall) Of(shard string) *Store { return h.scopes[shard] }
+// Of returns the store as a shard sees it; nil when nobody was told of that shard.
+func (h *Hall) Of(shard string) *Store {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.scopes[shard]
+}
 
 // spread passes on that reports have arrived.
 func (h *Hall) spread(ctx context.Context) {
@@ -77,12 +91,14 @@ func (h *Hall) spread(ctx context.Context) {
 			return
 		case <-h.store.Arrived():
 		}
+		h.mu.Lock()
 		for _, s := range h.scopes {
 			select {
 			case s.arrived <- struct{}{}:
 			default:
 			}
 		}
+		h.mu.Unlock()
 	}
 }
 

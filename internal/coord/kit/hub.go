@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package raftstore
+package kit
 
 import (
 	"bytes"
@@ -10,9 +10,9 @@ import (
 	"redoubt/internal/coord"
 )
 
-// hub hands new versions to the watches of this process, whichever way they come: from the local log or pushed by the
+// Hub hands new versions to the watches of this process, whichever way they come: from the store or pushed by the
 // controller. It never goes back.
-type hub struct {
+type Hub struct {
 	mu     sync.Mutex
 	closed bool
 	known  map[string]coord.Doc
@@ -21,17 +21,19 @@ type hub struct {
 
 type sub struct{ ch chan coord.Doc }
 
-func newHub() *hub {
-	return &hub{known: map[string]coord.Doc{}, subs: map[string]map[*sub]struct{}{}}
+// NewHub returns one that knows nothing.
+func NewHub() *Hub {
+	return &Hub{known: map[string]coord.Doc{}, subs: map[string]map[*sub]struct{}{}}
 }
 
-func clone(d coord.Doc) coord.Doc {
+// Clone copies a document, so that nobody shares its value.
+func Clone(d coord.Doc) coord.Doc {
 	d.Value = bytes.Clone(d.Value)
 	return d
 }
 
-// learn takes a committed version.
-func (h *hub) learn(doc coord.Doc) {
+// Learn takes a committed version.
+func (h *Hub) Learn(doc coord.Doc) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.closed || h.known[doc.Key].Rev >= doc.Rev {
@@ -43,12 +45,19 @@ func (h *hub) learn(doc coord.Doc) {
 		case <-w.ch: // not taken yet: the newer version replaces it
 		default:
 		}
-		w.ch <- clone(doc) // never blocks: capacity one, and all senders hold the lock
+		w.ch <- Clone(doc) // never blocks: capacity one, and all senders hold the lock
 	}
 }
 
-// watch begins a watch that ends with ctx or the store.
-func (h *hub) watch(ctx context.Context, key string) <-chan coord.Doc {
+// Rev returns the latest revision of a document that was learned; zero: none.
+func (h *Hub) Rev(key string) coord.Rev {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.known[key].Rev
+}
+
+// Watch begins a watch that ends with ctx or the store.
+func (h *Hub) Watch(ctx context.Context, key string) <-chan coord.Doc {
 	w := &sub{ch: make(chan coord.Doc, 1)}
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -57,7 +66,7 @@ func (h *hub) watch(ctx context.Context, key string) <-chan coord.Doc {
 		return w.ch
 	}
 	if doc, ok := h.known[key]; ok {
-		w.ch <- clone(doc)
+		w.ch <- Clone(doc)
 	}
 	if h.subs[key] == nil {
 		h.subs[key] = map[*sub]struct{}{}
@@ -78,7 +87,8 @@ func (h *hub) watch(ctx context.Context, key string) <-chan coord.Doc {
 	return w.ch
 }
 
-func (h *hub) close() {
+// Close ends all watches.
+func (h *Hub) Close() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.closed = true
