@@ -22,6 +22,8 @@ var (
 	ErrRefused = errors.New("refused: the node is not what was expected")
 	// ErrBehind: the server is what was expected and still follows, but has not reached the expected offset; nothing was done.
 	ErrBehind = errors.New("not there yet: the rest of the stream is still on its way")
+	// ErrStarting: a server of a cluster began a moment ago, and would refuse its clients: it is promoted when it would not.
+	ErrStarting = errors.New("it started a moment ago and would answer CLUSTERDOWN: it is opened when it serves")
 	// ErrUnanswered: the server did not answer in time; the verb may or may not have been carried out.
 	ErrUnanswered = errors.New("the server did not answer")
 	// ErrNoTail: the server's memory does not hold that part of its stream any more, and never will again.
@@ -141,6 +143,9 @@ type Settings struct {
 
 // ReplicationUser is the server user that replicas log in as. It may do nothing but replicate.
 const ReplicationUser = "redoubt-repl"
+
+// MoverUser is the server user of who moves slots of a cluster. It is there only while there is something to move.
+const MoverUser = "redoubt-mover"
 
 // Credentials are what a replica must present to the primary of one tenure. Zero: there are none, and replication is open.
 // Printed, they hide themselves.

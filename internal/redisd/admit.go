@@ -130,17 +130,42 @@ func (n *Node) admit(ctx context.Context, c *conn, cred redis.Credentials) error
 		return fmt.Errorf("read the access rules of %s: %w", n.addr, err)
 	}
 	rules := reps[0].words()
-	if cred == n.admitted && slices.Equal(rules, n.rules) {
+	mover := n.moverSecret()
+	if cred == n.admitted && slices.Equal(rules, n.rules) && mover == n.movers {
 		return nil
 	}
-	cmds := n.restrictions(rules, cred)
+	cmds := append(n.restrictions(rules, cred), moverRules(rules, mover)...)
 	if reps, err = c.do(ctx, append(cmds, list)...); err == nil {
 		err = firstError(reps)
 	}
 	if err != nil {
 		return fmt.Errorf("set the access rules of %s: %w", n.addr, err)
 	}
-	n.admitted, n.rules = cred, reps[len(reps)-1].words()
+	n.admitted, n.rules, n.movers = cred, reps[len(reps)-1].words(), mover
+	return nil
+}
+
+// moverSecret is the password of who moves slots; empty: nobody does.
+func (n *Node) moverSecret() string {
+	if n.managed != nil && n.managed.o.Mover != nil {
+		return n.managed.o.Mover()
+	}
+	if n.cluster == nil || n.cluster.Mover == nil {
+		return ""
+	}
+	return n.cluster.Mover()
+}
+
+// moverRules give who moves slots its own user, for as long as there is something to move: it may do with keys, slots and the stream what it
+// has to, and nothing to the server.
+func moverRules(rules []string, secret string) [][]string {
+	switch {
+	case secret != "":
+		return [][]string{{"ACL", "SETUSER", redis.MoverUser, "reset", "on", hashed(secret), "~*", "&*", "+@all", "-@dangerous", "+restore", "+keys", "+sort", "+info", "+client", "+cluster", "-cluster|reset", "-cluster|failover",
+			"-cluster|replicate", "-cluster|flushslots", "+psync", "+replconf", "+config|get", "+role"}}
+	case slices.ContainsFunc(rules, func(r string) bool { return strings.HasPrefix(r, "user "+redis.MoverUser+" ") }):
+		return [][]string{{"ACL", "DELUSER", redis.MoverUser}}
+	}
 	return nil
 }
 
@@ -173,7 +198,7 @@ func usersOf(rules []string) []string {
 	var out []string
 	for _, r := range rules {
 		f := strings.Fields(r)
-		if len(f) > 1 && f[0] == "user" && f[1] != adminUser && f[1] != redis.ReplicationUser {
+		if len(f) > 1 && f[0] == "user" && f[1] != adminUser && f[1] != redis.ReplicationUser && f[1] != redis.MoverUser {
 			out = append(out, f[1])
 		}
 	}

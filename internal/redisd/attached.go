@@ -22,6 +22,7 @@ type AttachOptions struct {
 	Password string       // empty: none
 	PIDFile  string       // where the supervisor writes the server's pid; empty: INFO tells, once the server has answered
 	StateDir string       // our own small files; empty: what is known of the run id dies with the agent
+	Cluster  *ClusterSeat // its place in a cluster; nil: it is no member of one
 	Log      *slog.Logger // nil: silent
 	Clock    clock.Clock  // nil: the machine's
 }
@@ -34,6 +35,14 @@ func Attached(o AttachOptions) (*Node, error) {
 	}
 	n := newNode(o.Addr, o.Log, o.Clock)
 	n.username, n.password, n.pidFile, n.state = o.Username, o.Password, o.PIDFile, o.StateDir
+	if n.cluster = o.Cluster; n.cluster != nil {
+		host, port, _ := net.SplitHostPort(o.Addr)
+		number, _ := strconv.Atoi(port)
+		if errs := n.cluster.validate(host, number); len(errs) > 0 {
+			return nil, fmt.Errorf("attached server: %w", errors.Join(errs...))
+		}
+		n.d = member{attached: true}
+	}
 	if o.StateDir == "" {
 		return n, nil
 	}

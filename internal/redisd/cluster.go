@@ -25,12 +25,15 @@ type ClusterSeat struct {
 	ShardID string               // of its shard, in the same form
 	BusPort int                  // where the other nodes reach it
 	Layout  func() ClusterLayout // the cluster as it is agreed
+	Mover   func() string        // the password of who moves slots (redis.MoverUser); empty, or nil: nobody does
 }
 
 // ClusterLayout is what is agreed about a cluster.
 type ClusterLayout struct {
 	Nodes []ClusterNode       // of all shards, this one included
 	Slots map[string][][2]int // shard id → what it serves, both ends of each range included; no entry: not known, and nobody is promoted
+	// Either are slots that are between two owners: shard id → what it may have besides, or not. They are not among Slots of anybody.
+	Either map[string][][2]int
 }
 
 // ClusterNode is one member of a cluster.
@@ -96,8 +99,8 @@ func renamesInCluster(value string) []error {
 	var errs []error
 	for line := range strings.Lines(value) {
 		f := strings.Fields(strings.ToLower(line))
-		if len(f) > 0 && (f[0] == "cluster" || f[0] == "role") {
-			errs = append(errs, fmt.Errorf("directive rename-command %s: the agent needs this command in a cluster", f[0]))
+		if len(f) > 0 && (f[0] == "cluster" || f[0] == "role" || f[0] == "function" || f[0] == "eval") {
+			errs = append(errs, fmt.Errorf("directive rename-command %s: Redoubt needs this command in a cluster", f[0]))
 		}
 	}
 	return errs
@@ -118,6 +121,20 @@ func clusterDemands() []demand {
 		{name: "cluster-replica-no-failover", value: "yes", lies: true},
 		{name: "cluster-allow-replica-migration", value: "no", lies: true},
 		{name: "cluster-require-full-coverage", value: "no"},
+	}
+}
+
+// attachedDemands are further ones of a member that somebody else starts.
+func attachedDemands() []demand {
+	return []demand{
+		{name: nodeTimeout, value: nodeTimeoutMS, holds: func(v string) bool {
+			n, _ := strconv.Atoi(v)
+			least, _ := strconv.Atoi(nodeTimeoutMS)
+			return n >= least || v == hurriedMS
+		}},
+		{name: "cluster-allow-reads-when-down", value: "yes"},
+		{name: "cluster-allow-pubsubshard-when-down", value: "yes"},
+		{name: "lazyfree-lazy-server-del", value: "yes"},
 	}
 }
 
@@ -226,6 +243,9 @@ func (s *ClusterSeat) known() bool { _, ok := s.Layout().Slots[s.ShardID]; retur
 
 // expected are the slots that this node's shard serves.
 func (s *ClusterSeat) expected() slots.Set { return slots.SetOf(s.Layout().Slots[s.ShardID]...) }
+
+// either are the slots that it may serve or not.
+func (s *ClusterSeat) either() slots.Set { return slots.SetOf(s.Layout().Either[s.ShardID]...) }
 
 // idAt finds the node at an address: as the layout has it, else as the server sees it.
 func (s *ClusterSeat) idAt(view slots.Nodes, addr string) string {

@@ -12,8 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"redoubt/internal/redis"
 	"redoubt/internal/slots"
 	"redoubt/internal/topo"
@@ -100,6 +98,31 @@ func TestAPrimaryThatIsDemotedByGossipKeepsItsData(t *testing.T) {
 			t.Errorf("%s has %q", n.addr, got)
 		}
 	}
+}
+
+// TestAPrimaryThatGossipDemotedCutsItsClients: a connection of before would otherwise outlive the tenure, and a WAIT that is late on it
+// would be about data that the server has thrown away (SAFETY A5).
+func TestAPrimaryThatGossipDemotedCutsItsClients(t *testing.T) {
+	t.Parallel()
+	f := cluster(t, 2, 2, nil)
+	p, r := f.shards[0][0], f.shards[0][1]
+	put(t, p, f.keys[0], "both")
+	caughtUp(t, r, p)
+	c := client(t, p.addr, "")
+	if err := r.Freeze(within(t, time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	must(t, c, "SET", f.keys[0], "lost")
+	crown(t, r)
+	see(t, p, "the demotion", func(o redis.Observation) bool { return o.Frozen })
+	must(t, c, "PING") // nobody has cut it yet
+	join(t, p, r)
+	select {
+	case <-c.gone:
+	case <-time.After(2 * time.Second):
+		t.Error("the connection of the earlier tenure lives on")
+	}
+	caughtUp(t, p, r)
 }
 
 // TestAPrimaryThatHangsIsKilledNotContinued: it would answer what waits in its sockets.
@@ -346,20 +369,7 @@ func TestWhenTheAgentDiesItsGuardClosesAPrimaryOfACluster(t *testing.T) {
 
 func TestWhenTheAgentDiesItsGuardKillsAPrimaryOfAClusterThatDoesNotAnswer(t *testing.T) {
 	t.Parallel()
-	serverBinary(t)
-	pid, kill := startAgent(t, freeAddr(t), t.TempDir(), fmt.Sprintf("member:%d", portOf(freeAddr(t))))
-	p, err := openProcess(pid, 0, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(p.release)
-	if err := p.signal(unix.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
-	kill()
-	if err := p.await(within(t, time.Second)); err != nil {
-		t.Fatal(err)
-	}
+	guardKillsWhatHangs(t, fmt.Sprintf("member:%d", portOf(freeAddr(t))))
 }
 
 // TestTheThirdNodeFollowsWhoeverIsPromoted: also one whose present primary was demoted and is closed.

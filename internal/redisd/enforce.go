@@ -14,9 +14,8 @@ import (
 )
 
 const (
-	barrierName    = "redoubt-barrier"
-	barrierWaitMS  = "20"            // the agent has to look at its lease again
-	barrierChannel = "__redoubt:ack" // as the proxies' markers
+	barrierName   = "redoubt-barrier"
+	barrierWaitMS = "20" // the agent has to look at its lease again
 )
 
 // Enforce makes sure of an acknowledgement rule: see redis.Node. What was executed here before the marker is held by whoever
@@ -104,7 +103,7 @@ func (n *Node) barrier(ctx context.Context, r redis.Rule) (bool, error) {
 			return false, err
 		}
 		n.gate = barrier{c, r.Change}
-		cmds = append(cmds, []string{"PUBLISH", barrierChannel, "1"})
+		cmds = append(cmds, redis.Marker(n.cluster != nil))
 	}
 	acks := strconv.Itoa(r.Acks)
 	cmds = append(cmds, []string{"WAIT", acks, barrierWaitMS})

@@ -79,7 +79,7 @@ func serverBinary(t testing.TB) string {
 func freeAddr(t testing.TB) string {
 	t.Helper()
 	for range 1000 {
-		port := 10000 + rand.IntN(20000)
+		port := 10000 + rand.IntN(6000) // deployments of test/e2e are above
 		lock, err := net.Listen("unix", fmt.Sprintf("@redoubt-test-port-%d", port))
 		if err != nil {
 			continue

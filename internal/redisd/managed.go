@@ -10,6 +10,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -82,11 +84,33 @@ func Managed(ctx context.Context, o Options) (*Node, error) {
 	if m.adopt() {
 		return n, nil
 	}
+	m.awaitPorts(ctx)
 	if err := m.start(ctx); err != nil {
 		_ = n.Close()
 		return nil, err
 	}
 	return n, nil
+}
+
+// awaitPorts gives an earlier server that was killed with its agent a moment to be gone: nothing is known of it where its directory
+// was removed.
+func (m *managed) awaitPorts(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	addrs := []string{m.o.Addr}
+	if c := m.o.Cluster; c != nil {
+		host, _, _ := net.SplitHostPort(m.o.Addr)
+		addrs = append(addrs, net.JoinHostPort(host, strconv.Itoa(c.BusPort)))
+	}
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for slices.ContainsFunc(addrs, func(a string) bool { return portFree(ctx, a) != nil }) {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // seatSecret returns the password of our own user on this seat: made once, readable by this system user alone.

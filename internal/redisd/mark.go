@@ -42,9 +42,6 @@ const markDB = "15"
 // Mark writes the commit marker: see redis.Node. The count of changes is taken in the same transaction, so that a write that
 // comes after the marker is not missed.
 func (n *Node) Mark(ctx context.Context, m topo.Mark) error {
-	if n.cluster != nil {
-		return nil // there is one database, whose every key belongs to a slot: it has no place for a marker
-	}
 	n.mu.Lock()
 	runID, done := n.runID, n.marks.done
 	needed := done != wrote{runID, m.Epoch, n.marks.changes}
@@ -56,26 +53,32 @@ func (n *Node) Mark(ctx context.Context, m topo.Mark) error {
 	if err != nil {
 		return fmt.Errorf("mark the data of %s: %w", n.addr, err)
 	}
-	reps, err := c.do(ctx, []string{"MULTI"}, []string{"SELECT", markDB}, []string{"SET", topo.MarkKey, m.String()}, []string{"INFO", "persistence"}, []string{"SELECT", "0"}, []string{"EXEC"})
+	write, set, about := n.writeMark(m)
+	reps, err := c.do(ctx, write...)
 	if err != nil {
 		return fmt.Errorf("mark the data of %s: %w", n.addr, err)
 	}
-	results := reps[5].items
-	if len(results) != 4 || results[1].err() != nil { // refused for want of replicas, memory or disk space: so are clients' writes
+	results := reps[len(reps)-1].items
+	if len(results) != len(write)-2 || results[set].err() != nil { // refused for want of replicas, memory or disk space: so are clients' writes
 		return nil
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.marks.done = wrote{runID, m.Epoch, parseInfo(results[2].text)[changesField]}
+	n.marks.done = wrote{runID, m.Epoch, parseInfo(results[about].text)[changesField]}
 	return nil
 }
 
-// readMark reads the commit marker of a frozen server, whose data stand still. It says something only when it is in its place: a
-// copy in another database (SWAPDB) may be older than what the data hold.
-func (n *Node) readMark(ctx context.Context, c *conn, m info) error {
+// writeMark is the transaction that writes a marker, and where in its results are the reply to that and the count of changes.
+func (n *Node) writeMark(m topo.Mark) (cmds [][]string, set, about int) {
+	info := []string{"INFO", "persistence"}
 	if n.cluster != nil {
-		return nil
+		return [][]string{{"MULTI"}, {"FUNCTION", "LOAD", "REPLACE", m.Library()}, info, {"EXEC"}}, 0, 1
 	}
+	return [][]string{{"MULTI"}, {"SELECT", markDB}, {"SET", topo.MarkKey, m.String()}, info, {"SELECT", "0"}, {"EXEC"}}, 1, 2
+}
+
+// readMark reads the commit marker of a frozen server, whose data stand still.
+func (n *Node) readMark(ctx context.Context, c *conn, m info) error {
 	at := m.standpoint()
 	n.mu.Lock()
 	known := n.marks.at == at
@@ -83,20 +86,57 @@ func (n *Node) readMark(ctx context.Context, c *conn, m info) error {
 	if known || !m.standsWhole() {
 		return nil
 	}
-	databases := m.databases()
-	cmds := [][]string{{"SELECT", markDB}}
-	for _, db := range databases {
-		cmds = append(cmds, []string{"SELECT", db}, []string{"GET", topo.MarkKey})
-	}
-	cmds = append(cmds, []string{"SELECT", "0"}, []string{"INFO", "replication"})
-	reps, err := c.do(ctx, cmds...)
+	ask, judge := n.markQuestion(m)
+	reps, err := c.do(ctx, append(ask, n.d.look("replication")...)...)
 	if err != nil {
 		return err
 	}
-	if last := parseInfo(reps[len(reps)-1].text); !last.frozen() || last.position() != m.position() {
+	look := reps[len(ask):]
+	if firstError(look) != nil {
 		return nil
 	}
-	var read topo.Mark
+	if last := n.read(look); !last.frozen() || last.position() != m.position() {
+		return nil
+	}
+	read, ok := judge(reps[:len(ask)])
+	if !ok {
+		return nil // it may not be read here: as if nobody had asked
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.marks.at, n.marks.read = at, read
+	return nil
+}
+
+// markQuestion is how a server is asked for its marker, and how the replies are read.
+func (n *Node) markQuestion(m info) (cmds [][]string, judge func([]reply) (topo.Mark, bool)) {
+	if n.cluster != nil {
+		return [][]string{{"FUNCTION", "LIST", "LIBRARYNAME", topo.MarkLibrary, "WITHCODE"}}, markOfLibraries
+	}
+	databases := m.databases()
+	cmds = [][]string{{"SELECT", markDB}}
+	for _, db := range databases {
+		cmds = append(cmds, []string{"SELECT", db}, []string{"GET", topo.MarkKey})
+	}
+	return append(cmds, []string{"SELECT", "0"}), func(reps []reply) (topo.Mark, bool) { return markOfKeys(databases, reps) }
+}
+
+// markOfLibraries reads the marker of a member of a cluster.
+func markOfLibraries(reps []reply) (topo.Mark, bool) {
+	if reps[0].err() != nil {
+		return topo.Mark{}, false
+	}
+	for _, l := range reps[0].items {
+		if read, ok := topo.ParseMarkLibrary(l.pairs()["library_code"]); ok {
+			return read, true
+		}
+	}
+	return topo.Mark{}, true
+}
+
+// markOfKeys reads the marker of a server by itself. It says something only when it is in its place: a copy in another database (SWAPDB)
+// may be older than what the data hold.
+func markOfKeys(databases []string, reps []reply) (read topo.Mark, ok bool) {
 	copies, place := 0, markDB
 	if reps[0].err() != nil {
 		place = "0"
@@ -104,7 +144,7 @@ func (n *Node) readMark(ctx context.Context, c *conn, m info) error {
 	for i, db := range databases {
 		get := reps[2*i+2]
 		if reps[2*i+1].err() != nil || get.err() != nil {
-			return nil // it may not be read here: as if nobody had asked
+			return topo.Mark{}, false
 		}
 		if get.kind != '$' || get.null {
 			continue
@@ -117,25 +157,18 @@ func (n *Node) readMark(ctx context.Context, c *conn, m info) error {
 	if copies > 1 {
 		read = topo.Mark{}
 	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.marks.at, n.marks.read = at, read
-	return nil
+	return read, true
 }
 
 // fillMark adds what is known of the marker to an observation; the caller holds n.mu.
 func (n *Node) fillMark(o *redis.Observation, m info) {
 	n.marks.changes = m[changesField]
-	if n.cluster != nil && m.standsWhole() {
-		o.Mark = &topo.Mark{} // there is none
-		return
-	}
 	if !m.standsWhole() || n.marks.at != m.standpoint() {
 		return
 	}
 	read := n.marks.read
 	o.Mark = &read
-	if read != (topo.Mark{}) {
+	if read != (topo.Mark{}) && n.cluster == nil {
 		o.Keys-- // it is ours
 	}
 }

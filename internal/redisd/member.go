@@ -19,7 +19,10 @@ import (
 //   - a replica is frozen when its login is good nowhere and it has no link.
 //
 // Both are said in the words of a server by itself: a replica of the dead address. The server's own word is under rawRole.
-type member struct{}
+//
+// A server that somebody else starts keeps its port (attached): without it there would be no way in for the next agent. It is closed
+// when it is sealed and demands more replicas than there are; who comes in can read there, and cannot write.
+type member struct{ attached bool }
 
 // Fields that read adds to an info.
 const (
@@ -47,17 +50,21 @@ func (member) look(section ...string) [][]string {
 // lookLen is how many replies belong to a look.
 const lookLen = 3
 
-func (member) read(reps []reply) info {
+func (d member) read(reps []reply) info {
 	m, cfg := parseInfo(reps[0].text), reps[1].pairs()
 	m[rawRole] = m["role"]
 	login := cfg["masteruser"] == frozenUser
 	m[loginUser], m[loginWord] = cfg["masteruser"], cfg["masterauth"]
-	m[isBarred], m[isShut] = yes(login), yes(cfg["port"] == "0")
+	shut := cfg["port"] == "0"
+	if d.attached {
+		shut = cfg[pingPeriod] == sealPeriod
+	}
+	m[isBarred], m[isShut] = yes(login), yes(shut)
 	if len(reps[2].items) > 3 && m["role"] == "slave" {
 		m[linkState] = reps[2].items[3].text
 	}
 	switch {
-	case m["role"] == "master" && cfg["port"] == "0":
+	case m["role"] == "master" && shut:
 		sealed := cfg[minReplicas] == shutReplicas && cfg[pingPeriod] == sealPeriod && login
 		m[isUnsealed] = yes(!sealed && !m.loading())
 		m.beFrozen()
@@ -112,7 +119,10 @@ func configSet(pairs ...string) []string { return append([]string{"CONFIG", "SET
 // fence closes a primary: nobody can connect, whoever was connected is cut, nothing moves. Replicas stay attached, to drain
 // what they have not got yet. A replica loses its link and its clients by the same order.
 func (d member) fence() [][]string {
-	shut := configSet(append(frozenLogin(), "port", "0", minReplicas, shutReplicas, pingPeriod, sealPeriod)...)
+	shut := configSet(append(frozenLogin(), minReplicas, shutReplicas, pingPeriod, sealPeriod)...)
+	if !d.attached {
+		shut = append(shut, "port", "0")
+	}
 	return append([][]string{
 		{"MULTI"},
 		{"CLIENT", "PAUSE", sealPauseMS, "WRITE"},
@@ -156,19 +166,23 @@ func (n *Node) seal(ctx context.Context) (info, map[string]string, error) {
 	return m, cfg, err
 }
 
-// isShut tells whether the server has no port, so that what keeps it closed must stay as it is.
+// isShut tells whether the server is closed, so that what keeps it so must stay as it is.
 func (n *Node) isShut(ctx context.Context, c *conn) (bool, error) {
 	if n.cluster == nil {
 		return false, nil
 	}
-	reps, err := c.do(ctx, []string{"CONFIG", "GET", "port"})
+	name, closed := "port", "0"
+	if n.managed == nil {
+		name, closed = pingPeriod, sealPeriod
+	}
+	reps, err := c.do(ctx, []string{"CONFIG", "GET", name})
 	if err == nil {
 		err = firstError(reps)
 	}
 	if err != nil {
 		return false, fmt.Errorf("configure %s: %w", n.addr, err)
 	}
-	return reps[0].pairs()["port"] == "0", nil
+	return reps[0].pairs()[name] == closed, nil
 }
 
 // survey reads what the server is and how it sees the cluster, on the ready admin connection.
@@ -319,6 +333,9 @@ func (n *Node) hook(ctx context.Context, c *conn, m info, id string, cred redis.
 	other, down := m[loginUser] != user || m[loginWord] != password, !m.linkUp() && !m.syncing()
 	anew := n.mustRenew(m) || down && (other || n.linkIdles(m[linkState]))
 	var cmds [][]string
+	if other && n.everPromoted(m) { // it may have been demoted by gossip alone, and its clients' connections are of before (SAFETY A5)
+		cmds = append(cmds, []string{"CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"}, []string{"CLIENT", "KILL", "TYPE", "pubsub", "SKIPME", "yes"})
+	}
 	if other || m[isShut] == "yes" {
 		cmds = append(cmds, n.opening(user, password), []string{"CLIENT", "UNPAUSE"})
 	}
@@ -339,7 +356,18 @@ func (n *Node) hook(ctx context.Context, c *conn, m info, id string, cred redis.
 	return shouldBe(m[rawRole] == "slave" && m[isBarred] == "no" && m[isShut] == "no", m, "an open replica")
 }
 
+// everPromoted tells whether this process was once made a primary.
+func (n *Node) everPromoted(m info) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.promoted.RunID == m["run_id"]
+}
+
 // opening undoes what keeps a server closed.
 func (n *Node) opening(user, password string) []string {
-	return configSet("masteruser", user, "masterauth", password, minReplicas, fmt.Sprint(n.atLeast), pingPeriod, openPeriod, "port", portOfAddr(n.addr))
+	open := configSet("masteruser", user, "masterauth", password, minReplicas, fmt.Sprint(n.atLeast), pingPeriod, openPeriod)
+	if n.managed == nil {
+		return open
+	}
+	return append(open, "port", portOfAddr(n.addr))
 }

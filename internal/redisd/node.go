@@ -59,6 +59,7 @@ type Node struct {
 	peerA    string
 	pinged   string            // verbs only: address of the primary that is known to send something every second
 	admitted redis.Credentials // verbs only: what Configure demanded last, …
+	movers   string            // … for who moves slots
 	rules    []string          // … and the access rules after that
 	disk     bool              // verbs only: Configure asked for every write to be synced
 	gate     barrier           // verbs only: the latest that was written

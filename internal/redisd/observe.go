@@ -196,7 +196,9 @@ func (n *Node) judgeBoot(ctx context.Context, m *info) error {
 		if f := m.following(); f != "" {
 			what = "came up following " + f
 		}
-		bad = "boot-not-frozen: the server " + what + ": start it with --replicaof " + deadHost + " " + deadPort + " on its command line"
+		if n.cluster == nil || n.managed != nil { // a member of a cluster that somebody else starts cannot boot otherwise
+			bad = "boot-not-frozen: the server " + what + ": start it with --replicaof " + deadHost + " " + deadPort + " on its command line"
+		}
 		n.log.Error("server did not boot frozen; fencing it", "run_id", run, "detail", what)
 		if err := n.fenceByOrder(ctx); err != nil {
 			return fmt.Errorf("fence a server that %s: %w", what, err)

@@ -36,6 +36,7 @@ type Options struct {
 	Persistence  Persistence       // empty: PersistAOF
 	SyncAlways   bool              // start with appendfsync always, whatever the directives say: for durability quorum+disk
 	Cluster      *ClusterSeat      // its place in a cluster; nil: it is no member of one
+	Mover        func() string     // the password of who moves keys away from it (redis.MoverUser); nil, or empty: nobody does
 	GuardCommand []string          // argv that runs RunGuard; empty: no guard, and then an agent that dies leaves its primary writable
 	Log          *slog.Logger      // nil: silent
 	Clock        clock.Clock       // nil: the machine's

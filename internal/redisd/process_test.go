@@ -45,9 +45,14 @@ func TestWhenTheAgentDiesItsGuardFencesAPrimary(t *testing.T) {
 
 func TestWhenTheAgentDiesItsGuardKillsAPrimaryThatDoesNotAnswer(t *testing.T) {
 	t.Parallel()
+	guardKillsWhatHangs(t, "promote")
+}
+
+// guardKillsWhatHangs stops the server of an agent of that kind, and kills the agent.
+func guardKillsWhatHangs(t *testing.T, kind string) {
+	t.Helper()
 	serverBinary(t)
-	addr := freeAddr(t)
-	pid, kill := startAgent(t, addr, t.TempDir(), "promote")
+	pid, kill := startAgent(t, freeAddr(t), t.TempDir(), kind)
 	p, err := openProcess(pid, 0, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -405,15 +410,23 @@ func TestALostLinkIsStartedAnewAtOnce(t *testing.T) {
 	t.Parallel()
 	p, r := primary(t, nil), open(t, nil)
 	follow(t, r, p)
-	must(t, client(t, p.addr, ""), "CLIENT", "KILL", "TYPE", "replica")
-	see(t, r, "the lost link", func(o redis.Observation) bool { return !o.LinkUp })
-	began := time.Now()
-	if err := r.Follow(within(t, time.Second), p.addr, tenure()); err != nil {
-		t.Fatal(err)
+	atOnce := 0
+	for range 5 { // by the server's own cron it comes back at any time within a second
+		must(t, client(t, p.addr, ""), "CLIENT", "KILL", "TYPE", "replica")
+		see(t, r, "the lost link", func(o redis.Observation) bool { return !o.LinkUp })
+		began := time.Now()
+		if err := r.Follow(within(t, 5*time.Second), p.addr, tenure()); err != nil {
+			t.Fatal(err)
+		}
+		see(t, r, "the link", func(o redis.Observation) bool { return o.LinkUp })
+		took := time.Since(began)
+		t.Logf("it came back after %s", took)
+		if took < 150*time.Millisecond {
+			atOnce++
+		}
 	}
-	see(t, r, "the link", func(o redis.Observation) bool { return o.LinkUp })
-	if took := time.Since(began); took > 500*time.Millisecond {
-		t.Fatalf("the link came back after %s: by the server's own cron", took)
+	if atOnce < 3 {
+		t.Errorf("at once in %d rounds of 5: by the server's own cron", atOnce)
 	}
 	role, pos, err := r.PrimaryPosition(within(t, time.Second), p.addr)
 	if err != nil || role != topo.RolePrimary || pos.ReplID == "" {

@@ -57,13 +57,26 @@ func (n *Node) demands(disk bool) []demand {
 	if n.cluster == nil {
 		return demands(disk)
 	}
-	return append(demands(disk), clusterDemands()...)
+	all := append(demands(disk), clusterDemands()...)
+	if n.managed == nil { // what a managed one has on its command line
+		all = append(all, attachedDemands()...)
+	}
+	return all
 }
 
 // watchedSettings are the names that an observation needs.
 func (n *Node) watchedSettings() []string {
 	names := []string{"stop-writes-on-bgsave-error", "save", minReplicas, "min-replicas-max-lag", "appendonly"}
 	for _, d := range n.demands(true) {
+		names = append(names, d.name)
+	}
+	return names
+}
+
+// TouchedSettings are the names of the settings that a driver may change on an attached server, but for who may replicate.
+func TouchedSettings() []string {
+	names := []string{minReplicas, "min-replicas-max-lag"}
+	for _, d := range demands(true) {
 		names = append(names, d.name)
 	}
 	return names

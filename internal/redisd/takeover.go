@@ -155,7 +155,7 @@ func (n *Node) rightful(view slots.Nodes, self slots.Node, have slots.Set) (miss
 	}
 	want := n.cluster.expected()
 	have = have.Or(self.Slots)
-	if more := have.Minus(want); more != (slots.Set{}) {
+	if more := have.Minus(want).Minus(n.cluster.either()); more != (slots.Set{}) {
 		return missing, fmt.Errorf("by its own view it would have slots %s, which are not its shard's", more)
 	}
 	missing = want.Minus(have)
@@ -185,7 +185,7 @@ func (n *Node) owns(ctx context.Context, nodes reply) error {
 	if err != nil {
 		return err
 	}
-	if self, _ := view.Self(); self.Slots != n.cluster.expected() {
+	if self, _ := view.Self(); self.Slots.Minus(n.cluster.either()) != n.cluster.expected() {
 		return n.undo(ctx, fmt.Errorf("%w: its slots are %s, and its shard's are %s", redis.ErrRefused, self.Slots, n.cluster.expected()))
 	}
 	return nil
@@ -215,7 +215,7 @@ func (n *Node) stateAllows(ctx context.Context, c *conn) error {
 			return nil
 		}
 		if n.clk.Uptime() >= end || ctx.Err() != nil {
-			return fmt.Errorf("it started a moment ago and would answer CLUSTERDOWN: it is opened when it serves")
+			return redis.ErrStarting
 		}
 	}
 }
