@@ -6,6 +6,8 @@ import (
 	"context"
 	"fmt"
 	"strconv"
+
+	"redoubt/internal/reshard"
 )
 
 const (
@@ -13,24 +15,32 @@ const (
 	pieceFirst    = 100  // of the first piece, before it is known how large elements are
 )
 
-// copyBig copies a large value in pieces into a temporary key of the same slot, and renames it. A value that is written meanwhile
+// copyBig copies a large value in pieces into a temporary key at the place of its own, and renames it. A value that is written meanwhile
 // is left for the next round: it counts as written.
-func (b *batch) copyBig(ctx context.Context, w weighed) error {
-	s := b.s
-	s.src.add("TYPE", w.key)
-	s.src.add("PEXPIRETIME", w.key)
-	reps, err := s.src.must(ctx)
+func (c *copier) copyBig(ctx context.Context, w weighed, rate reshard.Rate) error {
+	if err := c.src.use(ctx, w.db); err != nil {
+		return err
+	}
+	if err := c.tgt.use(ctx, c.place(w.db)); err != nil {
+		return err
+	}
+	c.src.add("TYPE", w.key)
+	c.addEnd(w.key)
+	reps, err := c.src.must(ctx)
 	if err != nil {
 		return err
 	}
 	kind := string(reps[0].body)
 	w.ttl = max(0, reps[1].num)
-	p := &pieces{batch: b, key: w.key, temp: temporary(b.o.Slot, b.o.Slot([]byte(w.key))), count: pieceFirst}
+	p := &pieces{copier: c, name: w.name, rate: rate, size: pieceFirst}
 	copy := map[string]func(context.Context) (bool, error){
 		"string": p.text, "list": p.list, "hash": p.hash, "set": p.set, "zset": p.zset, "stream": p.stream,
 	}[kind]
-	if copy == nil || kind == "hash" && s.fieldTTL { // a hash's fields may have times to live, which no piece tells
-		return b.copyWhole(ctx, w.key)
+	if copy == nil || kind == "hash" && c.fieldTTL { // a hash's fields may have times to live, which no piece tells
+		return c.copyWhole(ctx, w.name)
+	}
+	if p.temp, err = c.temp(w.name); err != nil {
+		return err
 	}
 	if err := p.remove(ctx); err != nil {
 		return err
@@ -40,64 +50,69 @@ func (b *batch) copyBig(ctx context.Context, w weighed) error {
 		return err
 	}
 	if !whole || p.made == 0 {
-		return b.copyGone(ctx, p, whole)
+		return p.gone(ctx, whole)
 	}
 	return p.rename(ctx, w.ttl)
 }
 
-// copyGone ends a copy that was overtaken. A value that turned out empty is gone at the source.
-func (b *batch) copyGone(ctx context.Context, p *pieces, whole bool) error {
-	if err := p.remove(ctx); err != nil || !whole {
-		return err
-	}
-	return b.copyWhole(ctx, p.key)
-}
-
 // copyWhole copies a value by DUMP, whatever its size.
-func (b *batch) copyWhole(ctx context.Context, key string) error {
-	b.s.src.add("DUMP", key)
-	b.s.src.add("PEXPIRETIME", key)
-	reps, err := b.s.src.must(ctx)
+func (c *copier) copyWhole(ctx context.Context, n name) error {
+	c.src.add("DUMP", n.key)
+	c.addEnd(n.key)
+	reps, err := c.src.must(ctx)
 	if err != nil {
 		return err
 	}
-	w := weighed{key: key}
+	w := weighed{name: n}
 	if !reps[0].null && reps[1].num != -2 {
 		w.value, w.ttl = reps[0].body, max(0, reps[1].num)
 	}
-	n, err := b.s.restore(ctx, []weighed{w})
-	b.report.Keys++
-	b.report.Bytes += n
-	return err
+	g, err := c.give(ctx, []weighed{w})
+	if err != nil {
+		return err
+	}
+	return c.answered(ctx, g, reshard.Rate{})
 }
 
 // pieces is one large value on its way.
 type pieces struct {
-	*batch
-	key, temp string
-	count     int64 // elements of the next piece
-	made      int64 // pieces that were written
-	bytes     int64 // of the piece being made
+	*copier
+	name
+	temp  string
+	rate  reshard.Rate
+	size  int64 // elements of the next piece
+	made  int64 // pieces that were written
+	bytes int64 // of the piece being made
+}
+
+// gone ends a copy that was overtaken. A value that turned out empty is gone at the source.
+func (p *pieces) gone(ctx context.Context, whole bool) error {
+	if err := p.remove(ctx); err != nil || !whole {
+		return err
+	}
+	return p.copyWhole(ctx, p.name)
 }
 
 func (p *pieces) remove(ctx context.Context) error {
-	p.s.tgt.add("ASKING")
-	p.s.tgt.add("UNLINK", p.temp)
-	_, err := p.s.tgt.must(ctx)
+	p.ask()
+	p.tgt.add("UNLINK", p.temp)
+	_, err := p.tgt.must(ctx)
 	return err
 }
 
 // rename gives the value its name. A target that takes keys of a slot it does not own refuses a command about two keys of which one
 // is missing, so there is something of that name first.
 func (p *pieces) rename(ctx context.Context, ttl int64) error {
-	t := p.s.tgt
+	t := p.tgt
 	if ttl > 0 {
-		t.add("ASKING")
-		t.add("PEXPIREAT", p.temp, strconv.FormatInt(ttl, 10))
+		p.ask()
+		t.add(p.expire(), p.temp, strconv.FormatInt(ttl, 10))
 	}
-	t.add("ASKING")
-	t.add("SET", p.key, "")
-	t.add("ASKING")
+	if p.asking {
+		p.ask()
+		t.add("SET", p.key, "")
+	}
+	p.ask()
 	t.add("RENAME", p.temp, p.key)
 	reps, err := t.round(ctx)
 	if err != nil {
@@ -105,10 +120,17 @@ func (p *pieces) rename(ctx context.Context, ttl int64) error {
 	}
 	err = t.firstError(reps)
 	if err != nil && ttl > 0 { // its time may have come just now: then there is nothing to rename
-		return p.copyWhole(ctx, p.key)
+		return p.copyWhole(ctx, p.name)
 	}
-	p.report.Keys++
+	p.count(1, 0, 0)
 	return err
+}
+
+func (c *copier) expire() string {
+	if c.relative {
+		return "PEXPIRE"
+	}
+	return "PEXPIREAT"
 }
 
 // write sends one piece, while the next is read. goOn is false when the value was written meanwhile.
@@ -116,8 +138,8 @@ func (p *pieces) write(ctx context.Context, head []string, values [][]byte) (goO
 	for _, v := range values {
 		p.bytes += int64(len(v))
 	}
-	p.s.tgt.add("ASKING")
-	p.s.tgt.addValues(head, values...)
+	p.ask()
+	p.tgt.addValues(head, values...)
 	return p.flush(ctx, int64(len(values)))
 }
 
@@ -126,7 +148,7 @@ func (p *pieces) flush(ctx context.Context, elements int64) (goOn bool, err erro
 	if err := p.settle(ctx); err != nil {
 		return false, err
 	}
-	if err := p.s.tgt.send(ctx); err != nil {
+	if err := p.tgt.send(ctx); err != nil {
 		return false, err
 	}
 	goOn, err = p.written(ctx, elements)
@@ -136,30 +158,30 @@ func (p *pieces) flush(ctx context.Context, elements int64) (goOn bool, err erro
 	return false, p.settle(ctx)
 }
 
-// written accounts for a piece, chooses the size of the next, and says whether the value is still what it was. While clients wait it is.
+// written accounts for a piece, chooses the size of the next, and says whether the value is still what it was. While clients wait it is, and
+// where nobody knows it is taken to be.
 func (p *pieces) written(ctx context.Context, elements int64) (goOn bool, err error) {
 	p.made++
-	p.report.Pieces++
-	p.report.Bytes += p.bytes
+	p.count(0, p.bytes, 1)
 	if elements > 0 {
-		p.count = min(max(batchBytes/max(1, p.bytes/elements), 10), pieceElements)
+		p.size = min(max(batchBytes/max(1, p.bytes/elements), 10), pieceElements)
 	}
-	if p.f.Parked {
+	if p.still || p.copier.stream == nil {
 		p.bytes = 0
 		return true, nil
 	}
-	err = rest(ctx, p.o.Rate.Rest(0, p.bytes, 0))
+	err = rest(ctx, p.rate.Rest(0, p.bytes, 0))
 	p.bytes = 0
-	return err == nil && !p.s.stream.written(p.key), err
+	return err == nil && !p.copier.stream.written(p.name), err
 }
 
 // settle reads the answer to the piece before.
 func (p *pieces) settle(ctx context.Context) error {
-	reps, err := p.s.tgt.receive(ctx)
+	reps, err := p.tgt.receive(ctx)
 	if err != nil {
 		return err
 	}
-	return p.s.tgt.firstError(reps)
+	return p.tgt.firstError(reps)
 }
 
 func (p *pieces) end(ctx context.Context, err error) (bool, error) {
@@ -171,7 +193,7 @@ func (p *pieces) end(ctx context.Context, err error) (bool, error) {
 
 func (p *pieces) text(ctx context.Context) (bool, error) {
 	for at := int64(0); ; {
-		rep, err := p.s.src.ask(ctx, "GETRANGE", p.key, strconv.FormatInt(at, 10), strconv.FormatInt(at+batchBytes-1, 10))
+		rep, err := p.src.ask(ctx, "GETRANGE", p.key, strconv.FormatInt(at, 10), strconv.FormatInt(at+batchBytes-1, 10))
 		if err != nil || len(rep.body) == 0 {
 			return p.end(ctx, err)
 		}
@@ -185,7 +207,7 @@ func (p *pieces) text(ctx context.Context) (bool, error) {
 
 func (p *pieces) list(ctx context.Context) (bool, error) {
 	for at := int64(0); ; {
-		rep, err := p.s.src.ask(ctx, "LRANGE", p.key, strconv.FormatInt(at, 10), strconv.FormatInt(at+p.count-1, 10))
+		rep, err := p.src.ask(ctx, "LRANGE", p.key, strconv.FormatInt(at, 10), strconv.FormatInt(at+p.size-1, 10))
 		if err != nil || len(rep.items) == 0 {
 			return p.end(ctx, err)
 		}
@@ -225,12 +247,12 @@ func (p *pieces) zset(ctx context.Context) (bool, error) {
 // scan walks over a hash, a set or a sorted set. What it meets twice is written twice, which changes nothing.
 func (p *pieces) scan(ctx context.Context, verb string, as func([][]byte) ([]string, [][]byte)) (bool, error) {
 	for cursor := "0"; ; {
-		rep, err := p.s.src.ask(ctx, verb, p.key, cursor, "COUNT", strconv.FormatInt(p.count, 10))
+		rep, err := p.src.ask(ctx, verb, p.key, cursor, "COUNT", strconv.FormatInt(p.size, 10))
 		if err != nil {
 			return false, err
 		}
 		if len(rep.items) != 2 {
-			return false, fmt.Errorf("%s answered %s with %d parts", p.s.src.addr, verb, len(rep.items))
+			return false, fmt.Errorf("%s answered %s with %d parts", p.src.addr, verb, len(rep.items))
 		}
 		cursor = string(rep.items[0].body)
 		if items := bodies(rep.items[1].items); len(items) > 0 {

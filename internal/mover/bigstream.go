@@ -4,15 +4,17 @@ package mover
 
 import (
 	"context"
+	"math"
 	"strconv"
+	"strings"
 )
 
 // stream copies the entries of a stream, then what is not an entry: its counters, its groups, their consumers and what
 // these have not acknowledged.
 func (p *pieces) stream(ctx context.Context) (bool, error) {
-	src, t := p.s.src, p.s.tgt
+	src, t := p.src, p.tgt
 	for from := "-"; ; {
-		rep, err := src.ask(ctx, "XRANGE", p.key, from, "+", "COUNT", strconv.FormatInt(p.count, 10))
+		rep, err := src.ask(ctx, "XRANGE", p.key, from, "+", "COUNT", strconv.FormatInt(p.size, 10))
 		if err != nil {
 			return false, err
 		}
@@ -29,9 +31,9 @@ func (p *pieces) stream(ctx context.Context) (bool, error) {
 				p.bytes += int64(len(v))
 			}
 			p.bytes += 32
-			t.add("ASKING")
+			p.ask()
 			t.addValues([]string{"XADD", p.temp, id}, values...)
-			from = "(" + id
+			from = after(id)
 		}
 		if goOn, err := p.now(ctx, int64(len(rep.items))); !goOn {
 			return false, err
@@ -42,7 +44,7 @@ func (p *pieces) stream(ctx context.Context) (bool, error) {
 
 // now sends a piece and reads its answers.
 func (p *pieces) now(ctx context.Context, elements int64) (goOn bool, err error) {
-	if _, err := p.s.tgt.must(ctx); err != nil {
+	if _, err := p.tgt.must(ctx); err != nil {
 		return false, err
 	}
 	return p.written(ctx, elements)
@@ -58,7 +60,7 @@ func flat(r reply) map[string]reply {
 }
 
 func (p *pieces) extras(ctx context.Context) (bool, error) {
-	src, t := p.s.src, p.s.tgt
+	src, t := p.src, p.tgt
 	src.add("XINFO", "STREAM", p.key)
 	src.add("XINFO", "GROUPS", p.key)
 	reps, err := src.must(ctx)
@@ -69,8 +71,12 @@ func (p *pieces) extras(ctx context.Context) (bool, error) {
 	if p.made == 0 { // no entry is left, but the rest is there: the whole is small
 		return true, nil
 	}
-	t.add("ASKING")
-	t.add("XSETID", p.temp, string(x["last-generated-id"].body), "ENTRIESADDED", num(x["entries-added"]), "MAXDELETEDID", string(x["max-deleted-entry-id"].body))
+	p.ask()
+	words := []string{"XSETID", p.temp, string(x["last-generated-id"].body)}
+	if added, told := x["entries-added"]; told { // by servers of 7.0 or later
+		words = append(words, "ENTRIESADDED", num(added), "MAXDELETEDID", string(x["max-deleted-entry-id"].body))
+	}
+	t.add(words...)
 	for _, g := range reps[1].items {
 		if err := p.group(ctx, flat(g)); err != nil {
 			return false, err
@@ -79,14 +85,24 @@ func (p *pieces) extras(ctx context.Context) (bool, error) {
 	return p.now(ctx, 0)
 }
 
+// after is the first id behind one, for servers that know no open ranges.
+func after(id string) string {
+	ms, seq, _ := strings.Cut(id, "-")
+	n, err := strconv.ParseUint(seq, 10, 64)
+	if err != nil || n == math.MaxUint64 {
+		return "(" + id
+	}
+	return ms + "-" + strconv.FormatUint(n+1, 10)
+}
+
 func num(r reply) string { return strconv.FormatInt(r.num, 10) }
 
 // group collects what makes one consumer group.
 func (p *pieces) group(ctx context.Context, g map[string]reply) error {
-	src, t := p.s.src, p.s.tgt
+	src, t := p.src, p.tgt
 	name, last := string(g["name"].body), string(g["last-delivered-id"].body)
-	t.add("ASKING")
-	if read := g["entries-read"]; read.null {
+	p.ask()
+	if read, told := g["entries-read"]; !told || read.null {
 		t.add("XGROUP", "CREATE", p.temp, name, last)
 	} else {
 		t.add("XGROUP", "CREATE", p.temp, name, last, "ENTRIESREAD", num(read))
@@ -96,7 +112,7 @@ func (p *pieces) group(ctx context.Context, g map[string]reply) error {
 		return err
 	}
 	for _, c := range rep.items {
-		t.add("ASKING")
+		p.ask()
 		t.add("XGROUP", "CREATECONSUMER", p.temp, name, string(flat(c)["name"].body))
 	}
 	for from := "-"; ; {
@@ -109,9 +125,9 @@ func (p *pieces) group(ctx context.Context, g map[string]reply) error {
 				continue
 			}
 			id := string(e.items[0].body)
-			t.add("ASKING")
+			p.ask()
 			t.add("XCLAIM", p.temp, name, string(e.items[1].body), "0", id, "IDLE", num(e.items[2]), "RETRYCOUNT", num(e.items[3]), "FORCE", "JUSTID", "LASTID", last)
-			from = "(" + id
+			from = after(id)
 		}
 		if _, err := t.must(ctx); err != nil {
 			return err

@@ -100,7 +100,7 @@ func TestWhatEndsByItselfIsLetGo(t *testing.T) {
 	g, s := newGate(half), &shelf{}
 	o := c.options(g, s)
 	o.Before = func(step reshard.Step) error {
-		if step.Do == reshard.LetGo {
+		if step.Do == reshard.Clean {
 			return rest(within(t, time.Minute), 800*time.Millisecond)
 		}
 		return nil
@@ -145,7 +145,7 @@ func TestAMoveIsPausedAndTakenBack(t *testing.T) {
 	w := newClients(t, c, g, slots)
 	w.fill(t, 2, 400)
 	w.run(t, 2)
-	for _, rule := range []string{"mark", "track", "copy", "park", "drain", "let-go"} {
+	for _, rule := range []string{"mark", "track", "copy", "let-go", "park", "drain", "flip"} {
 		o := c.options(g, s)
 		s.wish = reshard.GoOn
 		paused := 0
@@ -163,10 +163,10 @@ func TestAMoveIsPausedAndTakenBack(t *testing.T) {
 			return nil
 		}
 		got, err := c.mover(o).Run(within(t, time.Minute), reshard.Move{Slots: slots, From: "a", To: "b"})
-		if err != nil || rule != "let-go" && (got.Stage != reshard.Cancelled || paused != 2) {
+		if err != nil || rule != "flip" && (got.Stage != reshard.Cancelled || paused != 2) {
 			t.Fatalf("cancelled at %s: %s, paused %d times: %v", rule, got, paused, err)
 		}
-		if rule == "let-go" && got.Stage != reshard.Done { // it was stored already when it was asked
+		if rule == "flip" && got.Stage != reshard.Done { // the target had them already when it was asked
 			t.Fatalf("cancelled too late: %s", got)
 		}
 	}
@@ -179,7 +179,7 @@ func TestPrimariesAreReplacedMeanwhile(t *testing.T) {
 	if testing.Short() {
 		t.Skip("many clusters")
 	}
-	for _, rule := range []string{"copy", "park", "drain", "forget", "flip", "flipped", "tell"} {
+	for _, rule := range []string{"copy", "let-go", "park", "drain", "flip", "flipped", "tell"} {
 		for _, side := range []string{"a", "b"} {
 			t.Run(rule+"/"+side, func(t *testing.T) {
 				c := newCluster(t, 2, 2, 0)
@@ -197,7 +197,7 @@ func TestPrimariesAreReplacedMeanwhile(t *testing.T) {
 							// A failover loses nothing that clients were told when replicas have it.
 							c.do(c.primary(side).Addr, "DEBUG", "SLEEP", "0")
 							eventually(t, "replicas in sync", func() bool { return c.synced(side) })
-							c.promote(side)
+							c.promote(side, given(rule, side, slots)...)
 						}
 						return nil
 					}
@@ -220,6 +220,14 @@ func TestPrimariesAreReplacedMeanwhile(t *testing.T) {
 	}
 }
 
+// given is what a shard has given away for good when a rule is about to be carried out.
+func given(rule, side string, slots []int) []int {
+	if side == "a" && (rule == "flipped" || rule == "tell") {
+		return slots
+	}
+	return nil
+}
+
 // synced reports whether all replicas of a shard have what their primary has.
 func (c *cluster) synced(shard string) bool {
 	for _, s := range c.topology() {
@@ -234,6 +242,32 @@ func (c *cluster) synced(shard string) bool {
 		}
 	}
 	return true
+}
+
+// TestCommandsThatTakeLongPutAHandOverOff: it is tried again, and behind some times not waited for any more.
+func TestCommandsThatTakeLongPutAHandOverOff(t *testing.T) {
+	t.Parallel()
+	for _, busy := range []int{2, 1000} {
+		c := newCluster(t, 2, 1, 0)
+		g, s := newGate(half), &shelf{}
+		g.busy = busy
+		slots := slotsFrom(700, 2)
+		w := newClients(t, c, g, slots)
+		w.fill(t, 2, 50)
+		flips := 0
+		o := c.options(g, s)
+		o.Before = func(step reshard.Step) error {
+			if step.Do == reshard.Flip {
+				flips++
+			}
+			return nil
+		}
+		mustRun(t, c.mover(o), reshard.Move{Slots: slots, From: "a", To: "b"})
+		if want := min(busy, underWayMost) + 1; g.parks != want || flips != 1 {
+			t.Errorf("%d times busy: parked %d times, want %d; %d flips", busy, g.parks, want, flips)
+		}
+		w.compare(t)
+	}
 }
 
 func TestWaitDoesNotCountWhoListens(t *testing.T) {
@@ -334,7 +368,7 @@ func TestAStoreThatFailsEndsItAtOnce(t *testing.T) {
 	}
 	c.do(c.primary("a").Addr, "SET", "k"+tagOf(1100), "v")
 	got, err := c.mover(o).Run(within(t, time.Minute), reshard.Move{Slots: []int{1100}, From: "a", To: "b"})
-	if !errors.Is(err, lost) || len(g.parked) != 1 {
+	if !errors.Is(err, lost) || len(g.parked) != 0 {
 		t.Fatalf("%s: %v; parked %v", got, err, g.parked)
 	}
 	o.Store = store

@@ -54,7 +54,7 @@ func eventually(t testing.TB, what string, cond func() bool) {
 func freePort(t testing.TB) int {
 	t.Helper()
 	for range 1000 {
-		port := 10000 + rand.IntN(20000)
+		port := 10000 + rand.IntN(6000) // deployments of test/e2e are above
 		lock, err := net.Listen("unix", fmt.Sprintf("@redoubt-test-port-%d", port))
 		if err != nil {
 			continue
@@ -310,7 +310,7 @@ func (c *cluster) count(addr string, slots []int) int64 {
 }
 
 // promote makes the first replica of a shard its primary, as a failover would: the primary is killed first.
-func (c *cluster) promote(shard string) {
+func (c *cluster) promote(shard string, given ...int) {
 	c.t.Helper()
 	i := strings.Index("abcd", shard)
 	c.mu.Lock()
@@ -322,6 +322,18 @@ func (c *cluster) promote(shard string) {
 		}
 	}
 	next := sh.Replicas[0]
+	begun := time.Now()
+	eventually(c.t, "the replica knows what its shard has given away", func() bool { // or it would take that back, and its owner delete it
+		for _, slot := range given {
+			if strings.Contains(c.try(next.Addr, "GET", tagOf(slot)), "MOVED "+strconv.Itoa(slot)+" "+sh.Primary.Addr) {
+				return false
+			}
+		}
+		return true
+	})
+	if len(given) > 0 {
+		c.t.Logf("the replica knew after %s", time.Since(begun).Round(time.Millisecond))
+	}
 	if got := c.try(next.Addr, "CLUSTER", "FAILOVER", "TAKEOVER"); got != "OK" {
 		c.t.Fatalf("takeover: %s", got)
 	}
@@ -376,6 +388,8 @@ type gate struct {
 	parked map[int]time.Time
 	under  map[int]int
 	waits  []time.Duration
+	busy   int // so many times, commands are still under way
+	parks  int
 }
 
 func newGate(owner func(slot int) string) *gate {
@@ -417,6 +431,9 @@ func (g *gate) Park(_ context.Context, slots []int) error {
 		for g.under[s] > 0 {
 			g.turn.Wait()
 		}
+	}
+	if g.parks++; g.parks <= g.busy {
+		return ErrUnderWay
 	}
 	return nil
 }

@@ -1,19 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package mover carries slots from one shard of a cluster to another on unmodified servers, step by step as reshard decides.
+// Package mover carries slots from one shard of a cluster to another on unmodified servers, step by step as reshard decides; and,
+// by the same means, everything that servers have into a deployment (Whole).
 //
 // It copies by state: every key is dumped at the source and restored at the target, large ones in pieces, while clients go on; the
 // source's replication stream only tells which keys were written meanwhile, and these are copied again. When few are left
 // the clients of these slots wait for a few milliseconds, in which the last keys are copied, enough replicas of the target acknowledge,
-// the source forgets the keys and the target takes the slots by one command.
+// the source gives up the slots and the target takes them by one command. The source's copies are deleted afterwards.
 //
 // It is not for deciding which slots move, or what comes next (reshard), nor for keeping clients waiting (a Parker does), nor for
-// storing (Options.Store does). Its invariants: the source forgets nothing before it is stored that the target has everything;
-// nothing is ever deleted at an owner of the slots but by LetGo. A Mover serves one batch at a time; each batch has the goroutine
+// storing (Options.Store does). Its invariants: the target takes slots only after the source gave them up, everything that it wrote
+// before was copied, and that was stored; nothing is ever deleted at an owner of the slots. A Mover serves one batch at a time; each batch has the goroutine
 // of its caller, one that reads the source's stream, and one that reads values ahead. Close waits for them.
 package mover
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -36,15 +38,21 @@ type Shard struct {
 	Replicas []Node // those that live
 	Absent   []Node // its other nodes: not asked, but whom they call the owner of a slot belongs to this shard
 	Busy     string // why it is to be left alone: a failover, a switchover
+	Tenure   string // of the primary: another one means that its shard may have been served by somebody else. Empty: the primary's id
 }
 
-// Parker keeps clients away from slots. A slot is parked from Park until Flow, and in any case as long as its stored stage is letting-go.
+// Parker keeps clients away from slots, so that they wait and see no error. Nothing depends on it but that: what is written at the source
+// all the same is seen, and copied, before it gives up the slots, and refused by it behind that.
 type Parker interface {
-	// Park returns when no client's command about these slots is under way at their owner and none will be. It can be repeated.
+	// Park has clients' commands about these slots wait, and returns when none is under way at their owner any more, or with ErrUnderWay if
+	// that takes long. It can be repeated.
 	Park(ctx context.Context, slots []int) error
 	// Flow sends the clients of these slots to a shard. It can be repeated, also for slots that are not parked.
 	Flow(ctx context.Context, slots []int, owner string) error
 }
+
+// ErrUnderWay: clients wait, but some commands of before take long. Tried again later, they need not meet an owner that is none any more.
+var ErrUnderWay = errors.New("commands are still under way")
 
 // Options are what a Mover works with. Those without a remark are needed.
 type Options struct {
@@ -58,7 +66,9 @@ type Options struct {
 	Parker Parker
 	// Store stores the stage of a batch, and fails if the batch is not this mover's any more. Its error ends Run at once.
 	Store func(ctx context.Context, m reshard.Move) error
-	Wish  func() reshard.Wish // what is wanted now; nil: what the Move says
+	// Confirm returns the tenures of both shards as they are agreed now, by a read that begins in the call; nil: Shards is that good.
+	Confirm func(ctx context.Context, from, to string) (fromTenure, toTenure string, err error)
+	Wish    func() reshard.Wish // what is wanted now; nil: what the Move says
 	// Replicas of the target that must have everything before the source lets go.
 	Replicas int
 	Limits   reshard.Limits // zero: the default
@@ -85,11 +95,12 @@ type Report struct {
 var ErrHalted = errors.New("the move needs a decision")
 
 const (
-	batchKeys   = 100
-	batchBytes  = 64 << 10
-	bigBytes    = 256 << 10
-	stopDefault = 250 * time.Millisecond
-	parksInVain = 20 // after that Run returns, and whoever called it decides
+	batchKeys    = 100
+	batchBytes   = 64 << 10
+	bigBytes     = 256 << 10
+	stopDefault  = 250 * time.Millisecond
+	underWayMost = 5  // times that commands which take long put a hand-over off
+	parksInVain  = 20 // after that Run returns, and whoever called it decides
 )
 
 // Mover moves batches.
@@ -135,13 +146,13 @@ var errCrash = errors.New("stopped before a step")
 // Run carries a batch on from its stored stage until it is over, and returns what is stored about it then. On an error the
 // caller reads what is stored, and calls Run with it again: nothing else is needed after an error, a crash or a change of the mover.
 func (m *Mover) Run(ctx context.Context, mv reshard.Move) (reshard.Move, error) {
-	b := &batch{Mover: m, mv: mv, report: Report{Steps: map[string]time.Duration{}}, began: time.Now(), big: map[string]int64{}}
+	b := &batch{Mover: m, mv: mv, report: Report{Steps: map[string]time.Duration{}}, began: time.Now(), big: map[name]int64{}}
 	b.f.Limits = m.o.Limits
-	// Whether somebody left clients waiting is not known; ending that can be repeated. Between two owners they must wait.
-	b.f.Parked = mv.Stage != reshard.Planned && mv.Stage != reshard.LettingGo
+	// Whether somebody left clients waiting is not known; ending that can be repeated.
+	b.f.Parked = mv.Stage != reshard.Planned
 	err := b.run(ctx)
 	if err != nil {
-		m.drop()
+		m.drop() // and with it whatever was on its way
 		if b.f.Parked && b.mv.Stage == reshard.Copying && !errors.Is(err, errCrash) && !errors.Is(err, errStore) {
 			undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 			defer cancel()
@@ -168,11 +179,18 @@ type batch struct {
 	began  time.Time
 	parked time.Time
 	rounds int
-	big    map[string]int64 // keys that were large, and how large
+	big    map[name]int64 // keys that were large, and how large
 }
 
 func (b *batch) run(ctx context.Context) error {
+	var failed error // in the hand-over
 	for {
+		if b.mv.Stage == reshard.Settling {
+			failed = nil
+		}
+		if failed != nil && !b.f.Parked {
+			return failed
+		}
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -193,7 +211,14 @@ func (b *batch) run(ctx context.Context) error {
 		}
 		began := time.Now()
 		if err := b.do(ctx, step); err != nil {
-			return fmt.Errorf("%s: %w", step.Rule, err)
+			err = fmt.Errorf("%s: %w", step.Rule, err)
+			if b.mv.Stage != reshard.LettingGo || step.Do == reshard.Recall || errors.Is(err, errStore) || ctx.Err() != nil {
+				return err
+			}
+			failed = err // the source has its slots again before this ends, if the target has not taken them
+			if err := b.recall(ctx); err != nil {
+				return errors.Join(failed, err)
+			}
 		}
 		b.report.Steps[step.Rule] += time.Since(began)
 	}
@@ -208,7 +233,7 @@ func (b *batch) refresh() error {
 	if err != nil {
 		return err
 	}
-	b.f.Busy = ""
+	b.f.Busy, b.f.Tenure = "", tenure(from)+" "+tenure(to)
 	for _, s := range []Shard{from, to} {
 		if s.Busy != "" {
 			b.f.Busy = "shard " + s.ID + ": " + s.Busy
@@ -235,6 +260,8 @@ func (b *batch) refresh() error {
 	}
 	return nil
 }
+
+func tenure(s Shard) string { return cmp.Or(s.Tenure, s.Primary.ID) }
 
 func (b *batch) sides() (from, to Shard, others []Node, err error) {
 	for _, s := range b.o.Shards() {

@@ -69,7 +69,7 @@ func TestACrashAtEveryStepIsGoneOnFrom(t *testing.T) {
 	w.run(t, 2)
 	died := errors.New("died")
 	from, to := "a", "b"
-	for _, rule := range []string{"begin", "look", "mark", "track", "copy", "park", "drain", "let-go", "forget", "flip", "flipped", "flow", "count", "finish"} { // not "tell": gossip may have been faster
+	for _, rule := range []string{"begin", "look", "mark", "track", "copy", "let-go", "confirm", "park", "drain", "flip", "flipped", "clean", "count", "finish"} { // not "tell": gossip may have been faster
 		s.stored = reshard.Move{Slots: slots, From: from, To: to}
 		crashed := false
 		for s.stored.Stage != reshard.Done {

@@ -29,7 +29,7 @@ type session struct {
 }
 
 func (s *session) same(from, to Shard) bool {
-	return s.from.Primary == from.Primary && s.to.Primary == to.Primary
+	return s.from.Primary == from.Primary && s.to.Primary == to.Primary && tenure(s.from) == tenure(from) && tenure(s.to) == tenure(to)
 }
 
 func (s *session) close() {
@@ -67,7 +67,7 @@ func (s *session) ask(ctx context.Context, n Node, collect func(*link)) ([]reply
 // open connects to both primaries, and ends the connections of an earlier mover of these shards: what it has sent and was not yet
 // carried out must not come later than what this one does.
 func open(ctx context.Context, o *Options, from, to Shard, others []Node) (_ *session, err error) {
-	s := &session{o: o, from: from, to: to, others: others, peers: map[string]*link{}, name: "redoubt-mover:" + o.Name + ":" + from.ID + ":" + to.ID}
+	s := &session{o: o, from: from, to: to, others: others, peers: map[string]*link{}, name: sessionName(o, from, to)}
 	defer func() {
 		if err != nil {
 			s.close()
@@ -94,6 +94,11 @@ func open(ctx context.Context, o *Options, from, to Shard, others []Node) (_ *se
 	}
 	s.valkey = fields(reps[0].body)["valkey_version"] != ""
 	return s, nil
+}
+
+// sessionName is the name of a session's connections.
+func sessionName(o *Options, from, to Shard) string {
+	return "redoubt-mover:" + o.Name + ":" + from.ID + ":" + to.ID
 }
 
 func (s *session) info(ctx context.Context, l *link) ([]reply, error) {
@@ -229,7 +234,7 @@ func (s *session) marks(v view, slots []int, target bool) (all, some bool) {
 		if target {
 			_, is := v.importing[slot]
 			some = some || is
-			all = all && (is || v.owner[slot] == v.me)
+			all = all && (is && v.owner[slot] == s.from.Primary.ID || v.owner[slot] == v.me)
 			continue
 		}
 		is := v.migrating[slot] == s.to.Primary.ID

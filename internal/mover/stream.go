@@ -23,6 +23,9 @@ const (
 	argumentsMax   = 1 << 26
 )
 
+// errStream: what was written from here on is not known.
+var errStream = errors.New("the source's stream can be followed no longer")
+
 // listener follows the stream that a primary sends to its replicas, and notes which keys of the watched slots were written.
 // It asks for the very next byte of the stream, which the backlog answers without a fork and without a copy of the data. It never
 // acknowledges anything, so that WAIT does not count it; the server would end such a connection after repl-timeout, so it is
@@ -37,15 +40,18 @@ type listener struct {
 	gone   chan struct{}
 	wake   chan struct{} // one place: something was read
 
-	mu    sync.Mutex // guards what follows
-	at    int64      // offset up to which everything was read
-	watch map[int]bool
-	dirty map[string]struct{}
+	mu    sync.Mutex   // guards what follows
+	at    int64        // offset up to which everything was read
+	watch map[int]bool // slots
+	whole bool         // every key counts, whatever its slot and its database
+	db    int          // whole: the stream's present database; -1 until it names one
+	libs  bool         // whole: libraries of functions were changed
+	dirty map[name]struct{}
 	all   bool // every key may have been written
 	err   error
 }
 
-// listen opens the stream of the server that src is a connection to.
+// listen opens the stream of the server that src is a connection to, at what it does next, or behind l.at if l.replid is set.
 func listen(ctx context.Context, src *link, l *listener) error {
 	src.add("INFO", "replication")
 	src.add("CONFIG", "GET", "repl-timeout")
@@ -60,10 +66,13 @@ func listen(ctx context.Context, src *link, l *listener) error {
 	if info["repl_backlog_active"] != "1" {
 		return fmt.Errorf("%s has no replication backlog, so that its writes cannot be followed: it gets one with its first replica", src.addr)
 	}
-	if l.at, err = strconv.ParseInt(info["master_repl_offset"], 10, 64); err != nil {
-		return fmt.Errorf("read the offset of %s: %w", src.addr, err)
+	if l.replid == "" {
+		if l.at, err = strconv.ParseInt(info["master_repl_offset"], 10, 64); err != nil {
+			return fmt.Errorf("read the offset of %s: %w", src.addr, err)
+		}
+		l.replid = info["master_replid"]
 	}
-	l.replid, l.renew = info["master_replid"], 30*time.Second
+	l.renew = 30 * time.Second
 	if c := reps[1]; c.kind == '*' && len(c.items) == 2 {
 		if s, err := strconv.Atoi(string(c.items[1].body)); err == nil && s > 0 {
 			l.renew = time.Duration(s) * time.Second / 2
@@ -74,7 +83,7 @@ func listen(ctx context.Context, src *link, l *listener) error {
 		return err
 	}
 	l.gone, l.wake = make(chan struct{}), make(chan struct{}, 1)
-	l.watch, l.dirty = map[int]bool{}, map[string]struct{}{}
+	l.watch, l.dirty = map[int]bool{}, map[name]struct{}{}
 	var run context.Context
 	run, l.stop = context.WithCancel(context.WithoutCancel(ctx))
 	go l.follow(run, c)
@@ -99,6 +108,9 @@ func (l *listener) open(ctx context.Context) (*link, error) {
 		c.close()
 		return nil, err
 	}
+	if _, id, told := strings.Cut(string(rep.body), " "); told { // it has another name for the same history since it was promoted
+		l.replid = id
+	}
 	return c, nil
 }
 
@@ -120,7 +132,7 @@ func (l *listener) follow(ctx context.Context, c *link) {
 			}
 		}
 		l.mu.Lock()
-		l.err = errors.Join(errors.New("the source's stream can be followed no longer"), err, ctx.Err())
+		l.err = errors.Join(errStream, err, ctx.Err())
 		l.mu.Unlock()
 		l.poke()
 		return
@@ -165,15 +177,30 @@ func (l *listener) note(cmd *command) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.at += cmd.size
-	if len(cmd.args) == 0 || len(l.watch) == 0 {
+	if len(cmd.args) == 0 || len(l.watch) == 0 && !l.whole {
 		return
 	}
-	switch name := strings.ToUpper(string(cmd.args[0])); name {
-	case "PING", "SELECT", "MULTI", "EXEC", "REPLCONF", "PUBLISH", "SPUBLISH", "FUNCTION", "SCRIPT":
+	db := 0
+	if l.whole {
+		db = l.db
+	}
+	switch strings.ToUpper(string(cmd.args[0])) {
+	case "SELECT":
+		l.selects(cmd.args)
+		return
+	case "FUNCTION":
+		l.libs = true
+		return
+	case "PING", "MULTI", "EXEC", "REPLCONF", "PUBLISH", "SPUBLISH", "SCRIPT":
 		return
 	case "FLUSHALL", "FLUSHDB", "SWAPDB":
 		l.all = true
 		return
+	case "MOVE", "COPY": // they name another database
+		db = -1
+		if !l.whole {
+			db = 0
+		}
 	}
 	at, known := l.keys(cmd.args, cmd.at[:0])
 	if !known || cmd.cut && len(at) == 0 {
@@ -185,15 +212,25 @@ func (l *listener) note(cmd *command) {
 			l.all = true // too long to have been kept
 			continue
 		}
-		if !l.watch[l.slot(key)] {
+		if !l.whole && !l.watch[l.slot(key)] {
 			continue
 		}
-		if l.dirty[string(key)] = struct{}{}; len(l.dirty) > dirtyKeysMax {
+		if l.dirty[name{db, string(key)}] = struct{}{}; len(l.dirty) > dirtyKeysMax {
 			l.all = true
 			clear(l.dirty)
 		}
 	}
 	cmd.at = at
+}
+
+// selects takes the stream's next database; one that cannot be read is not known.
+func (l *listener) selects(args [][]byte) {
+	l.db = -1
+	if len(args) == 2 {
+		if db, err := strconv.Atoi(string(args[1])); err == nil {
+			l.db = db
+		}
+	}
 }
 
 // watchOnly notes the keys of these slots from now on, and forgets what it has noted.
@@ -210,7 +247,7 @@ func (l *listener) watchOnly(slots []int) error {
 }
 
 // take returns what was written since the last time; all: everything may have been.
-func (l *listener) take() (keys []string, all bool, err error) {
+func (l *listener) take() (keys []name, all bool, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for k := range l.dirty {
@@ -221,16 +258,38 @@ func (l *listener) take() (keys []string, all bool, err error) {
 	return keys, all, l.err
 }
 
-// written reports whether the key was written since the last take.
-func (l *listener) written(key string) bool {
+// takeTo is take for a whole server: with the offset up to which everything is in what was taken, and whether libraries were changed.
+func (l *listener) takeTo() (keys []name, all, libs bool, at int64, err error) {
+	l.mu.Lock()
+	at, libs, l.libs = l.at, l.libs, false
+	l.mu.Unlock()
+	keys, all, err = l.take()
+	return keys, all, libs, at, err
+}
+
+// noted is how many keys are to be copied again.
+func (l *listener) noted() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	_, is := l.dirty[key]
+	if l.all {
+		return dirtyKeysMax
+	}
+	return len(l.dirty)
+}
+
+// written reports whether the key was written since the last take.
+func (l *listener) written(n name) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, is := l.dirty[n]
+	if l.whole && !is {
+		_, is = l.dirty[name{-1, n.key}]
+	}
 	return is || l.all || l.err != nil
 }
 
 // debt is how many keys were written, and what they are estimated to be.
-func (l *listener) debt(big map[string]int64, each int64) (keys, bytes int64, err error) {
+func (l *listener) debt(big map[name]int64, each int64) (keys, bytes int64, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for k := range l.dirty {

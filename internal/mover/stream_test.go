@@ -70,9 +70,13 @@ func TestTheListenerKnowsWhichKeysWereWritten(t *testing.T) {
 		{[]string{"MODULE.WRITE", in("k")}, "all"},
 		{[]string{"SET", "{a}" + long, "v"}, "all"},
 	} {
-		l := &listener{keys: keysBy(route.Builtin()), slot: slotOf, watch: map[int]bool{slot: true}, dirty: map[string]struct{}{}}
+		l := &listener{keys: keysBy(route.Builtin()), slot: slotOf, watch: map[int]bool{slot: true}, dirty: map[name]struct{}{}}
 		note(t, l, c.cmd)
-		keys, all, err := l.take()
+		names, all, err := l.take()
+		var keys []string
+		for _, n := range names {
+			keys = append(keys, n.key)
+		}
 		slices.Sort(keys)
 		got := strings.Join(keys, " ")
 		if all {
@@ -85,12 +89,12 @@ func TestTheListenerKnowsWhichKeysWereWritten(t *testing.T) {
 }
 
 func TestTheListenerForgetsBeyondItsBound(t *testing.T) {
-	l := &listener{keys: keysBy(route.Builtin()), slot: func([]byte) int { return 1 }, watch: map[int]bool{1: true}, dirty: map[string]struct{}{}}
+	l := &listener{keys: keysBy(route.Builtin()), slot: func([]byte) int { return 1 }, watch: map[int]bool{1: true}, dirty: map[name]struct{}{}}
 	for i := range dirtyKeysMax {
-		l.dirty[fmt.Sprint(i)] = struct{}{}
+		l.dirty[name{key: fmt.Sprint(i)}] = struct{}{}
 	}
 	note(t, l, []string{"SET", "one more", "v"})
-	if n, _, _ := l.debt(nil, 1); n < reshard.SlotCount || len(l.dirty) > 0 || !l.written("any") {
+	if n, _, _ := l.debt(nil, 1); n < reshard.SlotCount || len(l.dirty) > 0 || !l.written(name{key: "any"}) {
 		t.Fatalf("%d keys are to be copied, %d are remembered", n, len(l.dirty))
 	}
 }

@@ -7,18 +7,18 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
-	"strings"
 	"time"
 
 	"redoubt/internal/reshard"
 )
 
 const (
-	unlinkBatch = 1000
+	unlinkBatch = 500
 	askTimeout  = 1000 // ms a server of Valkey waits for its replicas when slots change hands
 	countTries  = 50
 	countPause  = 20 * time.Millisecond
 	epochPause  = 2 * time.Millisecond
+	barsInVain  = 4
 	catchUp     = 4 // times as long as clients wait, before they do
 )
 
@@ -60,8 +60,12 @@ func (b *batch) do(ctx context.Context, step reshard.Step) error {
 		return b.park(ctx)
 	case reshard.Drain:
 		return b.drain(ctx)
-	case reshard.LetGo:
-		return b.letGo(ctx)
+	case reshard.Readmit:
+		return b.readmit(ctx)
+	case reshard.Confirm:
+		return b.confirm(ctx)
+	case reshard.Recall:
+		return b.recall(ctx)
 	case reshard.Flip:
 		return b.flip(ctx)
 	case reshard.Flow:
@@ -80,7 +84,7 @@ func (b *batch) do(ctx context.Context, step reshard.Step) error {
 
 func needsSession(v reshard.Verb) bool {
 	switch v {
-	case reshard.Wait, reshard.Store, reshard.Park, reshard.Flow:
+	case reshard.Wait, reshard.Store, reshard.Flow, reshard.Recall, reshard.Confirm:
 		return false
 	}
 	return true
@@ -89,10 +93,13 @@ func needsSession(v reshard.Verb) bool {
 func (b *batch) store(ctx context.Context, stage reshard.Stage) error {
 	next := b.mv
 	next.Stage = stage
+	if next.Tenure = ""; stage == reshard.LettingGo {
+		next.Tenure = tenure(b.s.from) + " " + tenure(b.s.to)
+	}
 	if err := b.o.Store(ctx, next); err != nil {
 		return fmt.Errorf("%w: %w", errStore, err)
 	}
-	b.mv = next
+	b.mv, b.f.Late, b.f.Confirmed = next, false, false
 	return nil
 }
 
@@ -103,8 +110,17 @@ func (b *batch) setSlots(l *link, words ...string) {
 	}
 }
 
+// mark makes the target take keys of the slots under ASKING. A server does not listen to gossip about slots that it has marked: behind a
+// failover of the source it may call nobody their owner, and then refuses their keys. So it is told whose they are.
 func (b *batch) mark(ctx context.Context) error {
-	b.setSlots(b.s.tgt, "IMPORTING", b.s.from.Primary.ID)
+	for _, slot := range b.mv.Slots {
+		if b.s.heard.owner[slot] == b.s.heard.me {
+			continue
+		}
+		for _, word := range []string{"NODE", "IMPORTING"} {
+			b.s.tgt.add("CLUSTER", "SETSLOT", strconv.Itoa(slot), word, b.s.from.Primary.ID)
+		}
+	}
 	if _, err := b.s.tgt.must(ctx); err != nil {
 		return err
 	}
@@ -175,7 +191,8 @@ func (b *batch) wait(ctx context.Context, l *link, k int, within time.Duration) 
 // track begins to notice writes.
 func (b *batch) track(ctx context.Context) error {
 	if b.s.stream == nil {
-		l := &listener{keys: b.o.Keys, slot: b.o.Slot, dial: func(ctx context.Context) (*link, error) { return b.s.dial(ctx, b.s.from.Primary.Addr) }}
+		s, addr := b.s, b.s.from.Primary.Addr // the listener dials on its own, while b goes on
+		l := &listener{keys: b.o.Keys, slot: b.o.Slot, dial: func(ctx context.Context) (*link, error) { return s.dial(ctx, addr) }}
 		if err := listen(ctx, b.s.src, l); err != nil {
 			return err
 		}
@@ -190,46 +207,149 @@ func (b *batch) track(ctx context.Context) error {
 
 // park makes clients wait. The target's replicas get the time that they need for what was copied before, not in it.
 func (b *batch) park(ctx context.Context) error {
-	if b.o.Replicas > 0 && b.s != nil && b.mv.Stage == reshard.Copying {
+	if b.o.Replicas > 0 {
 		if err := b.acknowledged(ctx, catchUp*b.o.Stop); err != nil {
 			return b.vain(ctx, err)
 		}
 	}
 	b.parked = time.Now()
 	b.f.Parked = true // also when it fails: clients may be waiting
-	return b.o.Parker.Park(ctx, b.mv.Slots)
+	err := b.o.Parker.Park(ctx, b.mv.Slots)
+	if errors.Is(err, ErrUnderWay) {
+		if b.f.Tried < underWayMost {
+			return b.vain(ctx, err)
+		}
+		err = nil // they are refused by whoever gave the slots up, and asked again by their fronts
+	}
+	return err
 }
 
-// drain ends copying while clients wait. What takes too long gives them back.
+// drain ends copying while clients wait, and has the source give up the slots. What takes too long gives them back.
+//
+// The source's word is the fence: behind DELSLOTS it refuses whoever still comes to it, one of our own that has not heard or one that
+// comes directly. What was written up to then is in its stream, and if there is anything it has the slots again, and it is tried anew.
 func (b *batch) drain(ctx context.Context) error {
 	soft, cancel := context.WithTimeout(ctx, b.o.Stop)
 	defer cancel()
-	rep, err := b.s.src.ask(ctx, "INFO", "replication")
-	if err != nil {
-		return err
-	}
-	end, err := strconv.ParseInt(fields(rep.body)["master_repl_offset"], 10, 64)
-	if err != nil {
-		return fmt.Errorf("read the offset of %s: %w", b.s.src.addr, err)
-	}
-	if err := b.s.stream.readTo(soft, end); err != nil {
-		return b.vain(ctx, err)
-	}
-	if err := b.copyDirty(ctx, reshard.Rate{}); err != nil {
-		return err
-	}
-	if b.o.Replicas > 0 {
-		left := time.Duration(0)
-		if d, ok := soft.Deadline(); ok {
-			left = time.Until(d)
+	for try := range barsInVain {
+		src := b.s.src
+		if try > 0 { // somebody writes who does not wait
+			src.add("CLIENT", "PAUSE", strconv.FormatInt(b.o.Stop.Milliseconds(), 10), "WRITE")
 		}
-		if err := b.acknowledged(ctx, left); err != nil {
+		src.add("INFO", "replication")
+		if err := b.readToEnd(ctx, soft); err != nil {
 			return b.vain(ctx, err)
 		}
+		if err := b.copyDirty(ctx, reshard.Rate{}); err != nil {
+			return err
+		}
+		if b.o.Replicas > 0 {
+			left := b.o.Stop
+			if d, ok := soft.Deadline(); ok {
+				left = time.Until(d)
+			}
+			if err := b.acknowledged(ctx, left); err != nil {
+				return b.vain(ctx, err)
+			}
+		}
+		b.f.Source.Owner = reshard.Nobody // also if the answer does not come
+		src.add(append([]string{"CLUSTER", "DELSLOTS"}, numbers(b.mv.Slots)...)...)
+		if try > 0 {
+			src.add("CLIENT", "UNPAUSE")
+		}
+		src.add("CLUSTER", "NODES")
+		src.add("INFO", "replication")
+		if err := b.readToEnd(ctx, ctx); err != nil {
+			return err
+		}
+		dirty, _, err := b.s.stream.debt(b.big, 0)
+		if err != nil {
+			return err
+		}
+		if dirty == 0 {
+			b.f.Drained = true
+			return nil
+		}
+		if err := b.readmit(ctx); err != nil {
+			return err
+		}
 	}
-	b.f.Drained = true
+	return b.vain(ctx, errBusySlots)
+}
+
+// readToEnd sends what was collected for the source, the last of which asks for its offset, and follows its stream to that. If the nodes
+// were asked for before, the source's epoch is noted: what it said with it is the last that anybody can hear of its claim.
+func (b *batch) readToEnd(ctx, soft context.Context) error {
+	src := b.s.src
+	reps, err := src.must(ctx)
+	if err != nil {
+		return err
+	}
+	n := len(reps)
+	if n > 1 && len(reps[n-2].body) > 2 { // not the OK of another command
+		v, err := readView(string(reps[n-2].body), b.mv.Slots)
+		if err != nil {
+			return err
+		}
+		b.s.epoch = v.epoch[v.me]
+	}
+	end, err := strconv.ParseInt(fields(reps[n-1].body)["master_repl_offset"], 10, 64)
+	if err != nil {
+		return fmt.Errorf("read the offset of %s: %w", src.addr, err)
+	}
+	return b.s.stream.readTo(soft, end)
+}
+
+// readmit makes the source the owner of slots that it gave up.
+func (b *batch) readmit(ctx context.Context) error {
+	b.setSlots(b.s.src, "STABLE")
+	b.setSlots(b.s.src, "NODE", b.s.from.Primary.ID)
+	if _, err := b.s.src.must(ctx); err != nil {
+		return err
+	}
+	b.f.Source.Owner, b.f.Drained = reshard.BySource, false
 	return nil
 }
+
+// recall decides, after a primary was replaced, by the target's word alone: either it owns the slots, or they stay the source's. Nothing of
+// an earlier session can change that any more, because its connections are ended first.
+func (b *batch) recall(ctx context.Context) error {
+	b.drop()
+	b.f.Seen, b.f.Copy = false, reshard.Copy{}
+	from, to, others, err := b.sides()
+	if err != nil {
+		return err
+	}
+	s := &session{o: &b.o, from: from, to: to, others: others, peers: map[string]*link{}, name: sessionName(&b.o, from, to)}
+	defer s.close()
+	if s.tgt, err = s.dial(ctx, to.Primary.Addr); err != nil {
+		return err
+	}
+	if err := s.alone(ctx, s.tgt); err != nil {
+		return err
+	}
+	rep, err := s.tgt.ask(ctx, "CLUSTER", "NODES")
+	if err != nil {
+		return err
+	}
+	v, err := readView(string(rep.body), b.mv.Slots)
+	if err != nil {
+		return err
+	}
+	if v.me != to.Primary.ID || !v.primary {
+		return fmt.Errorf("%s calls itself %s (a primary: %v), and not the primary %s of shard %s", to.Primary.Addr, v.me, v.primary, to.Primary.ID, to.ID)
+	}
+	switch s.ownerOf(v, b.mv.Slots, true) {
+	case reshard.ByTarget:
+		return b.store(ctx, reshard.Settling)
+	case reshard.Mixed:
+		return fmt.Errorf("%w: shard %s has taken a part of the slots, and a primary was replaced meanwhile", ErrHalted, to.ID)
+	}
+	return b.store(ctx, reshard.Copying)
+}
+
+// errBusySlots: somebody writes the slots all the time although clients wait.
+var errBusySlots = fmt.Errorf("%w: these slots are written by clients that do not wait", errLate)
 
 // errLate: the target's replicas do not have what was copied.
 var errLate = errors.New("too few replicas of the target have acknowledged")
@@ -245,13 +365,13 @@ func (b *batch) acknowledged(ctx context.Context, within time.Duration) error {
 
 // vain lets clients go on at the source, when the stream or the replicas were too late. After some times whoever called Run decides.
 func (b *batch) vain(ctx context.Context, why error) error {
-	if !errors.Is(why, errLate) && !errors.Is(why, context.DeadlineExceeded) || ctx.Err() != nil {
+	if !errors.Is(why, errLate) && !errors.Is(why, ErrUnderWay) && !errors.Is(why, context.DeadlineExceeded) || ctx.Err() != nil {
 		return errors.Join(ctx.Err(), why)
 	}
 	if b.f.Tried++; b.f.Tried >= parksInVain {
 		return why
 	}
-	if !b.f.Parked {
+	if b.f.Late = true; !b.f.Parked {
 		return nil
 	}
 	return b.flow(ctx, b.mv.From)
@@ -268,89 +388,6 @@ func (b *batch) flow(ctx context.Context, owner string) error {
 	return nil
 }
 
-// letGo makes the source, and by its stream its replicas, forget the keys, and then its claim to the slots: what it said with the epoch that
-// is noted here is the last that anybody can hear of it. Nobody writes these keys; they may end by themselves.
-func (b *batch) letGo(ctx context.Context) error {
-	if b.s.stream != nil {
-		_ = b.s.stream.watchOnly(nil) // it is needed no more: an end of it does not matter
-	}
-	src, n := b.s.src, len(b.mv.Slots)
-	for {
-		b.setSlots(src, "MIGRATING", b.s.to.Primary.ID)
-		for _, slot := range b.mv.Slots {
-			src.add("CLUSTER", "GETKEYSINSLOT", strconv.Itoa(slot), strconv.Itoa(4*unlinkBatch))
-		}
-		reps, err := src.round(ctx)
-		if err != nil {
-			return err
-		}
-		for _, r := range reps { // of a slot that it has let go already it is not the owner
-			if err := r.err(); err != nil && !strings.Contains(err.Error(), "not the owner of hash slot") {
-				return fmt.Errorf("%s: %w", src.addr, err)
-			}
-		}
-		if err := b.unlink(ctx, reps[n:]); err != nil {
-			return err
-		}
-		b.s.addCounts(src, b.mv.Slots)
-		b.setSlots(src, b.node()...)
-		src.add("CLUSTER", "NODES")
-		if reps, err = src.round(ctx); err != nil {
-			return err
-		}
-		if b.f.Source.Keys = sum(reps[:n]); b.f.Source.Keys > 0 {
-			continue // a slot with keys is not given away
-		}
-		if err := src.firstError(reps); err != nil {
-			return err
-		}
-		v, err := readView(string(reps[2*n].body), b.mv.Slots)
-		if err != nil {
-			return err
-		}
-		b.s.epoch, b.f.Source.Owner = v.epoch[v.me], reshard.ByTarget
-		return nil
-	}
-}
-
-// unlink deletes the listed keys at the source, slot by slot. A batch of which a key has ended by itself is refused under
-// the mark, so it goes without: nobody is there to see it.
-func (b *batch) unlink(ctx context.Context, lists []reply) error {
-	src := b.s.src
-	type part struct {
-		slot string
-		keys [][]byte
-	}
-	var parts []part
-	for i, r := range lists {
-		keys := bodies(r.items)
-		for len(keys) > 0 {
-			n := min(len(keys), unlinkBatch)
-			parts = append(parts, part{strconv.Itoa(b.mv.Slots[i]), keys[:n]})
-			src.addValues([]string{"UNLINK"}, keys[:n]...)
-			keys = keys[n:]
-		}
-	}
-	reps, err := src.round(ctx)
-	if err != nil {
-		return err
-	}
-	for i, r := range reps {
-		if r.err() == nil {
-			continue
-		}
-		var refused serverError
-		if !errors.As(r.err(), &refused) || !refused.is("TRYAGAIN") && !refused.is("ASK") {
-			return fmt.Errorf("%s: %w", src.addr, r.err())
-		}
-		src.add("CLUSTER", "SETSLOT", parts[i].slot, "STABLE")
-		src.addValues([]string{"UNLINK"}, parts[i].keys...)
-		src.add("CLUSTER", "SETSLOT", parts[i].slot, "MIGRATING", b.s.to.Primary.ID)
-	}
-	_, err = src.must(ctx)
-	return err
-}
-
 // flip gives the target the slots: the one command that everybody believes. It waits until it will be believed (see settled).
 func (b *batch) flip(ctx context.Context) error {
 	for !b.s.settled() {
@@ -361,9 +398,18 @@ func (b *batch) flip(ctx context.Context) error {
 			return err
 		}
 	}
+	if !b.s.valkey { // all of them or none
+		b.s.tgt.add("MULTI")
+	}
 	b.setSlots(b.s.tgt, b.node()...)
+	if !b.s.valkey {
+		b.s.tgt.add("EXEC")
+	}
 	if err := b.hear(ctx); err != nil {
 		return err
+	}
+	if owner := b.s.ownerOf(b.s.heard, b.mv.Slots, true); owner != reshard.ByTarget {
+		return fmt.Errorf("%s did not take the slots: they are of %s by its word", b.s.tgt.addr, owner)
 	}
 	for b.s.heard.epoch[b.s.heard.me] <= b.s.epoch { // it had the highest, and another node the same
 		b.s.tgt.add("CLUSTER", "BUMPEPOCH")
@@ -375,6 +421,21 @@ func (b *batch) flip(ctx context.Context) error {
 		}
 	}
 	b.f.Target.Owner, b.f.Target.Marked, b.f.Target.AnyMark = reshard.ByTarget, false, false
+	return nil
+}
+
+// confirm reads the tenures anew. Whoever is elected from now on is told of the stage that is stored.
+func (b *batch) confirm(ctx context.Context) error {
+	if b.o.Confirm != nil {
+		from, to, err := b.o.Confirm(ctx, b.mv.From, b.mv.To)
+		if err != nil {
+			return fmt.Errorf("confirm the primaries: %w", err)
+		}
+		if from+" "+to != b.mv.Tenure {
+			return fmt.Errorf("a primary was replaced: it was %q, and is %q", b.mv.Tenure, from+" "+to)
+		}
+	}
+	b.f.Confirmed = true
 	return nil
 }
 
@@ -419,9 +480,9 @@ func (b *batch) tell(ctx context.Context) error {
 func (b *batch) clean(ctx context.Context) error {
 	src := b.s.src
 	b.setSlots(src, "IMPORTING", b.s.to.Primary.ID)
-	keys, err := keysOf(ctx, src, b.mv.Slots)
+	_, err := src.must(ctx)
 	if err == nil {
-		err = b.forget(ctx, src, keys, false)
+		err = b.unlink(ctx)
 	}
 	if err == nil {
 		err = b.purgeReplicas(ctx, src, b.s.from.Replicas)
@@ -431,6 +492,51 @@ func (b *batch) clean(ctx context.Context) error {
 		return errors.Join(err, undo)
 	}
 	return b.s.look(ctx, b.mv, &b.f)
+}
+
+// unlink deletes the keys of the slots at the source, which has the mark and does not own them, and by its stream at its replicas.
+func (b *batch) unlink(ctx context.Context) error {
+	src := b.s.src
+	for _, slot := range b.mv.Slots {
+		for {
+			rep, err := src.ask(ctx, "CLUSTER", "GETKEYSINSLOT", strconv.Itoa(slot), strconv.Itoa(unlinkBatch))
+			if err != nil {
+				return err
+			}
+			keys := bodies(rep.items)
+			if len(keys) == 0 {
+				break
+			}
+			began := time.Now()
+			src.add("ASKING")
+			src.addValues([]string{"UNLINK"}, keys...)
+			reps, err := src.round(ctx)
+			if err != nil {
+				return err
+			}
+			var refused serverError
+			switch err := reps[1].err(); {
+			case errors.As(err, &refused) && refused.is("TRYAGAIN"): // one of them has ended by itself
+				if err := b.forget(ctx, src, keysIn([]reply{rep}), false); err != nil {
+					return err
+				}
+			case err != nil:
+				return fmt.Errorf("%s: %w", src.addr, err)
+			}
+			if err := rest(ctx, b.o.Rate.Rest(int64(len(keys)), 0, time.Since(began))); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func numbers(slots []int) []string {
+	out := make([]string, len(slots))
+	for i, s := range slots {
+		out[i] = strconv.Itoa(s)
+	}
+	return out
 }
 
 // count compares the target's replicas with their primary at moments at which nothing is added. Under a load that leaves no such moment,

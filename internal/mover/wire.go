@@ -53,6 +53,19 @@ type link struct {
 	adds int // commands in out
 	want int // replies to what was sent
 	addr string
+	db   int // the one that commands are about
+}
+
+// use makes further commands be about a database.
+func (l *link) use(ctx context.Context, db int) error {
+	if l.db == db {
+		return nil
+	}
+	if _, err := l.ask(ctx, "SELECT", strconv.Itoa(db)); err != nil {
+		return err
+	}
+	l.db = db
+	return nil
 }
 
 // add collects one command.
@@ -88,17 +101,21 @@ func (l *link) send(ctx context.Context) error {
 }
 
 // receive reads the replies to everything that was sent.
-func (l *link) receive(ctx context.Context) ([]reply, error) {
+func (l *link) receive(ctx context.Context) ([]reply, error) { return l.receiveSome(ctx, l.want) }
+
+// receiveSome reads the next replies.
+func (l *link) receiveSome(ctx context.Context, n int) ([]reply, error) {
 	if err := l.deadline(ctx); err != nil {
 		return nil, err
 	}
-	out := make([]reply, 0, l.want)
+	out := make([]reply, 0, n)
 	defer context.AfterFunc(ctx, func() { _ = l.nc.SetDeadline(time.Unix(1, 0)) })()
-	for ; l.want > 0; l.want-- {
+	for range n {
 		rep, err := readReply(l.r, 0)
 		if err != nil {
 			return nil, l.failed(ctx, err)
 		}
+		l.want--
 		out = append(out, rep)
 	}
 	return out, nil
@@ -227,4 +244,24 @@ func fields(text []byte) map[string]string {
 		}
 	}
 	return m
+}
+
+// appendReply is the reply as it came.
+func appendReply(dst []byte, r reply) []byte {
+	switch {
+	case r.null:
+		return append(dst, "$-1\r\n"...)
+	case r.kind == '*':
+		dst = resp.AppendArray(dst, len(r.items))
+		for _, it := range r.items {
+			dst = appendReply(dst, it)
+		}
+		return dst
+	case r.kind == ':':
+		return resp.AppendInt(dst, r.num)
+	case r.kind == '$':
+		return resp.AppendBulk(dst, r.body)
+	}
+	dst = append(append(dst, r.kind), r.body...)
+	return append(dst, '\r', '\n')
 }

@@ -35,6 +35,10 @@ var rules = [...]rule{
 	// a stop of clients that can be ended is ended first
 	{Copying, "give-back", parkedInVain, flow(toSource, "clients do not wait for what cannot go on")},
 	{Undoing, "give-back", parked, flow(toSource, "the move is taken back")},
+	// behind the commit: clients flow, or it is taken back, without the source, which may be gone
+	{Settling, "flow", parked, flow(toTarget, "the target owns the slots")},
+	{LettingGo, "flipped", flipped, store(Settling, "the target owns the slots")},
+	{LettingGo, "recall", interrupted, do(Recall, "the hand-over was interrupted: unless the target has taken the slots, they stay the source's")},
 	{everyStage, "busy", busy, func(_ Move, f Facts) Step { return Step{Do: Wait, Recheck: recheckBusy, Why: f.Busy} }},
 	{everyStage, "look", unseen, do(Look, "nothing is known of the servers")},
 	{everyStage, "foreign", foreign, func(m Move, f Facts) Step {
@@ -42,6 +46,7 @@ var rules = [...]rule{
 	}},
 	// copying, which nobody sees
 	{Copying, "there-already", flipped, store(Settling, "the target owns the slots")},
+	{Copying, "readmit", disowned, do(Readmit, "the source gave up the slots, and nobody took them: they are its own again")},
 	{Copying, "take-back", wished(Cancel), store(Undoing, "it is cancelled")},
 	{Copying, "stand-still", wished(Pause), wait(recheckWish, "it is paused")},
 	{Copying, "mark", unmarked, do(Import, "the target does not take keys of these slots yet")},
@@ -59,21 +64,18 @@ var rules = [...]rule{
 	{Copying, "epochs", unsettled, func(Move, Facts) Step {
 		return Step{Do: Look, Recheck: recheckEpoch, Why: "the target has not heard of the source's latest epoch, or has the same: what it takes now could be taken back"}
 	}},
-	{Copying, "park", unparked, func(_ Move, f Facts) Step {
+	{Copying, "let-go", always, store(LettingGo, "the target is about to take the slots")},
+	// the hand-over
+	{LettingGo, "confirm", unconfirmed, do(Confirm, "whoever was elected before that was stored does not know of it")},
+	{LettingGo, "copy-again", late, store(Copying, "the clients would have waited for too long")},
+	{LettingGo, "park", unparked, func(_ Move, f Facts) Step {
 		return Step{Do: Park, Why: fmt.Sprintf("%d keys are left to copy", f.Copy.Dirty)}
 	}},
-	{Copying, "drain", undrained, do(Drain, "what was written last is copied, and acknowledged by the target's replicas")},
-	{Copying, "let-go", always, store(LettingGo, "the target has everything: from here on only forward")},
-	// forward only
-	{LettingGo, "flipped", flipped, store(Settling, "the target owns the slots")},
-	{LettingGo, "hold", unparked, do(Park, "the slots are between two owners")},
-	{LettingGo, "mark-again", unmarked, do(Import, "the target's primary does not know the mark: it was replaced")},
-	{LettingGo, "forget", sourceHolds, do(LetGo, "the source and its replicas must forget the keys, and the source its claim, before the target owns them")},
-	{LettingGo, "flip", always, do(Flip, "the source is empty and claims nothing: the target takes the slots")},
+	{LettingGo, "drain", undrained, do(Drain, "what was written last is copied and acknowledged by the target's replicas, and the source gives up the slots")},
+	{LettingGo, "flip", always, do(Flip, "the source claims nothing: the target takes the slots")},
 	// it is done; others must know
 	{Settling, "flip-lost", unflippedUnmarked, do(Import, "the target's primary does not know that it owns the slots: it was replaced")},
 	{Settling, "flip-again", unflipped, do(Flip, "the target's primary does not own the slots: it was replaced")},
-	{Settling, "flow", parked, flow(toTarget, "the target owns the slots")},
 	{Settling, "tell", untold, do(Tell, "not to wait for gossip")},
 	{Settling, "clean", sourceLeft, func(_ Move, f Facts) Step {
 		return Step{Do: Clean, Why: fmt.Sprintf("the source has %d keys of these slots, its replicas %d: they would come back to life with the slots", f.Source.Keys, f.Source.Left)}
@@ -131,38 +133,44 @@ func wished(w Wish) func(Move, Facts) bool {
 	return func(m Move, _ Facts) bool { return m.Wish == w }
 }
 
-// parkedInVain: clients wait, and the hand-over cannot follow at once.
-func parkedInVain(m Move, f Facts) bool {
-	return f.Parked && (f.Busy != "" || !f.Seen || m.Wish != GoOn || !f.Copy.Tracked || !f.Copy.Listed || f.Target.Owner != BySource || !f.Target.Marked)
+// parkedInVain: clients wait for a hand-over that does not follow. While it is not known whether the source has the slots they wait on.
+func parkedInVain(_ Move, f Facts) bool {
+	return f.Parked && (f.Busy != "" || f.Seen && f.Source.Owner == BySource)
 }
 
 // foreign: a side that owns, or names as the owner, somebody who is neither. Who was told late names the source: that is no conflict.
-func foreign(_ Move, f Facts) bool {
-	return f.Source.Owner == BySome || f.Target.Owner == BySome || f.Source.Owner == Nobody && f.Target.Owner != ByTarget
+func foreign(_ Move, f Facts) bool { return f.Source.Owner == BySome || f.Target.Owner == BySome }
+
+// interrupted: what is known here is not enough to hand over, or it is not wanted.
+func interrupted(m Move, f Facts) bool {
+	return f.Busy != "" || !f.Seen || m.Wish != GoOn || m.Tenure != f.Tenure || !f.Copy.Tracked || !f.Copy.Listed || !f.Target.Marked
 }
 
-func flipped(_ Move, f Facts) bool    { return f.Target.Owner == ByTarget }
-func unflipped(_ Move, f Facts) bool  { return f.Target.Owner != ByTarget }
-func unmarked(_ Move, f Facts) bool   { return !f.Target.Marked }
-func untracked(_ Move, f Facts) bool  { return !f.Copy.Tracked }
-func unlisted(_ Move, f Facts) bool   { return !f.Copy.Listed }
-func parked(_ Move, f Facts) bool     { return f.Parked }
-func unparked(_ Move, f Facts) bool   { return !f.Parked }
-func unsettled(_ Move, f Facts) bool  { return !f.Settled && !f.Parked }
-func undrained(_ Move, f Facts) bool  { return !f.Drained }
-func untold(_ Move, f Facts) bool     { return !f.Told }
-func uncounted(_ Move, f Facts) bool  { return !f.Counted }
-func anyMark(_ Move, f Facts) bool    { return f.Target.AnyMark }
-func sourceLeft(_ Move, f Facts) bool { return f.Source.Keys > 0 || f.Source.Left > 0 }
-func copies(_ Move, f Facts) bool     { return f.Target.Keys > 0 || f.Target.Left > 0 }
+// disowned: the source does not have all of the slots by its own word, and is to have them.
+func disowned(_ Move, f Facts) bool { return f.Source.Owner != BySource }
+
+func flipped(_ Move, f Facts) bool     { return f.Target.Owner == ByTarget }
+func unflipped(_ Move, f Facts) bool   { return f.Target.Owner != ByTarget }
+func unmarked(_ Move, f Facts) bool    { return !f.Target.Marked }
+func untracked(_ Move, f Facts) bool   { return !f.Copy.Tracked }
+func unlisted(_ Move, f Facts) bool    { return !f.Copy.Listed }
+func parked(_ Move, f Facts) bool      { return f.Parked }
+func late(_ Move, f Facts) bool        { return f.Late }
+func unconfirmed(_ Move, f Facts) bool { return !f.Confirmed }
+func unparked(_ Move, f Facts) bool    { return !f.Parked }
+func unsettled(_ Move, f Facts) bool   { return !f.Settled }
+func undrained(_ Move, f Facts) bool   { return !f.Drained }
+func untold(_ Move, f Facts) bool      { return !f.Told }
+func uncounted(_ Move, f Facts) bool   { return !f.Counted }
+func anyMark(_ Move, f Facts) bool     { return f.Target.AnyMark }
+func sourceLeft(_ Move, f Facts) bool  { return f.Source.Keys > 0 || f.Source.Left > 0 }
+func copies(_ Move, f Facts) bool      { return f.Target.Keys > 0 || f.Target.Left > 0 }
 
 func unflippedUnmarked(m Move, f Facts) bool { return unflipped(m, f) && unmarked(m, f) }
 func copiesUnmarked(m Move, f Facts) bool    { return copies(m, f) && unmarked(m, f) }
 
 // leftovers: what lies at the target although this process has copied nothing yet.
 func leftovers(m Move, f Facts) bool { return !f.Copy.Tracked && copies(m, f) }
-
-func sourceHolds(_ Move, f Facts) bool { return f.Source.Keys > 0 || f.Source.Owner != ByTarget }
 
 // worthARound: another round makes the stop shorter. After each park in vain fewer keys are waited for.
 func worthARound(_ Move, f Facts) bool {

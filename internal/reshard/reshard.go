@@ -14,12 +14,13 @@ import "time"
 // been done, and the servers tell what was.
 type Stage string
 
-// The stages. Until letting-go nothing that clients see has changed, and a move can be taken back; from there on it only goes forward.
+// The stages. Until the target takes the slots, which it may do in letting-go alone, a move can be taken back; from there on it only
+// goes forward.
 const (
 	Planned   Stage = ""           // no server was touched
 	Copying   Stage = "copying"    // the target has, or may have, copies; the source has everything
-	LettingGo Stage = "letting-go" // the target has everything on enough nodes; the source deletes. Nobody may write these slots
-	Settling  Stage = "settling"   // the target owns the slots; others are told, leftovers are looked for
+	LettingGo Stage = "letting-go" // the target may take the slots at any moment: nobody else is promoted with them
+	Settling  Stage = "settling"   // the target owns the slots; others are told, the source deletes its copies
 	Undoing   Stage = "undoing"    // the copies are deleted
 	Done      Stage = "done"
 	Cancelled Stage = "cancelled"
@@ -42,7 +43,9 @@ type Move struct {
 	To    string `json:"to"`
 	Stage Stage  `json:"stage,omitempty"`
 	Wish  Wish   `json:"wish,omitempty"`
-	Force bool   `json:"force,omitempty"` // also what is written all the time moves, at the price of a longer stop for its clients
+	// Tenure is that of both primaries when letting-go was stored. With any other, what the target has is not known to be all.
+	Tenure string `json:"tenure,omitempty"`
+	Force  bool   `json:"force,omitempty"` // also what is written all the time moves, at the price of a longer stop for its clients
 }
 
 // Over reports that there is nothing left to do.
@@ -80,18 +83,21 @@ type Copy struct {
 
 // Facts is everything that a step may depend on.
 type Facts struct {
-	Busy    string // why the shards must be left alone now (a failover under way); empty: nothing
-	Seen    bool   // both primaries were looked at since anything unexpected happened
-	Source  Side
-	Target  Side
-	Settled bool // the target knows the source's latest epoch, and has another one: what it takes cannot be taken back
-	Copy    Copy
-	Parked  bool // nobody writes these slots
-	Drained bool // since the park: the stream was read to its end, the last keys were copied, enough replicas of the target have them
-	Tried   int  // parks that ended without a hand-over since the last stage
-	Told    bool // the source and all other primaries were told of the new owner
-	Counted bool // the target's replicas were seen to have what their primary has
-	Limits  Limits
+	Tenure    string // of both primaries, as Move.Tenure
+	Busy      string // why the shards must be left alone now (a failover under way); empty: nothing
+	Seen      bool   // both primaries were looked at since anything unexpected happened
+	Source    Side
+	Target    Side
+	Settled   bool // the target knows the source's latest epoch, and has another one: what it takes cannot be taken back
+	Copy      Copy
+	Parked    bool // clients that come by us do not write these slots
+	Drained   bool // since the park: the source gave up the slots, the stream was read to its end, enough replicas of the target have all
+	Late      bool // the last park ended without a hand-over
+	Tried     int  // parks that ended without a hand-over since the last stage
+	Confirmed bool // behind letting-go, the tenures were seen to be those of the move
+	Told      bool // the source and all other primaries were told of the new owner
+	Counted   bool // the target's replicas were seen to have what their primary has
+	Limits    Limits
 }
 
 // Limits are the numbers of a move.
@@ -124,8 +130,10 @@ const (
 	CopyAll   Verb = "copy"      // every key of the slots
 	CopyDirty Verb = "copy-more" // what was written meanwhile
 	Park      Verb = "park"      // clients of these slots wait
-	Drain     Verb = "drain"     // the stream to its end, the last keys, WAIT
-	LetGo     Verb = "let-go"    // SETSLOT MIGRATING, UNLINK, SETSLOT NODE on the source
+	Drain     Verb = "drain"     // the stream to its end, the last keys, WAIT; DELSLOTS on the source
+	Readmit   Verb = "readmit"   // the source has the slots again
+	Confirm   Verb = "confirm"   // read the tenures anew
+	Recall    Verb = "recall"    // back to copying, or on to settling if the target owns the slots
 	Flip      Verb = "flip"      // SETSLOT NODE on the target
 	Flow      Verb = "flow"      // clients of these slots go to the shard Step.Owner
 	Tell      Verb = "tell"      // SETSLOT NODE everywhere

@@ -19,7 +19,7 @@ import (
 //	move slots=(1,2) [from=a] [to=b] [stage=copying] [wish=pause] [force]
 //	source|target [owner=source|target|mixed|nobody|other] [keys=5] [left=2] [marked|unmarked]     what a side is like, seen from now on
 //	copy [tracked] [listed] [dirty=5] [bytes=100] [rounds=3]
-//	now [parked|flowing] [drained] [told] [counted] [tried=1] [unsettled] [busy=why|idle]
+//	now [tenure=2] [confirmed] [late] [parked|flowing] [drained] [told] [counted] [tried=1] [unsettled] [busy=why|idle]
 //	crash                                   nothing is known any more but what is stored
 //	next [times=3]                          what Next says; what it stores becomes what is stored, and each other step has the effect that it should have
 //	say                                     what Next says, with no effect
@@ -54,10 +54,12 @@ func (w *story) run(t *testing.T, d *datadriven.TestData) string {
 	case "now":
 		f := &w.f
 		f.Parked = (f.Parked || a.Has("parked")) && !a.Has("flowing")
+		f.Confirmed, f.Late = f.Confirmed || a.Has("confirmed"), a.Has("late")
 		f.Drained = (f.Drained || a.Has("drained")) && f.Parked
 		f.Told, f.Counted = f.Told || a.Has("told"), f.Counted || a.Has("counted")
 		f.Settled = f.Settled && !a.Has("unsettled")
 		f.Tried = int(a.Num("tried", int64(f.Tried)))
+		f.Tenure = a.Str("tenure", f.Tenure)
 		if f.Busy = a.Str("busy", f.Busy); a.Has("idle") {
 			f.Busy = ""
 		}
@@ -133,7 +135,11 @@ func effect(m *Move, f *Facts, s Step) {
 	case Look:
 		f.Settled = f.Settled || s.Recheck > 0
 	case Store:
-		m.Stage = s.Stage
+		if m.Stage, m.Tenure, f.Late, f.Confirmed = s.Stage, "", false, false; s.Stage == LettingGo {
+			m.Tenure = f.Tenure
+		}
+	case Confirm:
+		f.Confirmed = true
 	case Import:
 		f.Target.Marked, f.Target.AnyMark = true, true
 	case Purge:
@@ -149,8 +155,14 @@ func effect(m *Move, f *Facts, s Step) {
 		f.Parked = true
 	case Drain:
 		f.Drained, f.Copy.Dirty, f.Copy.Bytes = true, 0, 0
-	case LetGo:
-		f.Source.Keys, f.Source.Owner = 0, ByTarget
+		f.Source.Owner = Nobody
+	case Readmit:
+		f.Source.Owner, f.Drained = BySource, false
+	case Recall:
+		if m.Stage, m.Tenure = Copying, ""; f.Target.Owner == ByTarget {
+			m.Stage = Settling
+		}
+		f.Seen, f.Copy = false, Copy{}
 	case Flip:
 		f.Target.Owner, f.Target.Marked, f.Target.AnyMark = ByTarget, false, false
 	case Flow:

@@ -13,14 +13,17 @@ import (
 func ms(v float64) time.Duration { return time.Duration(v * float64(time.Millisecond)) }
 
 // world is what a step changes, in small: one slot, two shards of a primary and a replica each, clients that write whenever nobody
-// keeps them from it. Marks live on primaries only, as with Redis 7.0; so does the deletion by a source that learns of a new owner.
+// keeps them from it, and one that comes directly and waits for nobody. Marks live on primaries only, as with Redis 7.0. The next primary of the
+// source is promoted with the slot, or without it, as the stage that is stored says.
 type world struct {
 	rng    *rand.Rand
 	truth  map[string]int // what clients were told
 	side   [2]struct{ primary, replica map[string]int }
 	marked [2]bool
-	owner  [2]int // by each primary's word: 0 the source, 1 the target
-	flow   int    // whom clients are sent to; -1: they wait
+	owner  [2]int // by each primary's word: 0 the source, 1 the target, 2 nobody
+	tenure [2]int
+	down   bool // the source has no primary
+	flow   int  // whom clients are sent to; -1: they wait
 	dirty  map[string]bool
 	n      int
 }
@@ -41,12 +44,15 @@ func newWorld(rng *rand.Rand) *world {
 
 // write is what clients do between two steps.
 func (w *world) write() {
-	if w.flow < 0 {
-		return
-	}
 	for range w.rng.IntN(4) {
-		k := fmt.Sprintf("k%d", w.rng.IntN(6))
-		s := &w.side[w.flow]
+		k, at := fmt.Sprintf("k%d", w.rng.IntN(6)), w.flow
+		if w.rng.IntN(6) == 0 && (w.flow >= 0 || w.owner[0] == 0) {
+			at = w.rng.IntN(2) // it comes directly. At the target, before that is stored, it would be unprotected
+		}
+		if at < 0 || w.owner[at] != at || at == 0 && w.down {
+			continue // it waits, or the server refuses
+		}
+		s := &w.side[at]
 		if w.dirty[k] = true; w.rng.IntN(3) == 0 {
 			delete(w.truth, k)
 			delete(s.primary, k)
@@ -59,7 +65,7 @@ func (w *world) write() {
 }
 
 func (w *world) look(f *Facts) {
-	own := [2]Owner{BySource, ByTarget}
+	own := [3]Owner{BySource, ByTarget, Nobody}
 	f.Seen, f.Settled = true, w.rng.IntN(3) > 0
 	f.Source = Side{Owner: own[w.owner[0]], Marked: w.marked[0], AnyMark: w.marked[0], Keys: int64(len(w.side[0].primary)), Left: int64(len(w.side[0].replica))}
 	f.Target = Side{Owner: own[w.owner[1]], Marked: w.marked[1], AnyMark: w.marked[1], Keys: int64(len(w.side[1].primary)), Left: int64(len(w.side[1].replica))}
@@ -111,31 +117,29 @@ func (w *world) do(t *testing.T, m *Move, f *Facts, s Step) {
 		w.copy(w.dirty)
 		clear(w.dirty)
 		w.side[1].replica = maps.Clone(w.side[1].primary)
-	case LetGo:
-		if w.flow >= 0 {
-			t.Fatal("the source lets go while clients write")
+		w.owner[0] = 2
+	case Readmit:
+		if w.owner[1] == 1 {
+			t.Fatal("two owners")
 		}
-		w.owner[0] = 1
-		for k := range w.side[0].primary { // one step of it may be all that is done
-			delete(w.side[0].primary, k)
-			delete(w.side[0].replica, k)
-		}
+		w.owner[0] = 0
 	case Flip:
-		if !w.marked[1] || w.flow >= 0 && m.Stage != Settling {
-			t.Fatalf("flip with mark %v while clients write to %d (rule %s)", w.marked[1], w.flow, s.Rule)
+		if !w.marked[1] || w.owner[0] == 0 {
+			t.Fatalf("flip with mark %v, the source's word is %d (rule %s)", w.marked[1], w.owner[0], s.Rule)
 		}
 		w.owner[1], w.marked[1] = 1, false
 	case Flow:
 		w.flow = map[string]int{m.From: 0, m.To: 1}[s.Owner]
-		if w.owner[1] != w.flow {
+		if w.flow == 0 && w.owner[1] == 1 { // at the target they wait until it owns it
 			t.Fatalf("clients are sent to %s, who does not own the slot", s.Owner)
 		}
 	case Tell:
 		w.owner[0], w.marked[0] = 1, false
-		clear(w.side[0].primary) // without a word to its replicas
 	case Clean:
 		clear(w.side[0].primary)
 		clear(w.side[0].replica)
+	case Recall:
+		f.Target.Owner = []Owner{BySource, ByTarget}[w.owner[1]]
 	case Stable:
 		w.marked[1] = false
 	case Halt:
@@ -144,12 +148,20 @@ func (w *world) do(t *testing.T, m *Move, f *Facts, s Step) {
 }
 
 // fail replaces the primary of one side by its replica, or forgets everything that is not stored.
-func (w *world) fail(f *Facts) {
+func (w *world) fail(f *Facts, stage Stage) {
 	limits, is := f.Limits, f.Parked
 	i := w.rng.IntN(4)
+	if i == 0 && stage == Settling && w.owner[1] == 0 {
+		i = 3 // both at once, right behind the hand-over, need a person
+	}
 	if i < 2 {
+		w.tenure[i]++
+		w.down = w.down || i == 0
 		s := &w.side[i]
 		w.marked[i] = false
+		if i == 1 && w.flow < 0 && !w.down && w.rng.IntN(2) == 0 {
+			w.owner[1] = 0 // its replica has not heard that it took the slot
+		}
 		if i == 1 && w.owner[1] == 0 {
 			s.primary = maps.Clone(s.replica) // what had not reached it is gone
 		}
@@ -159,6 +171,19 @@ func (w *world) fail(f *Facts) {
 		}
 	}
 	*f = Facts{Limits: limits, Parked: is}
+}
+
+// elect gives the source its next primary, once it is known whether the slot is its.
+func (w *world) elect(stage Stage) {
+	if !w.down || w.rng.IntN(2) == 0 {
+		return
+	}
+	switch {
+	case w.owner[1] == 1: // gossip has told it
+		w.owner[0], w.down = 1, false
+	case stage != LettingGo && stage != Settling:
+		w.owner[0], w.down = 0, false
+	}
 }
 
 // TestNothingIsLostOrComesBackWhateverFailsWhen plays random failures, wishes and writes between the steps of a move.
@@ -177,8 +202,10 @@ func TestNothingIsLostOrComesBackWhateverFailsWhen(t *testing.T) {
 			f.Copy.Dirty = int64(len(w.dirty))
 			if faults > 0 && rng.IntN(12) == 0 {
 				faults--
-				w.fail(&f)
+				w.fail(&f, m.Stage)
 			}
+			w.elect(m.Stage)
+			f.Tenure, f.Busy = fmt.Sprint(w.tenure), map[bool]string{true: "no primary"}[w.down]
 			m.Wish = GoOn
 			if rng.IntN(30) == 0 {
 				m.Wish = []Wish{Pause, Cancel}[rng.IntN(2)]
