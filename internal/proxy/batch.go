@@ -114,6 +114,9 @@ type batch struct {
 	tail    int   // replies seen behind those of the entries: marker, WAIT
 	got     acked // so far
 	bare    bool
+	marked  bool   // a marker follows the replies of the entries
+	refused bool   // the server did not take it: the WAIT behind it covers nothing of this batch
+	full    bool   // … for want of memory
 	aside   bool   // its replicas are waited for on another connection
 	held    []byte // withheld replies
 	ends    []int  // where each entry's reply ends in held

@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"redoubt/internal/redis"
 )
 
 // covering is one row of SAFETY A4's table: a client's command whose reply shows a write that a replica may not have yet.
@@ -115,7 +117,7 @@ func (row covering) run(s *shard, c, other *wire, bare bool) string {
 		s.t.Fatalf("%s: %s", row.name, last)
 	}
 	if !bare {
-		c.do("PUBLISH", ackChannel, "1")
+		c.do(redis.Marker(false)...)
 	}
 	return c.do("WAIT", "1", fmt.Sprint((60 * time.Millisecond).Milliseconds()))
 }

@@ -197,6 +197,7 @@ func (r *rivals) duel(t testing.TB, sc *script) {
 	if fault == "" {
 		return
 	}
+	first := told(fault, sc, want, got)
 	short := time.Now().Add(r.patience)
 	for size := max(len(sc.parts)/2, 1); size > 0; size /= 2 {
 		for at := 0; at+size <= len(sc.parts) && time.Now().Before(short) && !lasting(fault); {
@@ -211,7 +212,11 @@ func (r *rivals) duel(t testing.TB, sc *script) {
 			}
 		}
 	}
-	t.Fatalf("%s\ninput: %s\ncuts: %v end: %d\nserver: %s\nproxy:  %s", fault, quoteAll(sc.parts), sc.cuts, sc.end, quoteAll(want), quoteAll(got))
+	t.Fatalf("%s\n\nat first: %s", told(fault, sc, want, got), first) // making it short may have found something else
+}
+
+func told(fault string, sc *script, want, got [][]byte) string {
+	return fmt.Sprintf("%s\ninput: %s\ncuts: %v end: %d\nserver: %s\nproxy:  %s", fault, quoteAll(sc.parts), sc.cuts, sc.end, quoteAll(want), quoteAll(got))
 }
 
 // borders returns where each part ends.

@@ -90,6 +90,7 @@ func (e *Engine) Take(conn net.Conn, loop int, event func()) (*Stream, error) {
 // is for one at a time, and Last.
 type Stream struct {
 	c    *sock
+	far  *session // the other end, where that is within the process; constant
 	said func()
 	gone atomic.Bool
 }
@@ -123,6 +124,9 @@ func (st *Stream) Again() { st.c.loop.stir(st.c, unix.EPOLLIN) }
 // loop only.
 func (st *Stream) Last(f func()) { st.c.loop.last = append(st.c.loop.last, f) }
 
+// Late is Last for the next round, which begins without waiting for events. On the loop only.
+func (st *Stream) Late(f func()) { st.c.loop.late = append(st.c.loop.late, f) }
+
 // Shut ends both directions; the other side still gets what was written. The event comes.
 func (st *Stream) Shut() {
 	st.c.shut()
@@ -149,7 +153,7 @@ func (p *Proxy) Join(loop int, event func()) (*Stream, error) {
 	near, far := newPipe(p.loops[loop])
 	st := &Stream{c: near, said: event}
 	near.owner = endpoint{f: st}
-	p.admit(far, false)
+	st.far = p.admit(far, false)
 	return st, nil
 }
 

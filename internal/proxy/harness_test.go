@@ -405,6 +405,9 @@ func (s *shard) caughtUp(primary *node) bool {
 }
 
 func (s *shard) follow(n, of *node) {
+	if n.info("cluster_enabled") == "1" {
+		return // it was started as a replica
+	}
 	host, port, _ := net.SplitHostPort(of.addr)
 	n.do(s.t, "REPLICAOF", host, port)
 }

@@ -4,6 +4,7 @@ package proxy
 
 import (
 	"bytes"
+	"slices"
 	"strconv"
 	"time"
 
@@ -72,7 +73,10 @@ func (s *session) longInput() bool {
 
 // intake passes the present command through. It reports false when the session is over.
 func (s *session) intake() bool {
-	_, after, missing, _ := s.parser.Begun(s.buf[s.r:s.w])
+	args, after, missing, _ := s.parser.Begun(s.buf[s.r:s.w])
+	if w := s.p.crowd.Load(); w != nil && len(args) > 0 {
+		w.passes(s, args, s.w-s.r+missing)
+	}
 	t := &tail{args: after, bulk: missing, max: s.p.o.Limits.Bulk}
 	if !s.own() || !s.await(0) {
 		return false
@@ -178,6 +182,7 @@ func (l *lane) registerIntake(s *session, k *link, o *order) *batch {
 	if b.withheld() {
 		l.commit++
 		if b.aside = l.key.user != ""; !b.aside {
+			b.marked = true
 			l.waiting++
 			l.p.prod.opened()
 		}
@@ -196,7 +201,7 @@ func (l *lane) endIntake(k *link, b *batch, whole bool) {
 		b.wrote = 1
 		l.mu.Unlock()
 		if b.withheld() && !b.aside {
-			if _, err := k.conn.Write(b.need.appendWait([]byte(marker))); err != nil {
+			if _, err := k.conn.Write(b.need.appendWait(slices.Clone(l.p.marker.usual))); err != nil {
 				k.cut()
 			}
 		}

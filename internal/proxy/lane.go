@@ -66,6 +66,8 @@ type lane struct {
 	redoAt   time.Time
 	strayed  atomic.Uint64 // the latest epoch in which a cluster's primary said that a slot is not its own
 	refusals int           // in a row, for want of replicas
+	unmarked bool          // the latest marker on the connection was refused: nothing behind it counts
+	full     bool          // … because the server has no memory left
 	prefix   *batch        // restores an own connection's state, before anything else
 	blocking atomic.Int32  // blocking commands on their way
 	commit   int           // batches that wait for an acknowledgement
@@ -334,7 +336,7 @@ func (l *lane) flushOnLoop() {
 // finishWaits asks again for acknowledgements that a switchover waits for.
 func (l *lane) finishWaits(k *link, o *order) {
 	l.mu.Lock()
-	if !o.draining || l.key.user != "" || len(l.unacked) == 0 || l.waiting > 0 || o.need.nothing() {
+	if !o.draining || l.key.user != "" || len(l.unacked) == 0 || l.waiting > 0 || o.need.nothing() || l.unmarked && time.Now().Before(l.redoAt) {
 		l.mu.Unlock()
 		return
 	}
@@ -387,7 +389,7 @@ func (l *lane) take(k *link, o *order) *batch {
 		b, l.prefix = l.prefix, nil
 	case k.rule != o.rule && l.mayRename(k):
 		b = l.rename(k, o)
-	case len(l.unacked) > 0 && l.waiting == 0 && l.commit > 0 && !wanted.nothing() && l.key.user == "":
+	case len(l.unacked) > 0 && l.waiting == 0 && l.commit > 0 && !wanted.nothing() && l.key.user == "" && (!l.unmarked || time.Now().After(l.redoAt)):
 		b = l.p.newBatch()
 		b.bare = true
 	case l.commit >= commitsMax, l.key.own && l.commit > 0:
@@ -459,8 +461,10 @@ func (l *lane) seal(k *link, b *batch) {
 		b.aside = true
 		l.commit++
 	case b.withheld():
+		if b.marked = !b.bare || l.unmarked; b.marked {
+			b.buf = append(b.buf, l.p.marker.of(b.bare && l.full)...)
+		}
 		if !b.bare {
-			b.buf = append(b.buf, marker...)
 			l.commit++
 		}
 		b.buf = b.need.appendWait(b.buf)
@@ -481,10 +485,3 @@ func (l *lane) seal(k *link, b *batch) {
 	l.sent = append(l.sent, b)
 	k.idle.Store(false)
 }
-
-// marker always moves the primary's offset, so that the WAIT behind it covers everything before it (SAFETY A4): PUBLISH
-// to a channel of our own, which clients never see.
-const (
-	ackChannel = "__redoubt:ack"
-	marker     = "*3\r\n$7\r\nPUBLISH\r\n$13\r\n" + ackChannel + "\r\n$1\r\n1\r\n"
-)

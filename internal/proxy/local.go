@@ -90,9 +90,12 @@ func (s *session) reset() {
 // proxyCommand answers PROXY DURABILITY [QUORUM+DISK|QUORUM|ASYNC]: what an acknowledged write of this session means. A session may
 // give up what its deployment promises, and go back. There is nothing between: its writes travel with those of others.
 func (s *session) proxyCommand(args [][]byte) []byte {
-	promise := s.p.order.Load().need.promise()
+	o := s.p.order.Load()
+	promise := o.need.promise()
 	waits := promise != "async"
 	switch {
+	case o.members == 0:
+		return notSent(o.why) // nobody knows yet what is promised
 	case len(args) < 2 || !route.Is(args[1], "DURABILITY") || len(args) > 3:
 		return resp.AppendError(nil, "ERR use PROXY DURABILITY [QUORUM+DISK|QUORUM|ASYNC]")
 	case len(args) == 2 && waits && s.lax:

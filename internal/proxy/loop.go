@@ -40,7 +40,9 @@ type loop struct {
 	spare     []func()
 	ripeSpare []*sock
 	last      []func() // called when everything else of this round is done
-	keen      int      // how sure it is that the next event comes soon
+	late      []func() // called when everything else of the next round is done, which comes at once
+	lateSpare []func()
+	keen      int // how sure it is that the next event comes soon
 }
 
 // endpoint is what a descriptor belongs to: a client, an upstream connection, a port or a Stream.
@@ -53,7 +55,7 @@ type endpoint struct {
 
 const (
 	loopInput  = 64 << 10
-	loopEvents = 256
+	loopEvents = 1024
 	watched    = unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET
 )
 
@@ -171,7 +173,7 @@ func (lp *loop) wait(events []unix.EpollEvent) (int, error) {
 
 // patience returns for how long to wait for events, in milliseconds; -1: until there is one.
 func (lp *loop) patience() int {
-	if len(lp.more) > 0 {
+	if len(lp.more)+len(lp.late) > 0 {
 		return 0
 	}
 	lp.asleep.Store(true)
@@ -260,6 +262,11 @@ func (lp *loop) play() {
 
 // finish does what was kept for the end of the round.
 func (lp *loop) finish() {
+	late := lp.late
+	lp.late = lp.lateSpare[:0]
+	lp.last = append(lp.last, late...)
+	clear(late)
+	lp.lateSpare = late
 	for i := 0; i < len(lp.last); i++ {
 		f := lp.last[i]
 		lp.last[i] = nil

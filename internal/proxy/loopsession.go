@@ -45,7 +45,9 @@ func (s *session) begin() {
 	if err := s.sock.loop.watch(s.sock, endpoint{s: s}); err != nil {
 		s.p.log.Error("watch a client", "client", s.id, "err", err)
 		s.end()
+		return
 	}
+	s.watched = true
 }
 
 // event handles what epoll reported, on the loop.
@@ -140,12 +142,12 @@ func (s *session) keep(lp *loop) {
 	s.r, s.w = 0, len(left)
 }
 
-// handOnLoop gives the run to a shared lane, if that needs no waiting.
-func (s *session) handOnLoop() bool {
+// handOnLoop gives commands to a shared lane, if that needs no waiting.
+func (s *session) handOnLoop(chunk []byte, items []item, heavy bool) bool {
 	if s.lane == nil || s.inflight.Load() == 0 {
-		s.lane = s.shared(s.heavy)
-	} else if !s.stays(s.heavy) {
+		s.lane = s.shared(heavy)
+	} else if !s.stays(heavy) {
 		return false
 	}
-	return s.lane.push(s, s.buf[s.from:s.to], s.items, true) == nil
+	return s.lane.push(s, chunk, items, true) == nil
 }

@@ -3,6 +3,8 @@
 package proxy
 
 import (
+	"crypto/sha1"
+	"encoding/hex"
 	"strconv"
 	"strings"
 	"syscall"
@@ -97,6 +99,42 @@ func TestWhoWantsNoRepliesIsNotToldOfAForgottenScript(t *testing.T) {
 				t.Fatalf("%q, want %q", got, want)
 			}
 		}
+	}
+}
+
+// What is sent again comes behind a MULTI or SUBSCRIBE that was sent with it only if that waits: on the client's own connection it
+// would be queued, or refused.
+func TestAForgottenScriptIsNotSentIntoATransactionOrASubscription(t *testing.T) {
+	t.Parallel()
+	s := newShard(t, 0, nil)
+	other := s.client()
+	for i := range 10 {
+		body := "return {ok='fine'}--" + strconv.Itoa(i)
+		sum := sha1.Sum([]byte(body))
+		for end, want := range map[string]string{"MULTI": "OK", "SUBSCRIBE c": "*3 $9 subscribe $1 c :1"} {
+			c := s.client()
+			c.want("OK", "WATCH", "w") // a connection of its own
+			s.nodes[0].do(t, "SCRIPT", "FLUSH")
+			all := resp.AppendCommand(nil, "EVALSHA", hex.EncodeToString(sum[:]), "0")
+			all = resp.AppendCommand(all, "EVAL_RO", body, "0") // by which the proxy knows it in time to send it again
+			all = resp.AppendCommand(all, strings.Fields(end)...)
+			if _, err := c.c.Write(all); err != nil {
+				t.Fatal(err)
+			}
+			if got := c.recv(); got != "fine" && !strings.HasPrefix(got, "-NOSCRIPT") {
+				t.Errorf("in front of %s: EVALSHA got %q", end, got)
+			}
+			for _, want := range []string{"fine", want} {
+				if got := c.recv(); got != want {
+					t.Errorf("in front of %s: %q, want %q", end, got, want)
+				}
+			}
+			c.c.Close()
+		}
+		other.want("OK", "WATCH", "w") // another's connection, or a new one
+		other.want("OK", "MULTI")
+		other.want("QUEUED", "ECHO", "x")
+		other.want("*1 $1 x", "EXEC")
 	}
 }
 

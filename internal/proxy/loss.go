@@ -3,7 +3,9 @@
 package proxy
 
 import (
+	"bytes"
 	"fmt"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -151,6 +153,8 @@ type lossGauge struct {
 	k   *link
 	t   *tenure
 	got int64 // replication offset that a replica was known to hold
+
+	full bool // the server had no memory left for the usual marker
 }
 
 func (g *lossGauge) hangUp() {
@@ -210,7 +214,7 @@ func (g *lossGauge) ask(o *order, b topo.Loss) (safe bool, offset int64) {
 		}
 		g.k, g.t, g.got = k, o.t, -1
 	}
-	out := resp.AppendCommand([]byte(marker), "WAIT", "1", fmt.Sprint(limit.Milliseconds()))
+	out := resp.AppendCommand(slices.Clone(g.p.marker.of(g.full)), "WAIT", "1", fmt.Sprint(limit.Milliseconds()))
 	out = resp.AppendCommand(out, "INFO", "replication")
 	_ = g.k.conn.SetDeadline(time.Now().Add(2*limit + 10*time.Millisecond))
 	if _, err := g.k.conn.Write(out); err != nil {
@@ -228,7 +232,10 @@ func (g *lossGauge) ask(o *order, b topo.Loss) (safe bool, offset int64) {
 	}
 	acks, ok := resp.Int(replies[1])
 	offset, err := strconv.ParseInt(infoField(resp.Text(replies[2]), "master_repl_offset"), 10, 64)
-	if !ok || replies[0][0] != ':' || err != nil {
+	if g.full = bytes.HasPrefix(replies[0], []byte("-OOM ")); g.full || refusal(replies[0]) {
+		return false, -1 // the WAIT behind it is about nothing
+	}
+	if !ok || replies[0][0] != g.p.marker.took || err != nil {
 		g.hangUp()
 		return false, -1
 	}

@@ -14,7 +14,8 @@ import (
 type pipe struct {
 	own  *sock
 	peer *pipe
-	mu   *sync.Mutex // of both ends; guards what follows
+	mu   *sync.Mutex                      // of both ends; guards what follows
+	hear func(b []byte, replies int) bool // see Stream.Hear
 
 	in    *memory // what has come and was not read yet; nil: nothing
 	from  int     // in.b[from:]
@@ -32,12 +33,17 @@ const (
 	memoryKept = 64 << 10
 )
 
-// newPipe returns the two ends of a connection within one loop.
+// newPipe returns the two ends of a connection within one loop. Their memory is one piece, because it is used together.
 func newPipe(lp *loop) (near, far *sock) {
-	near, far = &sock{fd: -1, loop: lp, door: attached}, &sock{fd: -1, loop: lp, door: attached}
-	mu := &sync.Mutex{}
-	near.pipe, far.pipe = &pipe{own: near, mu: mu}, &pipe{own: far, mu: mu}
-	near.pipe.peer, far.pipe.peer = far.pipe, near.pipe
+	both := &struct {
+		mu        sync.Mutex
+		ends      [2]pipe
+		near, far sock
+	}{near: sock{fd: -1, loop: lp, door: attached}, far: sock{fd: -1, loop: lp, door: attached}}
+	near, far = &both.near, &both.far
+	near.pipe, far.pipe = &both.ends[0], &both.ends[1]
+	*near.pipe = pipe{own: near, mu: &both.mu, peer: far.pipe}
+	*far.pipe = pipe{own: far, mu: &both.mu, peer: near.pipe}
 	return near, far
 }
 

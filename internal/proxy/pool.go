@@ -277,7 +277,7 @@ func (p *Proxy) ask(addr string, commands ...[]string) ([][]byte, error) {
 // answered UNBLOCKED is the only certain sign that nothing was popped. It repeats, because a command may still be on
 // its way into the wait. It does the same for those that were sent under an older rule, once.
 func (p *Proxy) unblockAll() {
-	for first := true; first || p.order.Load().draining && p.inflight.Load() > 0; first = false {
+	for first := true; first || (p.order.Load().draining || p.shut.Load()) && p.inflight.Load() > 0; first = false {
 		o := p.order.Load()
 		var commands [][]string
 		p.mu.Lock()
@@ -302,7 +302,7 @@ func (p *Proxy) unblockAll() {
 func (l *lane) blockedID(o *order) string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.link == nil || l.blocking.Load() == 0 || !o.draining && (l.link.to.t == nil || l.link.rule == o.rule) {
+	if l.link == nil || l.blocking.Load() == 0 || !o.draining && !l.p.shut.Load() && (l.link.to.t == nil || l.link.rule == o.rule) {
 		return ""
 	}
 	return l.link.clientID

@@ -5,6 +5,8 @@ package proxy
 import (
 	"sync/atomic"
 	"time"
+
+	"redoubt/internal/redis"
 )
 
 // prod counts the WAITs that are open, so that one that is late can be helped.
@@ -61,7 +63,7 @@ func (p *Proxy) prodReplicas() {
 				pause = prodAfter
 				continue
 			}
-			if _, err := p.ask(o.t.addr, []string{"PUBLISH", ackChannel, "1"}); err != nil {
+			if _, err := p.ask(o.t.addr, redis.Marker(p.o.Cluster)); err != nil {
 				p.log.Debug("help a late acknowledgement", "node", o.t.node, "err", err)
 			}
 			pause = min(2*pause, prodPauseMax)

@@ -65,6 +65,7 @@ type Options struct {
 	Staleness       time.Duration // of SplitReads: how old what a replica shows may be; default 1 s
 	Exact           bool          // with acknowledgements: writes whose outcome is unknown are settled by a marker beside them
 	Cluster         bool          // the servers are a cluster's: they may say that a slot is not theirs
+	SlotTag         func() string // Cluster: a hash tag of a slot that the primary serves, and is not about to give away; empty: not known
 	HangUp          bool          // a client is disconnected, instead of answered, when the outcome of its write is unknown
 	Limits          Limits
 	FirstID         uint64       // of the first client, less one
@@ -157,6 +158,7 @@ type Proxy struct {
 	barred   atomic.Bool            // a server did not take transactions from the proxy, and that was said
 	lapsed   atomic.Bool            // a lane found its lease expired and waits to be woken
 	inflight atomic.Int64           // batches on their way on connections to the primary
+	shut     atomic.Bool            // nothing is sent, see shut.go
 	table    atomic.Pointer[route.Table]
 	server   atomic.Pointer[serverInfo]
 	covers   atomic.Pointer[[]cover]
@@ -164,12 +166,14 @@ type Proxy struct {
 	budget   parking
 	herald   herald
 	paused   atomic.Pointer[pause]
-	tick     atomic.Uint32 // seconds, as the sweep counts them
+	crowd    atomic.Pointer[crowd] // nil: nobody watches the load
+	tick     atomic.Uint32         // seconds, as the sweep counts them
 	prod     prod
 	visible  visibility
 	loss     loss
 	absent   truants
 	lore     lore
+	marker   marker
 	stats    counters
 	batches  sync.Pool
 	outputs  sync.Pool // of *spareOutput with a buffer
@@ -235,7 +239,7 @@ func New(o Options) (*Proxy, error) {
 	p.incarnation = strings.ToLower(rand.Text()[:12])
 	p.prod.wake, p.herald.wake, p.loss.wake = make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{}, 1)
 	p.absent.wake = make(chan struct{}, 1)
-	p.lore = newLore()
+	p.lore, p.marker = newLore(), newMarker(o)
 	p.batches.New = func() any { return new(batch) }
 	p.budget.commandsMax, p.budget.bytesMax = int64(o.Limits.ParkedCommands), int64(o.Limits.ParkedBytes)
 	p.order.Store(&order{why: "the shard's document has not been read yet"})
@@ -409,7 +413,7 @@ func (p *Proxy) pause(d time.Duration) bool {
 	}
 }
 
-func (p *Proxy) admit(c *sock, readonly bool) {
+func (p *Proxy) admit(c *sock, readonly bool) *session {
 	p.mu.Lock()
 	full := len(p.sessions) >= p.o.Limits.Clients
 	if p.ctx.Err() != nil || full {
@@ -418,7 +422,7 @@ func (p *Proxy) admit(c *sock, readonly bool) {
 			_, _ = c.write([]byte("-ERR max number of clients reached\r\n")) // a fresh socket takes 40 bytes at once
 		}
 		c.close()
-		return
+		return nil
 	}
 	p.lastID++
 	if c.loop == nil {
@@ -429,6 +433,7 @@ func (p *Proxy) admit(c *sock, readonly bool) {
 	p.wg.Add(1) // until s.end
 	p.mu.Unlock()
 	c.loop.post(s.begin)
+	return s
 }
 
 func (p *Proxy) now() time.Duration { return p.o.Clock.Uptime() }

@@ -64,6 +64,7 @@ func TestASessionMayAskForLessThanQuorum(t *testing.T) {
 	t.Parallel()
 	s := newShard(t, 1, func(sp *spec, _ *Options) { sp.Durability, sp.AckReplicas = topo.Quorum, 1 })
 	c, lax := s.client(), s.client()
+	lax.want("OK", "SET", "a", "0") // from here on the proxy knows what is promised
 	lax.want("quorum", "PROXY", "DURABILITY")
 	lax.want("OK", "PROXY", "DURABILITY", "async")
 	lax.want("async", "PROXY", "DURABILITY")

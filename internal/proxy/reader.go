@@ -21,7 +21,9 @@ type run struct {
 
 func (k *link) endRun() {
 	if s := k.run.s; s != nil {
-		s.deliver(k.buf[k.run.from:k.run.to], k.run.count)
+		if b := k.buf[k.run.from:k.run.to]; k.sock == nil || !s.answer(b, k.run.count) {
+			s.deliver(b, k.run.count)
+		}
 		k.run = run{}
 	}
 }
@@ -176,6 +178,9 @@ func (k *link) answer(b *batch, e *entry, f []byte) {
 	}
 	if e.s == nil {
 		return // restored state
+	}
+	if t := k.l.p.crowd.Load(); t != nil {
+		t.see(e.s, b.bytes(e), len(f))
 	}
 	if e.flags&long != 0 && fate != route.Deliver {
 		f, fate = notSent("the primary refused it for a moment, and it is too long to be kept"), route.Deliver
@@ -382,81 +387,6 @@ func (k *link) moisten(s *session) {
 	if n := len(k.wet); n == 0 || k.wet[n-1] != s {
 		k.wet = append(k.wet, s)
 	}
-}
-
-// acknowledge handles the replies behind those of the commands: the marker's, then those to the question (need.appendWait).
-func (k *link) acknowledge(b *batch, f []byte) error {
-	if b.tail == 0 && !b.bare {
-		b.tail = 1
-		if f[0] != ':' {
-			k.l.p.log.Error("the marker of a quorum batch was refused; acknowledgements cannot be trusted", "node", k.to.node, "reply", string(resp.Text(f)))
-			return errNotIt
-		}
-		return nil
-	}
-	asked := b.tail
-	if !b.bare {
-		asked--
-	}
-	if asked < b.need.waits()-1 {
-		b.tail++
-		if f[0] != ':' {
-			return errNotIt
-		}
-		return nil
-	}
-	got, ok := b.need.read(f)
-	if !ok {
-		return errNotIt // not a primary any more: the outcome is unknown
-	}
-	k.cur = nil
-	l, bare := k.l, b.bare
-	l.mu.Lock()
-	l.waiting--
-	l.p.prod.closed(1)
-	if !bare {
-		b.at = l.p.stamp()
-		l.unacked = append(l.unacked, b)
-	}
-	if b.need.met(got) {
-		k.kept, l.unacked = append(k.kept, l.unacked...), l.unacked[:0]
-		if l.ex != nil {
-			l.ex.settled(l.p, k.kept)
-		}
-		l.refusals = 0
-		l.commit = 0
-		for _, s := range l.sent {
-			if s.withheld() && !s.bare {
-				l.commit++
-			}
-		}
-	} else {
-		for _, u := range l.unacked {
-			u.got = got
-		}
-	}
-	if len(l.sent) == 0 {
-		k.idle.Store(true)
-	}
-	l.mu.Unlock()
-	for i, u := range k.kept {
-		l.p.visible.acknowledged(u)
-		k.hand(u)
-		l.p.landed()
-		l.p.release(u)
-		k.kept[i] = nil
-	}
-	k.kept = k.kept[:0]
-	if bare {
-		l.p.landed()
-		l.p.release(b)
-	}
-	if l.loop != nil {
-		l.loop.touched(l)
-	} else {
-		l.nudge()
-	}
-	return nil
 }
 
 // hand delivers the replies of an acknowledged batch, neighbouring ones of a session at once.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"redoubt/internal/resp"
+	"redoubt/internal/route"
 	"redoubt/internal/topo"
 )
 
@@ -41,7 +42,7 @@ func (l *lane) recover(k *link) {
 	l.link = nil
 	l.blocking.Store(0)
 	l.p.prod.closed(l.waiting)
-	l.prefix, l.waiting, l.commit = nil, 0, 0
+	l.prefix, l.waiting, l.commit, l.unmarked, l.full = nil, 0, 0, false, false
 	lost := l.unacked
 	if k.cur != nil {
 		lost = append(lost, k.cur)
@@ -308,7 +309,8 @@ func (l *lane) sweep(o *order) time.Duration {
 		l.mu.Unlock()
 		return 0
 	}
-	if time.Since(l.swept) < sweepInterval {
+	shut := l.p.shut.Load()
+	if time.Since(l.swept) < sweepInterval && !shut {
 		defer l.mu.Unlock()
 		return l.nextLook()
 	}
@@ -318,7 +320,7 @@ func (l *lane) sweep(o *order) time.Duration {
 	}
 	l.stampPend()
 	now, limit := l.p.stamp(), uint32(o.parkFor()/time.Millisecond)
-	late := func(e *entry) bool { return e.at != 0 && now-e.at > limit }
+	late := func(e *entry) bool { return e.at != 0 && (shut || now-e.at > limit) }
 	oldest := l.pend
 	if len(l.queue) > 0 {
 		oldest = l.queue[0]
@@ -349,7 +351,7 @@ func (l *lane) sweep(o *order) time.Duration {
 }
 
 func (l *lane) nextLook() time.Duration {
-	if (len(l.redo) > 0 || l.doubts()) && l.up && len(l.sent) == 0 { // otherwise the reader says when it has everything
+	if (len(l.redo) > 0 || l.doubts() || l.unmarked && len(l.unacked) > 0) && l.up && len(l.sent) == 0 { // otherwise the reader says when it has everything
 		return max(100*time.Microsecond, min(sweepInterval, time.Until(l.redoAt)))
 	}
 	return sweepInterval
@@ -359,6 +361,9 @@ func (l *lane) nextLook() time.Duration {
 func (l *lane) giveUp(e *entry, o *order) {
 	if text := resp.Text(e.x.canned); bytes.HasPrefix(text, []byte("NOREPLICAS")) {
 		e.x.canned = resp.AppendError(nil, l.p.withAbsent(string(text)))
+	}
+	if e.x.canned == nil && l.p.shut.Load() {
+		e.x.canned = resp.AppendError(nil, route.KeysMove)
 	}
 	if e.x.canned == nil {
 		e.x.canned = notSent(fmt.Sprintf("it was held for %s, but %s", o.parkFor(), l.p.why(o)))
@@ -382,7 +387,7 @@ func (l *lane) expireUnacked(now, limit uint32, o *order, out *[]answer) int {
 			if e.s == nil || e.flags&moved != 0 {
 				continue
 			}
-			if e.flags&resendable == 0 || l.p.strict() {
+			if (e.flags&resendable == 0 || l.p.strict()) && !b.refusedAt(i) {
 				reply := unknownOutcome(l.p.withAbsent(b.need.short(b.got, o.parkFor())))
 				l.p.stats.unknown.Add(1)
 				*out = append(*out, e.verdict(reply, true)...)

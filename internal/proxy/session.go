@@ -16,69 +16,71 @@ import (
 // is in a state of its own, a goroutine (serve). Commands in flight are all on one lane, so that replies come in order;
 // whatever needs another lane waits until nothing is in flight.
 type session struct {
-	p    *Proxy
-	id   uint64
-	sock *sock
-	ro   bool
-	born time.Time
-	out  output
+	// What a plain command touches comes first: of many clients it is cold, and so it is in few lines of the processor's cache.
+	p        *Proxy
+	sock     *sock
+	pipe     *pipe // of sock; nil: it is none
+	lane     *lane
+	inflight atomic.Int64
+	limit    atomic.Int64 // serve waits until inflight is not above; -1: it does not wait
+	redo     atomic.Int64 // its commands on the lane's redo list
+	r, w     int
+	seq      uint32      // guarded by the lane's mutex
+	driven   atomic.Bool // by a goroutine
+	closed   atomic.Bool
+	ro       bool
+	heavy    bool // the run holds a write
+	main     bool // the run holds a command that replicas must not answer
+	exact    bool // the run holds only commands for a lane with exact retry
+	authed   bool
+	multi    bool // between MULTI and EXEC
+	quiet    bool // CLIENT REPLY OFF
+	skip     bool // CLIENT REPLY SKIP: the next reply is dropped
+	lax      bool // PROXY DURABILITY ASYNC
+	eof      bool // the client sends no more
+	over     bool
+	leaving  bool             // owned by the loop: it is about to go on in another process, and is not read from
+	watched  bool             // owned by the loop: it is told of events
+	home     [laneKinds]*lane // shared lanes; nil: not known yet
+	user     string           // not the deployment's: a user of the backend
+	preface  HeaderPolicy     // owned by the loop: a PROXY header is still to come
+	one      [1]item
+	wrote    atomic.Uint64 // epoch of the latest write that was answered
+	wroteAt  atomic.Int64  // clock.Uptime, when reads are split
+	vis      visible
+	out      output
 
+	id     uint64
+	born   time.Time
 	buf    []byte
-	r, w   int
 	parser resp.Parser
 	from   int // of the run: commands at buf[from:to] that go to the lane at once
 	to     int
 	items  []item
-	heavy  bool  // the run holds a write
-	main   bool  // the run holds a command that replicas must not answer
-	exact  bool  // the run holds only commands for a lane with exact retry
 	near   *lane // to the replica that answered last
 
 	proto  int
 	protoA atomic.Int32 // proto and db for other goroutines
 	dbA    atomic.Int32
 	db     int
-	authed bool
-	user   string // not the deployment's: a user of the backend
 	pass   string
-	lane   *lane
-	home   [laneKinds]*lane // shared lanes; nil: not known yet
-	stash  []byte           // holds the start of a command while the loop reads the rest
-	driven atomic.Bool      // by a goroutine
-	eof    bool             // the client sends no more
-	over   bool
-	bad    error // protocol error: the session ends with it
-	multi  bool  // between MULTI and EXEC
-	poison bool  // a command of the transaction was refused here
-	quiet  bool  // CLIENT REPLY OFF
-	lax    bool  // PROXY DURABILITY ASYNC
-	skip   bool  // CLIENT REPLY SKIP: the next reply is dropped
-	dirty  bool  // has replies of its own making to flush
-	one    [1]item
+	stash  []byte // holds the start of a command while the loop reads the rest
+	bad    error  // protocol error: the session ends with it
+	poison bool   // a command of the transaction was refused here
+	dirty  bool   // has replies of its own making to flush
 
 	maint  atomic.Bool // wants to be told of a change of the primary
 	infoMu sync.Mutex  // guards what other clients may see
 	told   int64       // the latest notification
 	mid    bool        // a part of a reply is delivered, the rest will be
 	after  []byte      // a notification that waits for it
-	vis    visible
 
-	preface HeaderPolicy // owned by the loop: a PROXY header is still to come
-	begun   bool         // a part of it is there
-	leaving bool         // owned by the loop: it is about to go on in another process, and is not read from
-	huge    bool         // what is known about it is too large to be handed over
-	name    string
-	lib     string
-	libVer  string
-
-	inflight atomic.Int64
-	limit    atomic.Int64 // serve waits until inflight is not above; -1: it does not wait
-	ready    chan struct{}
-	closed   atomic.Bool
-	redo     atomic.Int64  // its commands on the lane's redo list
-	wrote    atomic.Uint64 // epoch of the latest write that was answered
-	wroteAt  atomic.Int64  // clock.Uptime, when reads are split
-	seq      uint32        // guarded by the lane's mutex
+	begun  bool // a part of a PROXY header is there
+	huge   bool // what is known about it is too large to be handed over
+	name   string
+	lib    string
+	libVer string
+	ready  chan struct{}
 }
 
 const (
@@ -89,7 +91,7 @@ const (
 )
 
 func newSession(p *Proxy, c *sock, id uint64, readonly bool) *session {
-	s := &session{p: p, id: id, sock: c, ro: readonly, born: time.Now(), proto: 2, ready: make(chan struct{}, 1)}
+	s := &session{p: p, id: id, sock: c, pipe: c.pipe, ro: readonly, born: time.Now(), proto: 2, ready: make(chan struct{}, 1)}
 	s.limit.Store(-1)
 	s.protoA.Store(2)
 	s.authed = p.o.Password == ""
@@ -119,9 +121,14 @@ func (s *session) deliver(b []byte, count int64) {
 		s.kill()
 	}
 	if count > 0 {
-		if left, limit := s.inflight.Add(-count), s.limit.Load(); limit >= 0 && left <= limit {
-			poke(s.ready)
-		}
+		s.answered(count)
+	}
+}
+
+// answered notes that so many commands are not in flight any more.
+func (s *session) answered(count int64) {
+	if left, limit := s.inflight.Add(-count), s.limit.Load(); limit >= 0 && left <= limit {
+		poke(s.ready)
 	}
 }
 
@@ -403,7 +410,7 @@ func (s *session) commands() (again bool, err error) {
 // ordinary adds the command that was just parsed to the run.
 func (s *session) ordinary(v route.Verdict, n int) bool {
 	it := item{n: uint32(n)}
-	s.classed(&it, v)
+	s.classed(&it, v, len(s.parser.Args))
 	if v.Row.Care != route.NoCare {
 		s.careful(&it, v.Row, s.parser.Args, s.buf[s.r-n:s.r])
 	}
@@ -434,9 +441,9 @@ func (s *session) flushBefore(n int) bool {
 	return true
 }
 
-// classed sets what a command's class says about its way.
-func (s *session) classed(it *item, v route.Verdict) {
-	if s.p.o.Exact && v.Row.Plain(len(s.parser.Args)) && !s.lax && !s.ro {
+// classed sets what the class of a command of so many words says about its way.
+func (s *session) classed(it *item, v route.Verdict, words int) {
+	if s.p.o.Exact && v.Row.Plain(words) && !s.lax && !s.ro {
 		it.flags |= exact
 	}
 	if v.Class == route.Read {
@@ -460,7 +467,7 @@ func (s *session) flushRun() bool {
 	var ok bool
 	if s.driven.Load() {
 		ok = s.hand(s.buf[s.from:s.to], s.items, s.heavy)
-	} else if ok = s.handOnLoop(); !ok {
+	} else if ok = s.handOnLoop(s.buf[s.from:s.to], s.items, s.heavy); !ok {
 		s.r = s.from // once more, by a goroutine
 		s.parser.Reset()
 	}

@@ -123,14 +123,14 @@ func (s *session) special(v route.Verdict, args [][]byte, raw []byte, f flags) b
 			return true
 		}
 		it := item{flags: f}
-		s.classed(&it, v)
+		s.classed(&it, v, len(args))
 		s.careful(&it, v.Row, args, raw)
 		return s.send(raw, it)
 	case route.Multi:
 		if len(args) != 1 {
 			return s.send(raw, item{flags: f | resendable})
 		}
-		if !s.own() {
+		if !s.own() || !s.await(0) { // what is sent again on this connection must not be sent into the transaction
 			return false
 		}
 		s.multi, s.poison = true, false
@@ -217,8 +217,9 @@ func (s *session) wait(args [][]byte, raw []byte, f flags) bool {
 	chunk := raw
 	items := []item{{n: uint32(len(raw)), flags: f | blocks, op: opWait, x: &extra{zero: zero, epoch: topo.Epoch(wrote)}}}
 	if wrote != 0 {
-		chunk = append([]byte(marker), raw...)
-		items = append([]item{{n: uint32(len(marker)), flags: muted | resendable}}, items...)
+		usual := s.p.marker.usual
+		chunk = append(slices.Clone(usual), raw...)
+		items = append([]item{{n: uint32(len(usual)), flags: muted | resendable}}, items...)
 	}
 	return s.handTo(items, chunk)
 }
@@ -238,6 +239,9 @@ func (s *session) pubsub(args [][]byte, raw []byte, f flags) bool {
 	}
 	if it.op == opUnsubscribe || len(args) > 1 {
 		it.flags &^= muted // confirmations count as pushes: CLIENT REPLY OFF does not concern them
+	}
+	if !s.flushRun() || !s.subscribed() && !s.await(0) { // nor behind a subscription, where RESP2 has no other commands
+		return false
 	}
 	return s.sendOwn(raw, it)
 }

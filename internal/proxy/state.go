@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"slices"
 
+	"redoubt/internal/redis"
 	"redoubt/internal/resp"
 	"redoubt/internal/route"
 )
@@ -30,6 +31,7 @@ type state struct {
 	monitor  bool
 	tracking [][]byte // the arguments of CLIENT TRACKING ON
 	db       int      // selected inside a transaction; -1: that of the lane's key
+	foul     bool     // MULTI was refused: nobody knows whether the server has another one open
 }
 
 // txn is one transaction: what has to be said again on another server before its EXEC.
@@ -43,7 +45,7 @@ type txn struct {
 
 // clean reports whether the connection can serve another session.
 func (st *state) clean() bool {
-	return st.txn == nil && !st.watch && !st.lost && !st.subscribed() && !st.monitor && st.tracking == nil && st.db < 0
+	return st.txn == nil && !st.watch && !st.lost && !st.subscribed() && !st.monitor && st.tracking == nil && st.db < 0 && !st.foul
 }
 
 func (st *state) subscribed() bool { return st.asked > 0 || st.listens() }
@@ -131,6 +133,7 @@ func (k *link) transition(e *entry, f []byte, fate route.Fate) []byte {
 			e.x.txn.answered++
 			if e.op == opMulti && !ok {
 				e.x.txn.sent = true // what follows has run by itself, and is not said again
+				st.foul = true
 				st.over(e.x.txn)
 			}
 		}
@@ -323,7 +326,7 @@ func (k *link) outOfBand(f []byte) bool {
 		l.st.count(f)
 		l.mu.Unlock()
 	case "message", "pmessage", "smessage":
-		if bytes.Contains(f, []byte("$13\r\n"+ackChannel+"\r\n$1\r\n1\r\n")) {
+		if bytes.Contains(f, []byte("$13\r\n"+redis.AckChannel+"\r\n$1\r\n1\r\n")) {
 			return true // a marker, seen through a pattern
 		}
 	default:

@@ -146,7 +146,7 @@ func (p *Proxy) rouse() {
 
 // maySend reports whether o is still the order of the moment and its lease is good.
 func (p *Proxy) maySend(o *order) bool {
-	if !o.sending || p.order.Load() != o {
+	if !o.sending || p.shut.Load() || p.order.Load() != o {
 		return false
 	}
 	if !o.t.good(p.now()) {

@@ -47,6 +47,9 @@ func (k *link) beginStream() bool {
 	k.endRun()
 	e.s.midReply(true)
 	k.left = head + 1 + length + 2
+	if t := k.l.p.crowd.Load(); t != nil {
+		t.see(e.s, b.bytes(e), k.left)
+	}
 	k.scan = resp.Scanner{}
 	return true
 }

@@ -3,6 +3,7 @@
 package proxy
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"slices"
@@ -100,12 +101,12 @@ func (k *link) logIn() error {
 	return err
 }
 
-// commitAside waits for the replicas on behalf of a user who need not be allowed to PUBLISH and WAIT: on a connection of
+// commitAside waits for the replicas on behalf of a user who need not be allowed to send a marker and WAIT: on a connection of
 // the deployment's user to the same process, whose marker comes behind the batch. It is a goroutine of the proxy.
 func (k *link) commitAside(b *batch) {
-	l := k.l
+	l, full := k.l, false
 	for !k.ended() {
-		got, err := k.ackAside(b.need)
+		got, err := k.ackAside(b.need, full)
 		l.mu.Lock()
 		i := slices.Index(l.unacked, b)
 		if i < 0 {
@@ -113,7 +114,7 @@ func (k *link) commitAside(b *batch) {
 			return // its time is over, or the connection
 		}
 		b.got = got
-		if err == nil && b.need.met(got) {
+		if err == nil && b.need.met(got) || errors.Is(err, errUnmarked) && b.showsNothing(l.p.strict()) {
 			l.unacked = slices.Delete(l.unacked, i, i+1)
 			l.commit--
 			l.mu.Unlock()
@@ -130,13 +131,15 @@ func (k *link) commitAside(b *batch) {
 			return
 		}
 		l.mu.Unlock()
-		if err != nil && !l.p.pause(20*time.Millisecond) {
+		was := full
+		full = errors.Is(err, errFullServer)
+		if err != nil && (was || !full) && !l.p.pause(20*time.Millisecond) {
 			return
 		}
 	}
 }
 
-func (k *link) ackAside(want need) (got acked, err error) {
+func (k *link) ackAside(want need, full bool) (got acked, err error) {
 	helper, err := k.l.p.errandTo(k.to)
 	if err != nil {
 		return got, err
@@ -145,16 +148,27 @@ func (k *link) ackAside(want need) (got acked, err error) {
 	if err := helper.conn.SetDeadline(time.Now().Add(handshakeTimeout + time.Second)); err != nil { // of the WAIT
 		return got, err
 	}
-	if _, err := helper.conn.Write(want.appendWait([]byte(marker))); err != nil {
+	m := &k.l.p.marker
+	if _, err := helper.conn.Write(want.appendWait(slices.Clone(m.of(full)))); err != nil {
 		return got, err
 	}
-	for range want.waits() { // the marker's reply, and all but the last
+	f, err := helper.frameNow()
+	switch {
+	case err != nil:
+		return got, err
+	case bytes.HasPrefix(f, []byte("-OOM ")):
+		return got, errFullServer
+	case refusal(f):
+		return got, errUnmarked
+	case f[0] != m.took:
+		return got, errNotIt
+	}
+	for range want.waits() - 1 { // all but the last
 		if f, err := helper.frameNow(); err != nil || f[0] != ':' {
 			return got, errors.Join(err, errNotIt)
 		}
 	}
-	f, err := helper.frameNow()
-	if err != nil {
+	if f, err = helper.frameNow(); err != nil {
 		return got, err
 	}
 	got, ok := want.read(f)
