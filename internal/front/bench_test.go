@@ -21,13 +21,13 @@ func BenchmarkThroughput(b *testing.B) {
 		b.Skip("redis-benchmark is not installed")
 	}
 	one := startServer(b)
-	single := runFront(b, []Shard{{"a", dialer(one)}})
+	single := runFront(b, []Shard{{Name: "a", Dial: dialer(one)}})
 	four, _ := servers(b, 4)
 	var shards []Shard
 	for i := range 4 {
 		path := filepath.Join(b.TempDir(), "s")
 		startServer(b, "--unixsocket", path)
-		shards = append(shards, Shard{"u" + strconv.Itoa(i), func(ctx context.Context) (net.Conn, error) {
+		shards = append(shards, Shard{Name: "u" + strconv.Itoa(i), Dial: func(ctx context.Context) (net.Conn, error) {
 			var d net.Dialer
 			return d.DialContext(ctx, "unix", path)
 		}})

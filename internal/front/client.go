@@ -5,9 +5,11 @@ package front
 import (
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"redoubt/internal/resp"
+	"redoubt/internal/route"
 )
 
 const (
@@ -17,61 +19,76 @@ const (
 	batchMax  = 256 << 10 // bytes for one shard that are not kept for the end of what was read
 	behindMax = 1 << 20   // bytes that a shard has not taken; beyond it, the client is not read from
 	lastWords = time.Second
+	lateMost  = 1    // rounds of the loop for which replies wait for those of other shards, so that they leave at once
 	atOnce    = 1024 // commands between two looks at whether there are too many
 )
 
 // client is one client. Its loop reads and gives out its commands, and gives it the replies of the shards. In front of a command that
 // has to wait for something, it leaves the client to a goroutine (serve), which gives it back behind it.
 type client struct {
-	f       *Front
-	id      uint64
-	loop    int
-	born    time.Time
-	vis     visible
-	last    func() // ofRound
-	scratch []byte
+	f    *Front
+	loop int
+
+	// Owned by who drives the client. Here, too, what plain commands touch comes first.
+	onLoop  bool // that is the loop
+	more    bool // there may be complete commands in it
+	eof     bool
+	local   bool         // something was answered here that nobody has written yet
+	parser  *resp.Parser // its loop's, unless there is a part of a command in it; nil: none is needed now
+	in      []byte
+	r, w    int           // what is read and not handled yet is in[r:w]
+	stash   []byte        // the client's own memory, while the loop's is used
+	words   int           // of the present command, or of the part of it that is being sent
+	aim     int           // what it is aimed at, see hold.go
+	verdict route.Verdict // of it
+	idx     []int
+	dirty   []*conn // that have something to be written, in the order in which they got it
+	session         // what the server side of a connection would know
+
+	handling atomic.Bool // commands are being given to shards; only with Options.Ring
+
+	mu     sync.Mutex // guards what follows
+	driven bool       // by a goroutine
+	over   bool       // nothing more is handled
+	full   bool       // the loop handles nothing more before some of it is answered; while the loop handles something, nobody else changes it
+	wet    bool       // ofRound is about to be called
+	late   int        // how often it has left the writing to the next round
+	turned bool       // what detour is for goes on; nothing new is sent meanwhile
+	hint   bool       // meanwhile, something may have come
+	sock   Stream
+	conns  []*conn // by shard; nil: none
+	queue  []expect
+	head   int
+	out    outlet
+	stream *conn // the reply at the head is handed on while it arrives
+	paused int   // connections that are not read from
+	ahead  int   // connections on which something has come that is not taken, or had a moment ago
+
+	sleepers int
+	cond     sync.Cond
+	blocked  int    // blocking commands in the queue
+	detour   Stream // on which the command at the head of the queue is tried again; nil: none
+	retried  []*conn
+	frames   [][]byte // of joined, while it runs
+	rehomes  bool     // a shard was removed, or a subscription has lost its shard: the loop sees to it
+	adrift   []drifting
+
+	// Constant, but for vis, which guards itself.
+	last func() // ofRound
+	vis  visible
+	id   uint64
+	born time.Time
 
 	// Owned by who drives the client.
-	onLoop  bool // that is the loop
-	parser  resp.Parser
-	in      []byte
-	r, w    int    // what is read and not handled yet is in[r:w]
-	stash   []byte // the client's own memory, while the loop's is used
-	more    bool   // there may be complete commands in it
-	eof     bool
-	bad     error   // of the protocol: the client ends with it
-	session         // what the server side of a connection would know
-	dirty   []*conn // that have something to be written, in the order in which they got it
-	idx     []int
+	scratch []byte
+	bad     error // of the protocol: the client ends with it
 	where   []int
 	counts  []int
 	bySlot  map[int]int // of a command that is split: which part has a slot
-	local   bool        // something was answered here that nobody has written yet
-
-	mu       sync.Mutex // guards what follows
-	cond     sync.Cond
-	sock     Stream
-	driven   bool // by a goroutine
-	hint     bool // meanwhile, something may have come
-	sleepers int
-	out      outlet
-	conns    []*conn // by shard; nil: none
-	queue    []expect
-	head     int
-	blocked  int    // blocking commands in the queue
-	stream   *conn  // the reply at the head is handed on while it arrives
-	full     bool   // the loop handles nothing more before some of it is answered; while the loop handles something, nobody else changes it
-	paused   int    // connections that are not read from
-	wet      bool   // ofRound is about to be called
-	detour   Stream // on which the command at the head of the queue is tried again; nil: none
-	turned   bool   // that goes on; nothing new is sent meanwhile
-	over     bool   // nothing more is handled
-	retried  []*conn
-	frames   [][]byte // of joined, while it runs
 }
 
 func newClient(f *Front, id uint64) *client {
-	c := &client{f: f, id: id, loop: int(id % uint64(f.o.Loops.Len())), born: time.Now(), conns: make([]*conn, len(f.o.Shards)), counts: make([]int, len(f.o.Shards))}
+	c := &client{f: f, id: id, loop: int(id % uint64(f.o.Loops.Len())), born: time.Now(), conns: make([]*conn, len(f.shards())), counts: make([]int, len(f.shards()))}
 	c.cond.L = &c.mu
 	c.last = c.ofRound
 	c.session.clear(f.o.Password == "")
@@ -209,7 +226,8 @@ const (
 func (c *client) commands() (handled, error) {
 	lim := resp.Limits{Bulk: c.f.o.Limits.Bulk, Unauth: !c.authed}
 	n := uint64(0)
-	defer func() { c.f.stats.commands.Add(n) }()
+	c.beginHandling()
+	defer func() { c.f.stats.commands.Add(n); c.endHandling() }()
 	for c.r < c.w && !c.leaving {
 		size, err := c.parser.Next(c.in[c.r:c.w], lim)
 		if err != nil || size == 0 {
@@ -221,7 +239,7 @@ func (c *client) commands() (handled, error) {
 			continue
 		}
 		v := c.f.o.Table().Classify(c.parser.Args)
-		if c.onLoop && c.mayWait(v) {
+		if c.onLoop && c.mayWait(v, c.parser.Args) {
 			c.r -= size
 			return waiting, nil
 		}
@@ -251,17 +269,27 @@ func (c *client) flush() {
 		c.local = false
 		c.mu.Lock()
 		c.drain()
+		c.writeOut()
 		c.mu.Unlock()
-		c.ofRound()
 	}
 }
 
-// ofRound writes what was repeated to shards, and what the client was given. Its loop calls it when all events of a round are handled:
-// what several shards answer at once leaves at once.
+// ofRound is called by the loop when all events of a round are handled: what several shards answer at once leaves at once. While more is
+// owed, it may wait for the next round, which begins without waiting for events.
 func (c *client) ofRound() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.wet = false
+	if c.late < lateMost && c.head < len(c.queue) && c.blocked == 0 && len(c.retried) == 0 && c.out.size() > 0 && !c.over {
+		c.late++
+		c.sock.Late(c.last)
+		return
+	}
+	c.wet, c.late = false, 0
+	c.writeOut()
+}
+
+// writeOut writes what was repeated to shards, and what the client was given. The caller holds c.mu.
+func (c *client) writeOut() {
 	for _, k := range c.retried {
 		k.out.write()
 	}

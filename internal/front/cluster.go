@@ -34,11 +34,12 @@ const (
 func (f *Front) speaksCluster() bool { return f.o.Cluster != nil && f.o.Cluster.Face != nil }
 
 // single reports whether there is nothing to tell apart: one shard, and no slots.
-func (f *Front) single() bool { return len(f.o.Shards) == 1 && f.o.Cluster == nil }
+func (f *Front) single() bool { return len(f.shards()) == 1 && f.o.Cluster == nil && f.o.Ring == nil }
 
 // paths is a slot map with the numbers of this front's shards.
 type paths struct {
 	m  *slots.Map
+	of int // shards that were known
 	to []int
 }
 
@@ -49,11 +50,11 @@ func (f *Front) shardOfSlot(slot int) int {
 		return slots.None
 	}
 	p := f.paths.Load()
-	if p == nil || p.m != m {
-		p = &paths{m: m}
+	if known := len(f.shards()); p == nil || p.m != m || p.of != known {
+		p = &paths{m: m, of: known}
 		for _, name := range m.Shards() {
 			n := slots.None
-			for i, s := range f.o.Shards {
+			for i, s := range f.shards() {
 				if s.Name == name {
 					n = i
 				}
@@ -105,7 +106,8 @@ func (c *client) splitBySlot(v route.Verdict, args [][]byte, step int, j join) b
 	caching := c.caching
 	for i, k := range to {
 		c.caching = caching
-		b := resp.AppendArray(c.scratch[:0], 1+len(keys[i])*step)
+		c.words = 1 + len(keys[i])*step
+		b := resp.AppendArray(c.scratch[:0], c.words)
 		b = resp.AppendBulk(b, v.Row.Name)
 		for _, n := range keys[i] {
 			for s := range step {
@@ -113,6 +115,7 @@ func (c *client) splitBySlot(v route.Verdict, args [][]byte, step int, j join) b
 			}
 		}
 		c.scratch = b
+		c.aim = at[i] + 1
 		c.send(expect{op: opPart, from: k, x: x, part: int32(i)}, b, v.Class != route.Read)
 	}
 	c.push(expect{op: opJoin, x: x, silent: c.mute}, nil)

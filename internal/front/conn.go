@@ -12,35 +12,37 @@ import (
 
 const (
 	storeKept  = 4 << 10
+	writeFrom  = 4 << 10  // bytes for a client that are written while they are warm, and not at the end of the round
 	streamFrom = 64 << 10 // bytes of an incomplete reply; from here on it is handed on while it arrives
 )
 
 // conn is one client's connection to one shard. What arrives is in view; it is taken out in the order of the client's queue.
 type conn struct {
 	c     *client
-	i     int // number of the shard
 	sock  Stream
+	i     int  // number of the shard
 	dirty bool // who drives the client has put something into out; its own
 	wrote bool // a command that may write was sent; owned by who drives the client
 
-	// Guarded by client.mu.
-	out    outlet
-	scan   resp.Scanner
+	// Guarded by client.mu. What plain commands touch comes first: of many clients it is cold, and so it is in few lines of the processor's cache.
+	gone   bool   // it is not used any more
+	paused bool   // it is not read from, because its shard is far enough ahead
+	ahead  bool   // something has come that is not taken, as own found it
+	keeps  bool   // it holds a state that another connection would not have: WATCH, MULTI, tracking
+	owed   int    // replies that the queue expects of it
+	subs   int    // subscriptions that the shard has confirmed
 	view   []byte // what has arrived and is not taken: view[pos:]
 	store  []byte // the memory of view, unless that is what was just read
 	pos    int
-	size   int    // of the complete reply at pos; 0: not known
-	owed   int    // replies that the queue expects of it
-	subs   int    // subscriptions that the shard has confirmed
-	keeps  bool   // it holds a state that another connection would not have: WATCH, MULTI, tracking
-	gone   bool   // it is not used any more
-	paused bool   // it is not read from, because its shard is far enough ahead
+	size   int // of the complete reply at pos; 0: not known
+	out    outlet
+	scan   resp.Scanner
 	id     []byte // of the connection at the shard, as digits; nil: not known
 	last   []byte // a cluster's: the latest command, in case it is to be tried again; empty: it is not
 }
 
 // name returns the name of its shard.
-func (k *conn) name() string { return k.c.f.o.Shards[k.i].Name }
+func (k *conn) name() string { return k.c.f.shards()[k.i].Name }
 
 // to returns the client's connection to a shard, which is opened if there is none.
 func (c *client) to(i int) (*conn, error) {
@@ -59,11 +61,13 @@ func (c *client) to(i int) (*conn, error) {
 
 // have returns the client's connection to a shard; nil: there is none.
 func (c *client) have(i int) *conn {
-	if c.onLoop { // which is where connections are made and lost
-		return c.conns[i]
+	if !c.onLoop { // which is where connections are made and lost
+		c.mu.Lock()
+		defer c.mu.Unlock()
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	if i >= len(c.conns) {
+		return nil // a shard that came later
+	}
 	return c.conns[i]
 }
 
@@ -83,10 +87,17 @@ func (k *conn) connect() error {
 		return err
 	}
 	k.out = outlet{mu: &c.mu, sock: k.sock, moved: c.stir}
+	k.sock.Hear(k.hear)
 	if c.over {
 		k.gone = true
 		k.sock.Close()
 		return errors.New("the client is gone")
+	}
+	for len(c.conns) <= k.i {
+		c.conns = append(c.conns, nil)
+	}
+	for len(c.counts) <= k.i {
+		c.counts = append(c.counts, 0)
 	}
 	c.conns[k.i] = k
 	return nil
@@ -99,7 +110,7 @@ func (c *client) reachShard(i int) (take func(event func()) (Stream, error), err
 	}
 	ctx, done := context.WithTimeout(c.f.ctx, c.f.o.Limits.Dial)
 	defer done()
-	conn, err := c.f.o.Shards[i].Dial(ctx)
+	conn, err := c.f.shards()[i].Dial(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -136,10 +147,35 @@ func (k *conn) event() {
 			break // more comes with an event of its own
 		}
 	}
+	k.moisten()
+}
+
+// moisten has what came of a reply written at the end of the loop's round. The caller holds c.mu.
+func (k *conn) moisten() {
+	c := k.c
+	if c.out.size() >= writeFrom && len(c.retried) == 0 {
+		c.out.write()
+	}
 	if !c.wet && (c.out.size() > 0 || len(c.retried) > 0) {
 		c.wet = true
 		k.sock.Last(c.last)
 	}
+}
+
+// hear is called by the loop with whole replies that need not be read. It reports false when they have to be, because their turn is far away.
+func (k *conn) hear(b []byte, replies int) bool {
+	c := k.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if k.gone || c.over || k.paused || k.mustWait() {
+		return false
+	}
+	if replies == 1 && k.pos == len(k.view) && c.stream != k {
+		k.size = len(b)
+	}
+	k.arrived(b)
+	k.moisten()
+	return true
 }
 
 // pause has the connection not read until stir finds that it need not wait any more.
@@ -161,6 +197,9 @@ func (k *conn) arrived(b []byte) {
 		k.view = k.store
 	}
 	c.drain()
+	if c.stream == nil && k.size == 0 && k.pos < len(k.view) {
+		k.front() // a message does not wait for a turn
+	}
 	if len(k.view)-k.pos > c.f.o.Limits.Output {
 		c.fail(tooLong)
 	}
@@ -170,6 +209,13 @@ func (k *conn) arrived(b []byte) {
 // own moves what is not taken yet to the front of the connection's own memory.
 func (k *conn) own() {
 	rest := k.view[k.pos:]
+	if k.ahead != (len(rest) > 0) {
+		if k.ahead = !k.ahead; k.ahead {
+			k.c.ahead++
+		} else {
+			k.c.ahead--
+		}
+	}
 	switch {
 	case len(rest) == 0:
 		if cap(k.store) > storeKept {
@@ -231,7 +277,12 @@ func (k *conn) front() []byte {
 		if !k.isMessage(f) {
 			return f
 		}
-		c.append(f)
+		if c.f.o.Cluster != nil && string(firstWord(f)) == "sunsubscribe" { // the slot of the channel has gone to another shard
+			k.subs = max(0, k.subs-1)
+			c.followChannel(f)
+		} else {
+			c.append(f)
+		}
 		k.taken()
 	}
 	return nil
@@ -252,6 +303,9 @@ func (c *client) lost(k *conn) {
 	k.sock.Close()
 	if k.paused {
 		c.paused--
+	}
+	if k.ahead {
+		c.ahead--
 	}
 	if c.conns[k.i] == k {
 		c.conns[k.i] = nil
@@ -277,5 +331,5 @@ func (c *client) drop() {
 			k.sock.Close()
 		}
 	}
-	c.paused = 0
+	c.paused, c.ahead = 0, 0
 }

@@ -23,8 +23,13 @@ const (
 // handle deals with one command; args is not empty. Its reply is in the queue when it returns.
 func (c *client) handle(v route.Verdict, args [][]byte, raw []byte) {
 	c.vis.show(v.Row, args)
+	c.verdict, c.words = v, len(args)
 	c.mute, c.skip = c.quiet || c.skip, false
 	name := v.Row.Name
+	if c.aim = aimNone; !c.onLoop && c.authed {
+		c.await(v, args)
+		c.awaitRing()
+	}
 	switch {
 	case !c.authed && name != "AUTH" && name != "HELLO" && name != "QUIT" && name != "RESET":
 		c.refuse(noAuth)
@@ -101,7 +106,7 @@ func (c *client) special(v route.Verdict, args [][]byte, raw []byte) bool {
 	case "SCAN":
 		return c.scan(args)
 	case "RANDOMKEY":
-		if len(args) != 1 || len(c.f.o.Shards) == 1 {
+		if len(args) != 1 || len(c.f.shards()) == 1 {
 			return false
 		}
 		c.randomKey(raw)
@@ -110,6 +115,9 @@ func (c *client) special(v route.Verdict, args [][]byte, raw []byte) bool {
 	default:
 		if j, ok := everywhere(v.Row.Name, args); ok && !c.f.single() {
 			c.learn(v.Row.Name, args)
+			if v.Row.Name == "FLUSHALL" || v.Row.Name == "FLUSHDB" {
+				c.aim = aimAllKeys
+			}
 			if j.kind == joinInfo {
 				raw = infoCommand(args, raw)
 			}
@@ -127,6 +135,10 @@ func (c *client) byKeys(v route.Verdict, args [][]byte, raw []byte) {
 	shard, text := c.shardOf(v, args)
 	if text != "" {
 		c.refuse(text)
+		return
+	}
+	if v.Class == route.Block && c.f.o.Ring != nil {
+		c.blockInRing(v, args, raw)
 		return
 	}
 	if v.Class == route.Block {
@@ -154,9 +166,11 @@ type place struct {
 func (c *client) keysOf(v route.Verdict, args [][]byte) (at place, text string) {
 	c.idx = v.Row.Keys(args, c.idx[:0])
 	if len(c.idx) == 0 {
-		return place{shard: home}, ""
+		return place{shard: c.f.home()}, ""
 	}
-	at = c.at(args[c.idx[0]])
+	if at = c.at(args[c.idx[0]]); c.f.o.Cluster != nil {
+		c.aim = at.group + 1
+	}
 	for _, i := range c.idx[1:] {
 		if c.group(args[i]) != at.group {
 			return place{keyed: true}, crossSlot
@@ -208,15 +222,22 @@ func (c *client) group(key []byte) int {
 	switch {
 	case c.f.o.Cluster != nil:
 		return slots.Of(key)
-	case len(c.f.o.Shards) == 1:
+	case len(c.f.shards()) == 1 && c.f.o.Ring == nil:
 		return 0
+	}
+	if r := c.f.ringOf(); r != nil {
+		return r.Place(key)
 	}
 	return c.f.o.Place(key)
 }
 
 // connTo returns the connection to a shard; what keeps the command from being carried out has been said when it is nil.
 func (c *client) connTo(shard int) *conn {
-	if shard < 0 || shard >= len(c.conns) {
+	if shard < 0 || shard >= len(c.f.shards()) {
+		if c.f.o.Cluster != nil { // it may have come a moment ago
+			c.refuse("TRYAGAIN the command was not executed: no shard that is known here has the slot of its keys")
+			return nil
+		}
 		c.refuse(noShard)
 		return nil
 	}
@@ -255,7 +276,11 @@ func (c *client) send(e expect, raw []byte, writes bool) {
 	}
 	c.mu.Lock()
 	c.awaitDetour()
-	c.pushLocked(e, raw)
+	if c.offer(k, raw) {
+		c.owe(e, raw)
+	} else {
+		c.pushLocked(e, raw)
+	}
 	have := k.out.size()
 	c.mu.Unlock()
 	if have >= batchMax {
@@ -297,7 +322,9 @@ func (c *client) together(conns []*conn, j join, raw []byte, writes bool) {
 func (c *client) part(k *conn, raw []byte) {
 	c.mu.Lock()
 	c.awaitDetour()
-	c.give(k, raw)
+	if !c.offer(k, raw) {
+		c.give(k, raw)
+	}
 	k.owed++
 	big := k.out.size() >= batchMax
 	c.mu.Unlock()
@@ -309,7 +336,7 @@ func (c *client) part(k *conn, raw []byte) {
 func (c *client) ping(args [][]byte, raw []byte) {
 	switch {
 	case len(args) > 2:
-		c.pass(home, raw, false) // the server's error
+		c.pass(c.f.home(), raw, false) // the server's error
 	case c.proto == 2 && c.subscriptions() > 0:
 		b := resp.AppendBulk(resp.AppendArray(nil, 2), "pong")
 		if len(args) == 2 {
@@ -331,14 +358,14 @@ func pong() []byte { return []byte("+PONG\r\n") }
 func (c *client) proxy(args [][]byte, raw []byte) {
 	switch {
 	case len(args) == 3 && route.Is(args[1], "SHARDOF"):
-		if i := c.place(args[2]); i >= 0 && i < len(c.conns) {
-			c.say(resp.AppendBulk(nil, c.f.o.Shards[i].Name))
+		if i := c.place(args[2]); i >= 0 && i < len(c.f.shards()) {
+			c.say(resp.AppendBulk(nil, c.f.shards()[i].Name))
 		} else {
 			c.refuse(noShard)
 		}
 	case len(args) >= 3 && route.Is(args[1], "INFO"):
-		for i, s := range c.f.o.Shards {
-			if s.Name == string(args[2]) {
+		for i, s := range c.f.shards() {
+			if s.Name == string(args[2]) && !s.gone {
 				c.pass(i, resp.AppendCommand(nil, append([][]byte{[]byte("INFO")}, args[3:]...)...), false)
 				return
 			}
@@ -347,7 +374,7 @@ func (c *client) proxy(args [][]byte, raw []byte) {
 	case len(args) == 3 && route.Is(args[1], "DURABILITY"):
 		c.keep("PROXY DURABILITY", raw)
 	case len(args) == 2 && route.Is(args[1], "DURABILITY"):
-		c.pass(home, raw, false)
+		c.pass(c.f.home(), raw, false)
 	default:
 		c.refuse("ERR use PROXY SHARDOF key, PROXY INFO shard [section ...] or PROXY DURABILITY [QUORUM|ASYNC]")
 	}

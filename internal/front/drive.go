@@ -13,8 +13,8 @@ import (
 // Who drives a client: its loop, or a goroutine where something has to be waited for.
 
 // mayWait reports whether a command's procedure may have to wait for something: what is not simply put on its way.
-func (c *client) mayWait(v route.Verdict) bool {
-	if v.Class > route.Write || c.txn.on || v.Row.Name == "RANDOMKEY" {
+func (c *client) mayWait(v route.Verdict, args [][]byte) bool {
+	if v.Class > route.Write || c.txn.on || c.f.still.Load() != nil || v.Row.Name == "RANDOMKEY" || c.held(v, args) != nil {
 		return true
 	}
 	return c.f.o.Join == nil && !c.connected()
@@ -45,10 +45,13 @@ func (c *client) event() {
 // turn reads once, on the loop, and handles what is complete.
 func (c *client) turn() {
 	c.mu.Lock()
-	over, full := c.over, c.full
+	over, full, rehomes := c.over, c.full, c.rehomes
 	c.mu.Unlock()
 	if full && !over {
 		return // stir has it go on
+	}
+	if rehomes && !over {
+		c.rehome()
 	}
 	if over || !c.handleOnLoop() {
 		c.drive()
@@ -58,6 +61,7 @@ func (c *client) turn() {
 // handleOnLoop is a turn of a client that is not over. It reports false when a goroutine has to go on.
 func (c *client) handleOnLoop() bool {
 	c.onLoop = true
+	c.takeParser()
 	more := c.more
 	if !more && !c.borrow() {
 		return false
@@ -101,9 +105,22 @@ func (c *client) read() bool {
 	return n > 0
 }
 
+// takeParser gives the client a parser if it has none: its loop's, whose memory is warm.
+func (c *client) takeParser() {
+	if c.parser == nil {
+		mine := &c.f.scratches[c.loop].parser
+		if c.parser, *mine = *mine, nil; c.parser == nil {
+			c.parser = &resp.Parser{}
+		}
+	}
+}
+
 // store saves what is left of the input before the loop's memory is used for another client.
 func (c *client) store() {
 	left := c.in[c.r:c.w]
+	if len(left) == 0 {
+		c.f.scratches[c.loop].parser, c.parser = c.parser, nil
+	}
 	if len(c.in) > 0 && &c.in[0] == &c.f.scratches[c.loop].input[0] {
 		c.in = append(c.stash[:0], left...)
 		c.in = c.in[:cap(c.in)]
@@ -137,6 +154,9 @@ func (c *client) giveBack() bool {
 
 // serve is the goroutine that drives the client for a while.
 func (c *client) serve() {
+	if c.parser == nil {
+		c.parser = &resp.Parser{}
+	}
 	for {
 		how := allOf
 		if c.bad == nil && !c.isOver() {
@@ -234,6 +254,9 @@ func (c *client) end() {
 		if k != nil {
 			k.sock.Close()
 		}
+	}
+	for i := c.head; i < len(c.queue); i++ {
+		c.land(&c.queue[i])
 	}
 	c.mu.Unlock()
 	c.f.forget(c)

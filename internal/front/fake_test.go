@@ -109,7 +109,7 @@ func (k *fake) commands() string {
 // fakes are two shards; keys that begin with b live on the second one.
 func fakes(t *testing.T, change ...func(*Options)) (*Front, *fake, *fake) {
 	a, b := &fake{}, &fake{}
-	f := runFront(t, []Shard{{"a", a.dial}, {"b", b.dial}}, append([]func(*Options){func(o *Options) {
+	f := runFront(t, []Shard{{Name: "a", Dial: a.dial}, {Name: "b", Dial: b.dial}}, append([]func(*Options){func(o *Options) {
 		o.Place = func(key []byte) int {
 			if bytes.HasPrefix(key, []byte("b")) {
 				return 1

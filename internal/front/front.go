@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,12 +28,14 @@ import (
 type Shard struct {
 	Name string
 	Dial func(context.Context) (net.Conn, error) // not needed with Options.Join
+	gone bool                                    // it was removed; its number stays
 }
 
 // Options are what a Front needs. Fields without a default are required.
 type Options struct {
 	Shards   []Shard              // 1 to ShardsMax; their order is that of the numbers which Place returns
 	Place    func(key []byte) int // the number of the shard that has the key; safe for concurrent use; nil with Cluster
+	Ring     func() *Ring         // nil, or the present ring, in place of Place; safe for concurrent use. It changes only between Still and Resume
 	Cluster  *Cluster             // keys are placed by slot, and the shards' servers refuse keys of several slots; nil: plain servers
 	Table    func() *route.Table  // what is known of commands; default: the built-in table
 	Password string               // what clients must present; the shards check it. Empty: none
@@ -97,7 +100,7 @@ func (o Options) Validate() []error {
 		need(!names[s.Name], "front: two shards have the name "+s.Name)
 		names[s.Name] = true
 	}
-	need((o.Place != nil) != (o.Cluster != nil), "front: either a placement of keys or a cluster is needed")
+	need((o.Place != nil || o.Ring != nil) != (o.Cluster != nil), "front: either a placement of keys or a cluster is needed")
 	if o.Cluster != nil {
 		errs = append(errs, o.Cluster.validate()...)
 	}
@@ -117,8 +120,11 @@ type Front struct {
 	ctx   context.Context // of Run; set before any goroutine starts
 	wg    sync.WaitGroup
 	lore  lore
-	paths atomic.Pointer[paths] // of the present slot map
-	tick  atomic.Uint32         // seconds, as the sweep counts them
+	paths atomic.Pointer[paths]   // of the present slot map
+	known atomic.Pointer[[]Shard] // Options.Shards, and those that came later
+	tick  atomic.Uint32           // seconds, as the sweep counts them
+	holds holds
+	still atomic.Pointer[chan struct{}] // nil: commands are given to shards
 	stats struct{ commands, split atomic.Uint64 }
 
 	scratches []scratch // by loop
@@ -149,10 +155,27 @@ func New(o Options) (*Front, error) {
 		o.Table = func() *route.Table { return t }
 	}
 	f := &Front{o: o, log: o.Log, start: time.Now(), lore: newLore(len(o.Shards)), clients: map[uint64]*client{}, lastID: o.FirstID}
+	f.known.Store(&o.Shards)
 	for range o.Loops.Len() {
-		f.scratches = append(f.scratches, scratch{make([]byte, scratchSize), make([]byte, scratchSize)})
+		f.scratches = append(f.scratches, scratch{input: make([]byte, scratchSize), reply: make([]byte, scratchSize)})
 	}
 	return f, nil
+}
+
+// shards are those that are known now, and those that were removed: the number of one never changes.
+func (f *Front) shards() []Shard { return *f.known.Load() }
+
+// AddShard makes one more shard known: Options.Join, or its Dial, reaches it under the next number. One that is known is left as it is.
+func (f *Front) AddShard(s Shard) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := f.shards()
+	if slices.ContainsFunc(now, func(o Shard) bool { return o.Name == s.Name }) || len(now) == ShardsMax {
+		return
+	}
+	next := append(slices.Clone(now), s)
+	f.known.Store(&next)
+	f.paths.Store(nil)
 }
 
 // Addr returns the address that is served.

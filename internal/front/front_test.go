@@ -267,7 +267,7 @@ func TestAPasswordIsCheckedByTheShards(t *testing.T) {
 	var shards []Shard
 	for _, name := range []string{"a", "b"} {
 		addr := startServer(t, "--requirepass", "secret")
-		shards = append(shards, Shard{name, dialer(addr)})
+		shards = append(shards, Shard{Name: name, Dial: dialer(addr)})
 		admin := dial(t, addr)
 		admin.want("+OK\r\n", "AUTH secret")
 		admin.want("+OK\r\n", "ACL SETUSER reader on >pw ~* +@read +ping")

@@ -247,7 +247,7 @@ func (c *client) wait(args [][]byte, raw []byte) {
 	}
 	c.mu.Unlock()
 	if len(wrote) < 2 {
-		shard := home
+		shard := c.f.home()
 		if len(wrote) == 1 {
 			shard = wrote[0].i
 		}

@@ -13,14 +13,14 @@ const (
 // comes that says there is room.
 type outlet struct {
 	mu     *sync.Mutex // the client's; guards what follows
+	buf    []byte      // new things are appended
+	at     int         // of the first piece: how much is taken already
+	ahead  int         // bytes in full
+	choked bool        // the connection takes nothing now
+	broken bool
 	sock   Stream
 	moved  func()   // called with mu held when something was taken, or will never be
-	buf    []byte   // new things are appended
 	full   [][]byte // goes in front of buf, once there is much
-	at     int      // of the first of them: how much is taken already
-	ahead  int      // bytes in full
-	choked bool     // the connection takes nothing now
-	broken bool
 }
 
 // size returns how many bytes are not taken yet. The caller holds mu.

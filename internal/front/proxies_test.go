@@ -82,7 +82,7 @@ func startMember(t testing.TB, n int, change ...func(*Options, *proxy.Options)) 
 	}
 	m.Front = runFront(t, shards, func(o *Options) {
 		fo.Shards, fo.Listener, fo.Log = o.Shards, o.Listener, o.Log
-		if fo.Cluster == nil {
+		if fo.Cluster == nil && fo.Place == nil {
 			fo.Place = o.Place
 		}
 		*o = fo
@@ -160,24 +160,7 @@ func TestEveryWayOfACommandInOnePipeline(t *testing.T) {
 // Clients with pipelines of every kind, on as many loops as there are, get what one server would answer.
 func TestRandomPipelinesThroughProxies(t *testing.T) {
 	m := startMember(t, 3)
-	reference := startServer(t)
-	seed := uint64(time.Now().UnixNano())
-	if v, err := strconv.ParseUint(os.Getenv("REDOUBT_SEED"), 10, 64); err == nil {
-		seed = v
-	}
-	t.Logf("REDOUBT_SEED=%d", seed)
-	var wg sync.WaitGroup
-	for id := range 4 {
-		one, many := dial(t, reference), m.client(t)
-		if id%2 == 1 {
-			one.do("HELLO", "3")
-			many.do("HELLO", "3")
-		}
-		wg.Go(func() {
-			compareRandom(t, &inventor{Rand: rand.New(rand.NewPCG(seed, uint64(id))), id: id}, one, many, 80)
-		})
-	}
-	wg.Wait()
+	compareClients(t, m.client, 80)
 }
 
 func TestAParkedShardHoldsUpNobodyElse(t *testing.T) {

@@ -24,6 +24,7 @@ type subscription struct {
 	name  []byte
 	count int // of the client's subscriptions, as the confirmation says it
 	group *subGroup
+	again *drifting // it is followed to another shard; nil: the client has asked for it
 }
 
 // subGroup is what the channels of one command share: a server refuses the command as a whole, with one error.
@@ -97,15 +98,11 @@ func (c *client) shardsOf(kind int, name []byte) []int {
 	own := bytes.HasPrefix(name, []byte("__keyspace@")) || bytes.HasPrefix(name, []byte("__keyevent@"))
 	if c.f.o.Cluster != nil && kind == subPattern { // what is published reaches all servers of a cluster, but for what they say of keys
 		if own = bytes.HasPrefix(name, []byte("__key")); !own {
-			return []int{home}
+			return []int{c.f.home()}
 		}
 	}
 	if kind == subPattern || kind == subChannel && own {
-		all := make([]int, len(c.conns))
-		for i := range all {
-			all[i] = i
-		}
-		return all
+		return c.f.live()
 	}
 	return []int{c.place(name)}
 }
@@ -119,20 +116,33 @@ func (c *client) confirmed(kind int) int {
 
 // subscribeOne makes or ends one subscription; it returns what waits for the shards' confirmation, nil if nothing does.
 func (c *client) subscribeOne(kind int, ends bool, s *subscription) *extra {
-	_, have := c.subs[kind][string(s.name)]
+	at, have := c.subs[kind][string(s.name)]
+	to := c.shardsOf(kind, s.name)
 	if ends {
 		delete(c.subs[kind], string(s.name))
 		if s.count = c.confirmed(kind); !have {
 			c.confirm(s.word, s.name, s.count)
 			return nil
 		}
+		if at != allShards && !c.f.gone(at) { // its slot may be another shard's now
+			to = []int{at}
+		}
 	} else {
-		c.subs[kind][string(s.name)] = struct{}{}
+		if have && at != allShards && kind == subChannel && !c.f.gone(at) {
+			to = []int{at}
+		}
+		if c.subs[kind] == nil {
+			c.subs[kind] = map[string]int{}
+		}
+		c.subs[kind][string(s.name)] = allShards
+		if len(to) == 1 {
+			c.subs[kind][string(s.name)] = to[0]
+		}
 		s.count = c.confirmed(kind)
 	}
 	x := &extra{sub: s}
 	command := resp.AppendCommand(nil, []byte(s.word), s.name)
-	for _, i := range c.shardsOf(kind, s.name) {
+	for _, i := range to {
 		k := c.connTo(i)
 		if k == nil {
 			return nil
@@ -183,6 +193,9 @@ func (c *client) subscribed(e *expect) bool {
 			frames[bad] = elsewhere(frames[bad])
 		}
 		e.x.reply = bytes.Clone(frames[bad])
+	}
+	if s.again != nil && bad >= 0 {
+		c.setAdrift(*s.again)
 	}
 	switch {
 	case e.silent:

@@ -36,8 +36,9 @@ type expect struct {
 	x      *extra
 	canned []byte
 	op     op
-	part   int32 // opPart: which one
-	silent bool  // the client has switched its replies off
+	part   int32  // opPart: which one
+	aim    uint16 // what it is counted under, see hold.go
+	silent bool   // the client has switched its replies off
 	blocks bool
 }
 
@@ -65,8 +66,15 @@ func (c *client) push(e expect, command []byte) {
 }
 
 func (c *client) pushLocked(e expect, command []byte) {
+	if e.from != nil {
+		c.give(e.from, command)
+	}
+	c.owe(e, command)
+}
+
+// owe appends an entry whose command is on its way. The caller holds c.mu.
+func (c *client) owe(e expect, command []byte) {
 	if k := e.from; k != nil {
-		c.give(k, command)
 		k.owed++
 		if c.f.o.Cluster != nil {
 			k.remember(&e, command)
@@ -75,6 +83,7 @@ func (c *client) pushLocked(e expect, command []byte) {
 	if e.blocks {
 		c.blocked++
 	}
+	c.takeOff(&e)
 	if c.head == len(c.queue) {
 		c.queue, c.head = c.queue[:0], 0
 	} else if c.head > 256 && 2*c.head > len(c.queue) {
@@ -89,6 +98,11 @@ func (c *client) pushLocked(e expect, command []byte) {
 	if e.from == nil {
 		c.local = true // it may be due at once
 	}
+}
+
+// offer has a shard take the present command, or raw, which is a part of it, without its being written. The caller holds c.mu.
+func (c *client) offer(k *conn, raw []byte) bool {
+	return c.onLoop && !k.gone && k.out.size() == 0 && k.sock.Offer(c.verdict, c.words, raw)
 }
 
 // give puts a command into what is to be written to a shard. The caller holds c.mu.
@@ -145,10 +159,11 @@ func (c *client) drain() {
 		if e.blocks {
 			c.blocked--
 		}
+		c.land(e)
 		*e = expect{}
 		c.head++
 	}
-	if c.stream == nil {
+	if c.stream == nil && c.ahead > 0 {
 		for _, k := range c.conns { // messages do not wait for a turn
 			if k != nil && k.size == 0 && k.pos < len(k.view) {
 				k.front()

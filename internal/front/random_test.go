@@ -67,18 +67,25 @@ func inside(words []string, key string) []string {
 // TestRandomPipelinesAreAnsweredLikeByOneServer compares byte for byte, in both protocols, with several clients at once.
 func TestRandomPipelinesAreAnsweredLikeByOneServer(t *testing.T) {
 	f, _ := servers(t, 3)
-	reference := startServer(t)
-	seed, rounds := uint64(time.Now().UnixNano()), 150
-	if v, err := strconv.ParseUint(os.Getenv("REDOUBT_SEED"), 10, 64); err == nil {
-		seed = v
-	}
+	rounds := 150
 	if v, err := strconv.Atoi(os.Getenv("REDOUBT_ROUNDS")); err == nil {
 		rounds = v
+	}
+	compareClients(t, f.client, rounds)
+}
+
+// compareClients has four clients at once say the same to one server and to what connects to many.
+func compareClients(t *testing.T, connect func(t testing.TB) *wire, rounds int) {
+	t.Helper()
+	reference := startServer(t)
+	seed := uint64(time.Now().UnixNano())
+	if v, err := strconv.ParseUint(os.Getenv("REDOUBT_SEED"), 10, 64); err == nil {
+		seed = v
 	}
 	t.Logf("REDOUBT_SEED=%d", seed)
 	var wg sync.WaitGroup
 	for id := range 4 {
-		one, many := dial(t, reference), f.client(t)
+		one, many := dial(t, reference), connect(t)
 		if id%2 == 1 {
 			one.do("HELLO", "3")
 			many.do("HELLO", "3")

@@ -42,7 +42,7 @@ func elsewhere(f []byte) []byte {
 // remember keeps a command in case it is refused: only the latest one of a connection, because behind it others may have run.
 func (k *conn) remember(e *expect, command []byte) {
 	k.last = k.last[:0]
-	if e.op == opPass && !e.blocks && len(command) <= repeatMax {
+	if e.op == opPass && len(command) <= repeatMax {
 		k.last = append(k.last, command...)
 	}
 }
@@ -51,11 +51,12 @@ func (k *conn) remember(e *expect, command []byte) {
 // has said nothing yet, because what is said later may be about the same key. The caller holds c.mu.
 func (c *client) reroute(e *expect, f []byte) bool {
 	k := e.from
-	if e.op != opPass || e.blocks || len(k.last) == 0 || k.owed != 1 || k.keeps || c.head+1 != len(c.queue) || c.f.ctx.Err() != nil {
+	if e.op != opPass || len(k.last) == 0 || k.owed != 1 || k.keeps || c.head+1 != len(c.queue) || c.f.ctx.Err() != nil {
 		return false
 	}
 	raw, reply, shard := bytes.Clone(k.last), bytes.Clone(f), k.i
 	c.take(k)
+	c.land(e)
 	e.op, e.from = opTurned, nil
 	c.turned, c.full = true, true
 	c.f.wg.Go(func() { c.answered(c.goAround(shard, raw, reply)) })
@@ -99,7 +100,7 @@ func (c *client) goAround(shard int, raw, reply []byte) []byte {
 			return elsewhere(reply)
 		}
 		if slot, ok := movedSlot(reply); ok {
-			if to := c.f.shardOfSlot(slot); to >= 0 && to < len(c.f.o.Shards) {
+			if to := c.f.shardOfSlot(slot); to >= 0 && to < len(c.f.shards()) {
 				shard = to
 			}
 		}
@@ -112,7 +113,7 @@ func (c *client) goAround(shard int, raw, reply []byte) []byte {
 		}
 		f, err := d.ask(raw, c.f.o.Limits.Output)
 		if err != nil {
-			return resp.AppendError(nil, unknownOutcome+"the connection to shard "+c.f.o.Shards[shard].Name+" ended before it answered; it may or may not have been applied")
+			return resp.AppendError(nil, unknownOutcome+"the connection to shard "+c.f.shards()[shard].Name+" ended before it answered; it may or may not have been applied")
 		}
 		if f[0] != '-' || !redirects(f) {
 			return f

@@ -20,9 +20,16 @@ const (
 	cursorMax   = 1<<(63-ordinalBits) - 1
 )
 
+// turnBy is by how much each change of the ring turns the numbers in cursors. So one of an earlier ring names no shard, and begins anew: elements may come
+// twice, none is missed. After 16 changes in the middle of one SCAN a cursor would be misread.
+const turnBy = 64
+
+// turned is by how much the numbers are turned.
+func turned(gen uint64) int { return int(gen*turnBy) & (ShardsMax - 1) }
+
 // scan passes SCAN to the shard that its cursor names. It reports false when the arguments make no sense.
 func (c *client) scan(args [][]byte) bool {
-	if len(args) < 2 || len(c.f.o.Shards) == 1 {
+	if len(args) < 2 || len(c.f.shards()) == 1 && c.f.o.Ring == nil {
 		return false
 	}
 	v, err := strconv.ParseUint(string(args[1]), 10, 64)
@@ -30,9 +37,21 @@ func (c *client) scan(args [][]byte) bool {
 		return false // the server's error
 	}
 	shard := int(v & (ShardsMax - 1))
-	if shard >= len(c.conns) {
+	if gen := c.f.gen(); gen > 0 && v > 0 {
+		if shard = (shard - turned(gen)) & (ShardsMax - 1); !slices.Contains(c.f.live(), shard) { // of an earlier ring: keys have changed their shards since
+			v, shard = 0, 0
+		}
+	}
+	if shard >= len(c.f.shards()) {
 		c.refuse("ERR invalid cursor")
 		return true
+	}
+	if !slices.Contains(c.f.live(), shard) { // what it had is at the others
+		if shard = c.f.after(shard); shard < 0 {
+			c.say([]byte("*2\r\n$1\r\n0\r\n*0\r\n"))
+			return true
+		}
+		v = 0
 	}
 	k := c.connTo(shard)
 	if k == nil {
@@ -51,15 +70,16 @@ func (c *client) scanned(dst, f []byte, shard int) []byte {
 		return append(dst, f...) // an error
 	}
 	e := resp.Elements(f, nil)
+	gen := c.f.gen()
 	v, err := strconv.ParseUint(string(resp.Text(e[0])), 10, 64)
 	switch {
 	case err != nil || v > cursorMax:
-		return resp.AppendError(dst, "ERR shard "+c.f.o.Shards[shard].Name+" gave a cursor that is too large")
-	case v == 0 && shard+1 == len(c.f.o.Shards):
+		return resp.AppendError(dst, "ERR shard "+c.f.shards()[shard].Name+" gave a cursor that is too large")
+	case v == 0 && c.f.after(shard) < 0:
 	case v == 0:
-		v = uint64(shard + 1)
+		v = uint64(c.f.after(shard)+turned(gen)) & (ShardsMax - 1)
 	default:
-		v = v<<ordinalBits | uint64(shard)
+		v = v<<ordinalBits | uint64(shard+turned(gen))&(ShardsMax-1)
 	}
 	dst = resp.AppendBulk(resp.AppendArray(dst, 2), strconv.FormatUint(v, 10))
 	return append(dst, e[1]...)

@@ -36,6 +36,13 @@ type loreScript struct {
 	on   []bool // by shard: it has the script
 }
 
+// reach makes room for a shard that came later.
+func (s *loreScript) reach(shard int) {
+	for len(s.on) <= shard {
+		s.on = append(s.on, false)
+	}
+}
+
 const (
 	loreScripts   = 2_000
 	loreBytes     = 32 << 20
@@ -71,6 +78,7 @@ func (o *lore) script(body []byte, shard int) {
 			delete(o.known, old.hash)
 		}
 	}
+	s.reach(shard)
 	for i := range s.on {
 		s.on[i] = s.on[i] || shard == i || shard < 0
 	}
@@ -81,7 +89,10 @@ func (o *lore) missing(sha []byte, shard int) []byte {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	s := o.scripts[strings.ToLower(string(sha))]
-	if s == nil || s.on[shard] {
+	if s == nil {
+		return nil
+	}
+	if s.reach(shard); s.on[shard] {
 		return nil
 	}
 	s.on[shard] = true
@@ -96,6 +107,7 @@ func (o *lore) lacks(sha []byte, shard int) []byte {
 	if s == nil {
 		return nil
 	}
+	s.reach(shard)
 	s.on[shard] = false
 	return s.body
 }

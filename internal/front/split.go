@@ -22,13 +22,16 @@ func (c *client) split(v route.Verdict, args [][]byte) bool {
 		j.kind, step = joinFirst, 2
 	}
 	if len(args) < 1+step || (len(args)-1)%step != 0 {
-		c.pass(home, resp.AppendCommand(nil, args...), false) // the server's error
+		c.pass(c.f.home(), resp.AppendCommand(nil, args...), false) // the server's error
 		return true
 	}
 	if c.f.o.Cluster != nil {
 		return c.splitBySlot(v, args, step, j)
 	}
 	c.where = c.where[:0]
+	for len(c.counts) < len(c.f.shards()) { // one that came later
+		c.counts = append(c.counts, 0)
+	}
 	clear(c.counts)
 	parts := 0
 	for i := 1; i < len(args); i += step {
@@ -69,7 +72,8 @@ func (c *client) splitOver(v route.Verdict, args [][]byte, step int, j join, par
 		if caching != nil {
 			c.push(expect{op: opDrop, from: k}, caching)
 		}
-		b := resp.AppendArray(c.scratch[:0], 1-c.counts[k.i]*step)
+		c.words = 1 - c.counts[k.i]*step
+		b := resp.AppendArray(c.scratch[:0], c.words)
 		b = resp.AppendBulk(b, v.Row.Name)
 		for i, shard := range c.where {
 			if shard == k.i {

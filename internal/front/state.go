@@ -14,22 +14,24 @@ import (
 
 // session is what the server side of one connection would know. It is told to each connection to a shard when that opens.
 type session struct {
-	proto    int
-	authed   bool
-	user     []byte // nil: none was named
-	password []byte // nil: none was given
-	db       int
-	name     string
-	settings []setting // CLIENT NO-EVICT, TRACKING and the like, in their order
-	caching  []byte    // CLIENT CACHING, for the next command
-	tracking string    // its words, in upper case, between spaces; empty: off
-	quiet    bool      // CLIENT REPLY OFF
-	skip     bool      // CLIENT REPLY SKIP, for the next command
-	mute     bool      // the present command is not answered
-	leaving  bool      // QUIT
-	txn      transaction
-	watch    *conn // that holds keys for WATCH
-	subs     [subKinds]map[string]struct{}
+	proto      int
+	authed     bool
+	quiet      bool                     // CLIENT REPLY OFF
+	skip       bool                     // CLIENT REPLY SKIP, for the next command
+	mute       bool                     // the present command is not answered
+	leaving    bool                     // QUIT
+	subs       [subKinds]map[string]int // by name: the shard that has it, or allShards; nil: none yet
+	caching    []byte                   // CLIENT CACHING, for the next command
+	txn        transaction
+	user       []byte // nil: none was named
+	password   []byte // nil: none was given
+	db         int
+	name       string
+	settings   []setting // CLIENT NO-EVICT, TRACKING and the like, in their order
+	tracking   string    // its words, in upper case, between spaces; empty: off
+	watch      *conn     // that holds keys for WATCH
+	watchGen   uint64    // of the ring in which its shard was found
+	watchGroup int       // of the first of them
 }
 
 // setting is a command that each connection has to be told.
@@ -40,13 +42,12 @@ type setting struct {
 
 func (s *session) clear(authed bool) {
 	*s = session{proto: 2, authed: authed}
-	for i := range s.subs {
-		s.subs[i] = map[string]struct{}{}
-	}
 }
 
-// home is the shard that answers what concerns no key.
-const home = 0
+// home is the shard that answers what concerns no key: the first one that there is.
+func (f *Front) home() int {
+	return max(0, slices.IndexFunc(f.shards(), func(s Shard) bool { return !s.gone }))
+}
 
 // introduce tells a fresh connection what it has to know of the client. Nothing is waited for.
 func (c *client) introduce(k *conn) {
@@ -79,7 +80,7 @@ func (c *client) introduce(k *conn) {
 
 // open returns the connections that there are, that of the home shard first, which is opened if need be.
 func (c *client) open() ([]*conn, error) {
-	h, err := c.to(home)
+	h, err := c.to(c.f.home())
 	if err != nil {
 		return nil, err
 	}
@@ -96,13 +97,14 @@ func (c *client) open() ([]*conn, error) {
 
 // every returns connections to all shards.
 func (c *client) every() ([]*conn, error) {
-	conns := make([]*conn, len(c.f.o.Shards))
-	for i := range conns {
+	live := c.f.live()
+	conns := make([]*conn, len(live))
+	for n, i := range live {
 		k, err := c.to(i)
 		if err != nil {
 			return nil, err
 		}
-		conns[i] = k
+		conns[n] = k
 	}
 	return conns, nil
 }
@@ -260,7 +262,7 @@ func (c *client) note(key string, raw []byte) {
 // track passes CLIENT TRACKING on to all shards: what is read from any of them may change.
 func (c *client) track(args [][]byte, raw []byte) {
 	words := strings.ToUpper(" " + string(bytes.Join(args[2:], []byte(" "))) + " ")
-	if strings.Contains(words, " REDIRECT ") && len(c.f.o.Shards) > 1 {
+	if strings.Contains(words, " REDIRECT ") && len(c.f.shards()) > 1 {
 		c.refuse("ERR CLIENT TRACKING with REDIRECT is refused: a connection has another id on each shard; use RESP3")
 		return
 	}
@@ -298,7 +300,7 @@ func (c *client) cache(args [][]byte, raw []byte) {
 	yes := len(args) == 3 && route.Is(args[2], "YES")
 	switch {
 	case len(args) != 3 || !yes && !route.Is(args[2], "NO"):
-		c.pass(home, raw, false)
+		c.pass(c.f.home(), raw, false)
 	case !strings.Contains(c.tracking, " OPTIN ") && !strings.Contains(c.tracking, " OPTOUT "):
 		c.refuse("ERR CLIENT CACHING can be called only when the client is in tracking mode with OPTIN or OPTOUT mode enabled")
 	case yes && !strings.Contains(c.tracking, " OPTIN "):

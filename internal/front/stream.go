@@ -2,7 +2,12 @@
 
 package front
 
-import "net"
+import (
+	"net"
+
+	"redoubt/internal/resp"
+	"redoubt/internal/route"
+)
 
 // Loops drive connections, so that none needs a goroutine.
 type Loops interface {
@@ -18,8 +23,15 @@ type Stream interface {
 	Write(b []byte) (int, error) // what is taken at once; the event comes when there is room for the rest
 	Again()                      // has the event come once more, soon
 	Last(f func())               // on the loop: has f called when the events of this round are handled
-	Shut()                       // ends both directions; the event comes
-	Close()                      // shuts it and gives it back; an event may still be on its way
+	Late(f func())               // Last for the next round, which begins at once
+	// Offer takes a plain command at once, of so many words, as if raw had been written; false: it has to be written. For the loop, while
+	// nothing waits to be written.
+	Offer(v route.Verdict, words int, raw []byte) bool
+	// Hear has f called on the loop with replies, so many whole ones, in place of an event to read them; f returns false if they have to be
+	// read all the same. b is valid until it returns. To be called before anything is written.
+	Hear(f func(b []byte, replies int) bool)
+	Shut()  // ends both directions; the event comes
+	Close() // shuts it and gives it back; an event may still be on its way
 }
 
 const (
@@ -29,6 +41,7 @@ const (
 
 // scratch is what the clients of one loop share; owned by the loop.
 type scratch struct {
-	input []byte // where clients are read into; what is left of a command goes to the client's own memory
-	reply []byte // where shards are read into
+	input  []byte       // where clients are read into; what is left of a command goes to the client's own memory
+	parser *resp.Parser // for who has no part of a command; nil: a client has kept it
+	reply  []byte       // where shards are read into
 }

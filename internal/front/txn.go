@@ -20,9 +20,15 @@ type transaction struct {
 	keyed bool
 	held  [][]byte // commands that are answered with QUEUED and not sent yet
 	bytes int
-	bad   bool // EXEC is refused
-	n     int  // commands so far
-	dbs   []selected
+	bad   bool     // EXEC is refused
+	n     int      // commands so far
+	gen   uint64   // of the ring in which its shard was found
+	keys  [][]byte // a ring's: all keys, bounded as sent is
+	moved bool     // its slot is another shard's than to
+	sent  [][]byte // a cluster's: the commands behind MULTI, to be said again elsewhere; nil: none, or too many
+
+	sentBytes int
+	dbs       []selected
 }
 
 // selected is a SELECT in a transaction: which of its commands it is, and the database.
@@ -42,7 +48,7 @@ func (c *client) transact(v route.Verdict, args [][]byte, raw []byte) bool {
 	}
 	switch v.Class {
 	case route.Multi:
-		c.txn = transaction{on: true, to: c.watch}
+		c.txn = transaction{on: true, to: c.watch, gen: c.f.gen()}
 		c.vis.txn.Store(true)
 		if c.watch == nil {
 			c.say(ok())
@@ -72,6 +78,9 @@ func (c *client) transact(v route.Verdict, args [][]byte, raw []byte) bool {
 func (c *client) watchKeys(v route.Verdict, args [][]byte, raw []byte) bool {
 	at, text := c.keysOf(v, args)
 	switch {
+	case text == "" && at.keyed && c.watchedElsewhere():
+		c.say(ok()) // EXEC will be null
+		return true
 	case text != "" || at.keyed && c.watch != nil && c.watch.i != at.shard:
 		c.refuse(crossSlot)
 		return true
@@ -79,6 +88,9 @@ func (c *client) watchKeys(v route.Verdict, args [][]byte, raw []byte) bool {
 		return false
 	}
 	if k := c.connTo(at.shard); k != nil {
+		if c.watch == nil {
+			c.watchGroup, c.watchGen = at.group, c.f.gen()
+		}
 		c.watch = k
 		c.pin(k)
 		c.send(expect{from: k, silent: c.mute}, raw, false)
@@ -154,16 +166,33 @@ func (c *client) enqueue(v route.Verdict, args [][]byte, raw []byte) {
 	at, text := c.keysOf(v, args)
 	if (v.Row.Name == "PUBLISH" && c.f.o.Cluster == nil || v.Row.Name == "SPUBLISH") && len(args) == 3 {
 		at = c.at(args[1]) // servers of a cluster tell each other what is published
+		if c.f.o.Ring != nil {
+			t.keepKey(args[1])
+		}
+	}
+	if c.f.o.Ring != nil {
+		for _, i := range c.idx {
+			t.keepKey(args[i])
+		}
 	}
 	if v.Row.Name == "SELECT" && len(args) == 2 && len(t.dbs) < selectsMax {
 		t.dbs = append(t.dbs, selected{t.n, string(args[1])})
 	}
 	t.n++
+	if text == "" && c.follows(at) {
+		t.hold(at)
+		t.keep(raw)
+		c.say(queued())
+		return
+	}
 	switch {
 	case text != "" || at.keyed && t.to != nil && t.to.i != at.shard || at.keyed && t.keyed && at.group != t.group:
 		c.spoil(cmp.Or(text, crossSlot))
 	case t.to != nil:
 		t.hold(at)
+		if c.repeats() {
+			t.keep(raw)
+		}
 		c.send(expect{from: t.to, silent: c.mute}, raw, v.Class != route.Read)
 	case at.keyed:
 		if k := c.connTo(at.shard); k == nil {
@@ -174,6 +203,9 @@ func (c *client) enqueue(v route.Verdict, args [][]byte, raw []byte) {
 				c.tellScript(k, args[1])
 			}
 			c.begin(k)
+			if c.repeats() {
+				t.keep(raw)
+			}
 			c.send(expect{from: k, silent: c.mute}, raw, v.Class != route.Read)
 		}
 	case v.Row.Name == "":
@@ -209,12 +241,18 @@ func unknownCommand(args [][]byte) string {
 	return b + tail
 }
 
+// repeats reports whether a transaction may have to be said again at another shard.
+func (c *client) repeats() bool { return c.f.o.Cluster != nil || c.f.o.Ring != nil }
+
 // begin opens the transaction at its shard, with what was held.
 func (c *client) begin(k *conn) {
-	c.txn.to = k
+	c.txn.to, c.txn.gen = k, c.f.gen()
 	c.pin(k)
 	c.send(expect{op: opDrop, from: k}, resp.AppendCommand(nil, "MULTI"), false)
 	for _, raw := range c.txn.held {
+		if c.repeats() {
+			c.txn.keep(raw)
+		}
 		c.send(expect{op: opDrop, from: k}, raw, true)
 	}
 	c.txn.held = nil
@@ -222,17 +260,22 @@ func (c *client) begin(k *conn) {
 
 func (c *client) exec(raw []byte) {
 	t := &c.txn
+	if t.keyed && c.f.o.Cluster != nil {
+		c.aim = t.group + 1
+	}
 	switch {
 	case t.bad && t.to != nil:
 		c.send(expect{op: opDrop, from: t.to}, resp.AppendCommand(nil, "DISCARD"), false)
 		c.refuse(execAbort)
 	case t.bad:
 		c.refuse(execAbort)
+	case c.follows(place{}):
+		c.execElsewhere(raw)
 	case t.to == nil && len(t.held) == 0:
 		c.say([]byte("*0\r\n"))
 	default:
 		if t.to == nil {
-			k := c.connTo(home)
+			k := c.connTo(c.f.home())
 			if k == nil {
 				break
 			}

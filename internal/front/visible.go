@@ -69,7 +69,7 @@ func (v *visible) setUser(user string) {
 	v.mu.Unlock()
 }
 
-func (v *visible) setSubs(subs *[subKinds]map[string]struct{}) {
+func (v *visible) setSubs(subs *[subKinds]map[string]int) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	for kind, set := range subs {
