@@ -44,6 +44,8 @@ type Options struct {
 	Node   Node
 	Log    *slog.Logger
 	Events event.Sink
+	// Ring numbers what is agreed about the ring that places keys, as this member knows it: who knows another one may not lend a lease. nil: there is no ring.
+	Ring func() uint64
 }
 
 // Accord is one member's part.
@@ -68,16 +70,20 @@ type pledge struct {
 
 // New returns an accord that does nothing until it runs.
 func New(o Options) *Accord {
+	if o.Ring == nil {
+		o.Ring = func() uint64 { return 0 }
+	}
 	if o.Events == nil {
 		o.Events = func(event.Event) {}
 	}
 	return &Accord{o: o}
 }
 
-// question is what one member asks another one. Exactly one field is set.
+// question is what one member asks another one. Exactly one of the first two fields is set.
 type question struct {
 	Plea *topo.Plea `json:"plea,omitempty"` // pledge to this primary
 	Word *topo.Plea `json:"word,omitempty"` // you are this primary: since when does your lease count?
+	Ring uint64     `json:"ring,omitempty"` // Options.Ring of who asks
 }
 
 type answer struct {
@@ -262,6 +268,7 @@ func going(primary topo.NodeID, by []topo.NodeID) string {
 func (a *Accord) ask(ctx context.Context, s *view.Snapshot, member string, q question) answer {
 	ctx, cancel := context.WithTimeout(ctx, s.Shard.Spec.Timing.Lease.D()/2)
 	defer cancel()
+	q.Ring = a.o.Ring()
 	body, err := json.Marshal(q)
 	if err != nil {
 		return answer{Why: err.Error()}
@@ -287,6 +294,8 @@ func (a *Accord) answer(from string, raw []byte) []byte {
 	ans := answer{Why: "the question is not understood: upgrade all members"}
 	switch err := json.Unmarshal(raw, &q); {
 	case err != nil:
+	case q.Ring != a.o.Ring():
+		ans = answer{Why: "another ring is known there"}
 	case q.Plea != nil:
 		ans = a.pledge(from, *q.Plea)
 	case q.Word != nil:

@@ -34,6 +34,8 @@ type Options struct {
 	Clock  clock.Clock
 	Dir    string // for the promise and the number of the start; survives restarts
 	Addr   string // where the server is reached, for as long as the roster does not say so
+	Bus    int    // mode cluster: likewise, as in topo.Node …
+	Server string // … and its id
 	Log    *slog.Logger
 	Events event.Sink
 
@@ -46,6 +48,7 @@ type Agent struct {
 	promise   *promise // written under the lock of pledges
 	pledges   *pledges
 	writable  atomic.Bool
+	shown     atomic.Pointer[shown] // for faces of this process
 	memory    converge.Memory
 	start     int64
 	seq       uint64
@@ -63,7 +66,8 @@ type Agent struct {
 
 	refused   string
 	refusedAt topo.Epoch
-	failures  int // consecutive orders that did not work
+	starting  topo.Epoch // the promotion of that epoch waits for a server that began a moment ago
+	failures  int        // consecutive orders that did not work
 	restarts  pacing
 	ending    ending
 	salvaging salvaging
@@ -83,17 +87,18 @@ type hasty struct {
 
 // The loop's bounds.
 const (
-	lookTimeout  = 100 * time.Millisecond // a server that does not answer within this is looked at from outside
-	lookAgain    = 20 * time.Millisecond  // the same for a server that did not answer the time before
-	orderTimeout = time.Second
-	fenceTimeout = 50 * time.Millisecond // then a managed primary is killed
-	fenceLead    = 20 * time.Millisecond // a fence begins so long before the lease ends
-	drainGrace   = 150 * time.Millisecond
-	hastyFor     = 150 * time.Millisecond // what was seen in that time is good enough for a verb that checks by itself
-	readSoon     = 5 * time.Millisecond   // a read that confirms a new document is waited for
-	hastyLimit   = 30 * time.Millisecond
-	drainPoll    = 200 * time.Microsecond
-	configEvery  = time.Second
+	lookTimeout   = 100 * time.Millisecond // a server that does not answer within this is looked at from outside
+	lookAgain     = 20 * time.Millisecond  // the same for a server that did not answer the time before
+	orderTimeout  = time.Second
+	fenceTimeout  = 50 * time.Millisecond // then a managed primary is killed
+	fenceLead     = 20 * time.Millisecond // a fence begins so long before the lease ends
+	drainGrace    = 150 * time.Millisecond
+	hastyFor      = 150 * time.Millisecond // what was seen in that time is good enough for a verb that checks by itself
+	readSoon      = 5 * time.Millisecond   // a read that confirms a new document is waited for
+	hastyLimit    = 30 * time.Millisecond
+	startingPause = 20 * time.Millisecond // between two attempts to promote a server that has just begun
+	drainPoll     = 200 * time.Microsecond
+	configEvery   = time.Second
 )
 
 // New reads the promise, and the pledge that was given last, from disk, and numbers this start.
@@ -342,6 +347,10 @@ func (a *Agent) carryOut(ctx context.Context, in converge.Input, o converge.Orde
 		return 0
 	}
 	a.failures = min(a.failures+1, 10)
+	if errors.Is(err, redis.ErrStarting) {
+		a.starting = o.Epoch
+		return startingPause
+	}
 	a.refused, a.refusedAt = fmt.Sprintf("%s: %v", o.Do, err), 0
 	if o.Do == converge.Promote && errors.Is(err, redis.ErrRefused) {
 		a.refusedAt = o.Epoch // the controller elects again

@@ -39,7 +39,7 @@ func (a *Agent) report(in converge.Input) {
 	beat := topo.LANTiming().Beat.D()
 	if in.Shard != nil {
 		s.Epoch, s.Phase = in.Shard.Assigned.Epoch, in.Shard.Assigned.Phase
-		s.Addr = a.o.Addr
+		s.Addr, s.BusPort, s.ServerID = a.o.Addr, a.o.Bus, a.o.Server
 		if n, ok := in.Shard.Spec.Node(a.o.ID); ok {
 			s.Addr = n.Addr
 		}
@@ -51,6 +51,8 @@ func (a *Agent) report(in converge.Input) {
 	if a.refusedAt == s.Epoch && s.Epoch != 0 {
 		s.Refused = a.refused
 	}
+	s.Starting = a.starting == s.Epoch && s.Epoch != 0
+	a.shown.Store(&shown{s, in.Now})
 	if same(a.lastSent, s) && in.Now-a.sentAt < beat*9/10 {
 		return
 	}
@@ -73,7 +75,7 @@ func (a *Agent) report(in converge.Input) {
 func same(x, y topo.Sighting) bool {
 	return x.Epoch == y.Epoch && x.Phase == y.Phase && x.Health == y.Health && x.Role == y.Role && x.Frozen == y.Frozen &&
 		x.Fenced == y.Fenced && x.Whole == y.Whole && x.RunID == y.RunID && x.Promised == y.Promised && x.InSync == y.InSync &&
-		x.Disk == y.Disk && x.Change == y.Change && x.Barrier == y.Barrier && x.Waits == y.Waits && x.Refused == y.Refused && x.Impaired == y.Impaired && x.LinkUp == y.LinkUp && x.Backlog == y.Backlog && x.Pos.ReplID == y.Pos.ReplID &&
+		x.Disk == y.Disk && x.Change == y.Change && x.Barrier == y.Barrier && x.Waits == y.Waits && x.Refused == y.Refused && x.Starting == y.Starting && x.Impaired == y.Impaired && x.LinkUp == y.LinkUp && x.Backlog == y.Backlog && x.Pos.ReplID == y.Pos.ReplID &&
 		(x.Pos.Offset == y.Pos.Offset || y.Phase == topo.PhaseServing)
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strings"
 
 	"redoubt/internal/converge"
 	"redoubt/internal/redis"
@@ -40,6 +41,9 @@ func noteReplication(in converge.Input, replicas []string) []string {
 		out = append(out, "replication-open: the order of this epoch holds no replication secret, so anybody may replicate and be counted: redoubt switchover begins one that does")
 	}
 	for _, r := range replicas {
+		if strings.HasSuffix(r, ":0") { // who moves slots listens to the stream, is no server, and acknowledges nothing
+			continue
+		}
 		if !slices.ContainsFunc(in.Shard.Spec.Nodes, func(n topo.Node) bool { return n.ID != in.Self && sameAddr(n.Addr, r) }) {
 			out = append(out, fmt.Sprintf("stranger-replica: %s replicates from this server and is not in the roster: its acknowledgements count as copies", r))
 		}

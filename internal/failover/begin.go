@@ -140,7 +140,7 @@ func promoting(f *facts) (bool, string) {
 	if f.a.Phase != topo.PhasePromoting {
 		return false, "phase is " + string(f.a.Phase)
 	}
-	f.recheck = f.spec.Timing.Promote.D() - f.PhaseFor.D()
+	f.recheck = f.promotionLimit() - f.PhaseFor.D()
 	return true, f.say("waiting for %s to become primary at offset %d", f.a.Elected.Node, f.a.Elected.Offset)
 }
 
@@ -195,6 +195,18 @@ func serve(f *facts, _ string) *topo.Assigned {
 	return &next
 }
 
+// startingFor is how much longer a promotion may take in a cluster when the elected server has just begun: it answers CLUSTERDOWN for
+// two seconds (CLUSTER_WRITABLE_DELAY, Redis 7.0 to 8, Valkey 7.2 to 9).
+const startingFor = 2500 * time.Millisecond
+
+func (f *facts) promotionLimit() time.Duration {
+	limit := f.spec.Timing.Promote.D()
+	if s, ok := f.fresh(f.a.Elected.Node); ok && s.Starting && s.Epoch == f.a.Epoch {
+		limit += startingFor
+	}
+	return limit
+}
+
 // promotionFailed gives an elected node up; it is then the one that may be writing, and must be fenced first.
 func promotionFailed(f *facts) (bool, string) {
 	if f.a.Phase != topo.PhasePromoting {
@@ -202,9 +214,10 @@ func promotionFailed(f *facts) (bool, string) {
 	}
 	e := f.a.Elected
 	s, ok := f.fresh(e.Node)
+	limit := f.promotionLimit()
 	switch {
-	case f.PhaseFor.D() > f.spec.Timing.Promote.D():
-		return true, f.say("%s did not become primary within %s (%s)", e.Node, f.spec.Timing.Promote, f.absence(e.Node))
+	case f.PhaseFor.D() > limit:
+		return true, f.say("%s did not become primary within %s (%s)", e.Node, limit, f.absence(e.Node))
 	case f.silent > f.spec.Timing.Silence.D():
 		return true, f.say("%s was elected and fell silent", e.Node)
 	case ok && s.Refused != "":
@@ -214,7 +227,7 @@ func promotionFailed(f *facts) (bool, string) {
 	case ok && s.RunID != "" && s.RunID != e.RunID:
 		return true, f.say("%s restarted after it was elected", e.Node)
 	}
-	return false, f.say("%s has %s left", e.Node, (f.spec.Timing.Promote.D() - f.PhaseFor.D()).Round(time.Millisecond))
+	return false, f.say("%s has %s left", e.Node, (limit - f.PhaseFor.D()).Round(time.Millisecond))
 }
 
 func always(*facts) (bool, string) { return true, "nothing to do" }

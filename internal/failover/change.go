@@ -3,6 +3,7 @@
 package failover
 
 import (
+	"cmp"
 	"fmt"
 
 	"time"
@@ -158,6 +159,9 @@ func leaverStands(f *facts) (bool, string) {
 	if f.a.Epoch > c.Epoch && f.a.Secret != "" {
 		return true, f.say("%s has not been let in since epoch %d began", c.Node.ID, f.a.Epoch)
 	}
+	if lost := f.silence(c.Node.ID); f.Shard.Acks() == 0 && lost > f.spec.Timing.Silence.D() {
+		return true, f.say("nothing was heard from %s for %s, and nobody waits for what it has", c.Node.ID, lost.Round(time.Millisecond))
+	}
 	s, ok := f.fresh(c.Node.ID)
 	if !ok || s.Health != topo.HealthUp || !s.Frozen || s.Change != c.ID {
 		return false, f.say("%s is not frozen for its removal yet", c.Node.ID)
@@ -194,6 +198,12 @@ func (f *facts) viaFor(c *topo.Change) topo.NodeID {
 		return ok && id != f.a.Primary && f.a.Enrolled[id] == s.RunID
 	}
 	direct := f.Shard.Acks() == 0
+	switch {
+	case c.Direct && direct:
+		return f.a.Primary
+	case c.Direct:
+		return "" // it would count in WAIT: it joins first, without a vote, and copies then
+	}
 	if good(c.Via) || direct && c.Via == f.a.Primary {
 		return c.Via
 	}
@@ -226,6 +236,10 @@ func changeReady(f *facts) (bool, string) {
 		if p, heard := f.fresh(f.a.Primary); !heard || p.Change != c.ID { // it could count on the pledges of all others, but not of this one
 			return false, f.say("%s has not heard yet that %s joins", f.a.Primary, c.Node.ID)
 		}
+		if c.Direct && f.Shard.Acks() > 0 {
+			still := s.Health == topo.HealthUp && s.Frozen && s.Change == c.ID && !c.Void && f.heardLately(c.Node.ID)
+			return still, f.say("%s joins as a node that has nothing yet: it has no vote before it has everything", c.Node.ID)
+		}
 		ready := ok && !c.Void && s.Change == c.ID && s.InSync == f.a.Epoch && s.Phase == topo.PhaseServing
 		if ready && f.spec.Durability.OnDisk() && s.Disk != topo.DiskSynced {
 			return false, lackOfDisk(s.Sighting, topo.DiskSynced)
@@ -239,10 +253,7 @@ func changeReady(f *facts) (bool, string) {
 			return c.Node.ID != f.a.Primary, "planted"
 		}
 	}
-	if why := unsynced(f.Shard, f.heard); why != "" {
-		return false, why
-	}
-	if why := strays(f.Shard, f.heard); why != "" {
+	if why := unready(f.Shard, f.heard); why != "" {
 		return false, why
 	}
 	return f.confirms(c), f.say("%d replicas hold everything that was acknowledged before (change %d: %s)", f.Shard.Acks(), c.ID, c)
@@ -259,7 +270,9 @@ func applyChange(f *facts, _ string) *topo.Assigned {
 	case topo.ChangeRejoin:
 		next.Alone = ""
 	case topo.ChangeAdd:
-		next.Enrolled[c.Node.ID] = f.Sightings[c.Node.ID].RunID
+		if _, ok := f.follows(c.Node.ID); ok || !c.Direct {
+			next.Enrolled[c.Node.ID] = f.Sightings[c.Node.ID].RunID
+		}
 	case topo.ChangeRemove:
 		delete(next.Enrolled, c.Node.ID)
 	}
@@ -273,6 +286,12 @@ func changeUnderWay(f *facts) (bool, string) {
 		return false, "no change is under way"
 	}
 	return true, f.say("%s: %s", c, ChangeWaits(f.Shard, f.heard))
+}
+
+// heardLately reports whether a node's agent is heard, whatever it obeys.
+func (f *facts) heardLately(id topo.NodeID) bool {
+	_, ok := f.heard(id)
+	return ok
 }
 
 // heard returns a node's report, if it is not too old.
@@ -292,6 +311,11 @@ func lackOfDisk(s topo.Sighting, want topo.DiskState) string {
 		return string(s.Node) + ": it does not sync every write yet"
 	}
 	return ""
+}
+
+// unready says which of the nodes a change waits for, before the primary's word is asked for; empty: for none.
+func unready(s topo.Shard, heard func(topo.NodeID) (topo.Sighting, bool)) string {
+	return cmp.Or(unsynced(s, heard), strays(s, heard))
 }
 
 // strays names the nodes that may still serve a primary of an earlier tenure; empty: too few for it to be acknowledged by them. An
@@ -351,6 +375,8 @@ func ChangeWaits(s topo.Shard, heard func(topo.NodeID) (topo.Sighting, bool)) st
 			return "waiting for the server of " + string(c.Node.ID) + ", which is " + string(n.Health)
 		case s.Spec.Durability.OnDisk() && n.Disk == topo.DiskUnable:
 			return "waiting for " + lackOfDisk(n, topo.DiskAble)
+		case c.Via == "" && c.Direct:
+			return "waiting until " + string(c.Node.ID) + " stands still, to join without a vote"
 		case c.Via == "":
 			return "waiting for a replica that " + string(c.Node.ID) + " can follow meanwhile"
 		}
@@ -358,10 +384,7 @@ func ChangeWaits(s topo.Shard, heard func(topo.NodeID) (topo.Sighting, bool)) st
 	case c.Kind == topo.ChangeRemove && !c.Cut:
 		return "waiting until " + string(c.Node.ID) + " stands still; if it is lost: redoubt switchover, whose primary will not let it in"
 	}
-	if why := unsynced(s, heard); why != "" {
-		return why
-	}
-	if why := strays(s, heard); why != "" {
+	if why := unready(s, heard); why != "" {
 		return why
 	}
 	if p, ok := heard(a.Primary); ok && p.Waits != "" {

@@ -21,7 +21,7 @@ import (
 //
 //	shard n=3 [k=1] [min-copies=1] [burst=5] [durability=quorum|quorum+disk|async]    a new shard with nodes n1…, nothing assigned
 //	assigned epoch=5 phase=serving primary=n1 run=r1 [enrolled=(n1=r1,n2=r2)] [intent=switchover:n2] [paused] [elected=n2:r2:A:10:1]
-//	    [change=ack:2[:disk]|rejoin|add:n4[:n2]|remove:n3[:cut]] [alone=n1]
+//	    [change=ack:2[:disk]|rejoin|add:n4[:n2[:direct]]|remove:n3[:cut]] [alone=n1]
 //	history 1:A:0:0:n1 …                          epoch:replid:start:parent:node
 //	clock [term=1] [led=10s] [vacant=10s] [phase=10ms] [read-age=(n1=900ms)] [wall=1000]
 //	see n1 [age=5ms] [epoch=] [phase=] [health=up] [for=0s] [role=replica] [run=r1] [at=A:100] [from=B:90] [frozen] [fenced] [link] [sync=5] [kept] [keys=3] [mark=5:100|none] [impaired=disk-full impaired-for=11s] [disk=unable|able|synced] …
@@ -144,7 +144,7 @@ func (w *story) assigned(a storytest.Args) {
 	}
 	as.Alone = topo.NodeID(a.Str("alone", ""))
 	if v := a.Str("change", ""); v != "" {
-		f := strings.Split(v+"::", ":")
+		f := strings.Split(v+":::", ":")
 		c := topo.Change{Kind: topo.ChangeKind(f[0]), By: "ops"}
 		switch c.Kind {
 		case topo.ChangeAck:
@@ -155,7 +155,7 @@ func (w *story) assigned(a storytest.Args) {
 		case topo.ChangeAdd, topo.ChangeRemove:
 			c.Node, c.Cut = topo.Node{ID: topo.NodeID(f[1]), Addr: f[1] + ":6379"}, f[2] == "cut"
 			if c.Kind == topo.ChangeAdd {
-				c.Via = topo.NodeID(f[2])
+				c.Via, c.Direct = topo.NodeID(f[2]), f[3] == "direct"
 			}
 		}
 		as.Begin(c)
@@ -206,6 +206,7 @@ func (w *story) see(a storytest.Args) {
 	s.InSync = topo.Epoch(a.Num("sync", 0))
 	s.Keys = a.Num("keys", 0)
 	s.Refused = a.Str("refused", "")
+	s.Starting = a.Has("starting")
 	s.Open = a.Has("open")
 	s.Settings = a.List("settings")
 	s.Change, s.Barrier, s.Unlinked = uint64(a.Num("change", 0)), uint64(a.Num("barrier", 0)), a.Dur("unlinked", 0)

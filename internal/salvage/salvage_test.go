@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"redoubt/internal/redis"
 	"redoubt/internal/resp"
 	"redoubt/internal/topo"
 )
@@ -103,10 +104,17 @@ func TestAStreamBeyondTheLimitIsCutBetweenCommands(t *testing.T) {
 
 func TestNothingIsKeptOfAStreamWithoutWrites(t *testing.T) {
 	dir := t.TempDir()
-	k := keeper(t, dir, 100, 3)
-	data := stream("PING", "SELECT 0")
+	k := keeper(t, dir, 1000, 3)
+	data := stream("PING", "SELECT 0", "SET __redoubt:commit x")
+	for _, ours := range [][]string{redis.Marker(true), {"function", "LOAD", "REPLACE", topo.Mark{Epoch: 7, Offset: 9}.Library()}} {
+		data = resp.AppendCommand(data, ours...)
+	}
 	if kept, ok, err := k.Keep(head(0, data, 1), piecewise(data)); err != nil || ok {
 		t.Fatalf("%+v, %t, %v", kept, ok, err)
+	}
+	users := stream("FUNCTION LOAD #!lua")
+	if kept, ok, err := keeper(t, t.TempDir(), 1000, 3).Keep(head(0, users, 1), piecewise(users)); err != nil || !ok || kept.Commands != 1 {
+		t.Fatalf("a function of a user's: %+v, %t, %v", kept, ok, err)
 	}
 	if _, ok, err := k.Keep(head(0, data, 1), piecewise(data[1:])); ok || !errors.Is(err, errBoundary) {
 		t.Fatalf("a stream that begins within a command: %t, %v", ok, err)

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 
+	"redoubt/internal/redis"
 	"redoubt/internal/resp"
 	"redoubt/internal/topo"
 )
@@ -31,6 +32,12 @@ func noData[T string | []byte](name string, rest []T) bool {
 	switch name {
 	case "SET":
 		return len(rest) > 0 && string(rest[0]) == topo.MarkKey
+	case "FUNCTION": // a marker of a cluster's server
+		last := ""
+		if len(rest) > 1 {
+			last = string(rest[len(rest)-1])
+		}
+		return last == redis.NoFunctions || strings.HasPrefix(last, topo.MarkLibraryHead)
 	case "PING", "REPLCONF", "SELECT", "MULTI", "EXEC", "PUBLISH", "SPUBLISH":
 		return true
 	}
