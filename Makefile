@@ -36,6 +36,7 @@ check: deps ## the quick gate: format, vet, staticcheck, layers, unit tests, sce
 .PHONY: test
 test: ## everything: check, real servers, real failovers with unmodified clients
 	@scripts/deps.sh clients
+	@scripts/deps.sh stores || echo "without etcd the tests of stores outside are skipped"
 	@$(MAKE) --no-print-directory build
 	@$(GO) vet ./...
 	@$(GO) test -count=1 -p 2 -timeout 20m ./...
@@ -106,6 +107,10 @@ bench-proxy: build ## the proxy beside a direct connection, twemproxy, predixy, 
 bench-front: build ## the front of four shards beside twemproxy and predixy over the same servers (ARGS="-rounds 3", OUT=file.md)
 	@scripts/bench-proxy.sh -shards 4 -out $(or $(OUT),bin/bench-front.md) $(ARGS)
 
+.PHONY: show-ring-growth
+show-ring-growth: build ## a shard joins a ring of KEYS=300000 and another one leaves it, through kills and a stopped front
+	@$(E2E) -run TestARingGrowsThroughFailures -args -keys $(or $(KEYS),300000)
+
 .PHONY: show-first-ack
 show-first-ack: build ## kill the first primary right after its first acknowledged write, 50 fresh deployments
 	@$(E2E) -run TestFirstAck -args -rounds $(or $(ROUNDS),50)
@@ -123,8 +128,30 @@ show-restarts: build ## everything killed at once, wiped primaries, forgetful re
 	@$(E2E) -run 'TestColdStart|TestWipedPrimary|TestForgetfulReplica|TestLongScript'
 
 .PHONY: show-sentinel
-show-sentinel: build test-clients-deps ## Sentinel-aware go-redis, ioredis and redis-py follow a failover, in both address modes
-	@$(E2E) -run TestSentinelClients
+show-sentinel: build test-matrix-deps ## eight Sentinel-aware libraries follow a kill and a switchover, in both address modes; the face beside a real Sentinel
+	@$(E2E) -run 'TestSentinelClients|TestTheFaceAnswers' -args -matrix
+
+.PHONY: show-adopt
+show-adopt: build test-clients-deps ## real Sentinels under load are taken over from, and handed back to: no failover, no error
+	@$(E2E) -run 'TestSentinelsAreTakenOver|TestTakingOver'
+
+.PHONY: kube-apiserver
+kube-apiserver: ## build the real API server of Kubernetes into the user's cache, for tests (6 minutes, once)
+	@scripts/kube-apiserver.sh
+
+.PHONY: helm
+helm: ## build helm into the user's cache, for the chart's test
+	@scripts/helm.sh
+
+.PHONY: manifests
+manifests: ## write deploy/kubernetes/redoubt.yaml from the chart in deploy/helm
+	@h=$$(scripts/helm.sh) && { echo "# SPDX-License-Identifier: Apache-2.0"; echo "# Written by make manifests from deploy/helm/redoubt, release and namespace: redoubt, default."; \
+	  $$h template redoubt deploy/helm/redoubt -n default; } > deploy/kubernetes/redoubt.yaml
+
+.PHONY: show-kubernetes
+show-kubernetes: kube-apiserver build test-clients-deps helm ## Kubernetes: store, announcer, rolling update, manifests, against the real API server
+	@$(GO) test ./test/kubeapi ./internal/coord/kubestore ./internal/kubereg ./deploy/... -count=1 -p 1 -timeout 10m
+	@$(E2E) -run 'Kubernetes|TheSmallAPIServer|TestARollingUpdateOfARing' -args -matrix
 
 .PHONY: show-churn
 show-churn: ## 200,000 connections that come and go: no leak of memory, goroutines or descriptors
@@ -137,12 +164,17 @@ chaos-deps:
 	@scripts/deps.sh chaos
 
 .PHONY: chaos
-chaos: chaos-deps ## faults on real hosts under traffic, histories judged: SEEDS=5 SEED=7 MODE=quorum|async|direct|sentinel|cluster SECONDS=60 HOSTS=3|5 (root)
-	@$(CHAOS) -mode $(or $(MODE),quorum) -seeds $(if $(filter file,$(origin SEEDS)),1,$(SEEDS)) -seed $(SEED) -seconds $(or $(SECONDS),60) -hosts $(or $(HOSTS),0) $(ARGS)
+chaos: chaos-deps ## faults on real hosts under traffic, histories judged: SEEDS=5 SEED=7 MODE=quorum|async|direct|sentinel|cluster SECONDS=60 HOSTS=3|5 CLUSTER=1 (root)
+	@$(CHAOS) $(if $(CLUSTER),-cluster) -mode $(or $(MODE),quorum) -seeds $(if $(filter file,$(origin SEEDS)),1,$(SEEDS)) -seed $(SEED) -seconds $(or $(SECONDS),60) -hosts $(or $(HOSTS),0) $(ARGS)
 
 .PHONY: chaos-quick
 chaos-quick: chaos-deps ## four short seeds, and a planted loss that must be found: 2 minutes (root)
 	@$(CHAOS) -quick -seed $(SEED) $(ARGS)
+
+.PHONY: chaos-stores
+chaos-stores: chaos-deps ## the same over each store outside: STORES="etcd consul kubernetes" (REDOUBT_TEST_CONSUL=bin/consul; make kube-apiserver; root)
+	@scripts/deps.sh stores
+	@for s in $(or $(STORES),etcd consul kubernetes); do $(MAKE) --no-print-directory chaos-quick ARGS="-store $$s $(ARGS)" || exit 1; done
 
 .PHONY: soak
 soak: chaos-deps ## HOURS=8 of further seeds (root)
@@ -188,14 +220,48 @@ show-upgrade: build ## replace the process of each member under 600 idle, 12 wri
 bench-ring: build ## 4 × (1+2) ring: kill, SIGSTOP and switchover of one shard's primary under load: that shard, and the others
 	@$(E2E) -run TestRingUnderLoad -args -rounds $(or $(ROUNDS),8)
 
+.PHONY: etcd
+etcd: ## build bin/etcd 3.7.3, in place of the system's: REDOUBT_TEST_ETCD=$$PWD/bin/etcd (never shipped)
+	@mkdir -p bin && cd tools/etcd && $(GO) build -o ../../bin/etcd go.etcd.io/etcd/server/v3
+
+.PHONY: consul
+consul: ## build bin/consul, against which the tests of stores can run (6 minutes; never shipped)
+	@mkdir -p bin && cd tools/consul && $(GO) build -o ../../bin/consul github.com/hashicorp/consul
+
+.PHONY: bench-stores
+bench-stores: build test-clients-deps ## the same failovers over raft, etcd and consul (REDOUBT_TEST_CONSUL=bin/consul): kill, host loss with and without the controller, switchover
+	@scripts/deps.sh stores
+	@$(if $(REDOUBT_TEST_CONSUL),REDOUBT_TEST_CONSUL=$(abspath $(REDOUBT_TEST_CONSUL))) $(E2E) -run TestStoresBesideEachOther -args -rounds 10
+
+.PHONY: show-stores
+show-stores: build test-clients-deps ## deployments over etcd and consul: the primary, hosts, single nodes of the store, and all of them for 30 s
+	@scripts/deps.sh stores
+	@$(if $(REDOUBT_TEST_CONSUL),REDOUBT_TEST_CONSUL=$(abspath $(REDOUBT_TEST_CONSUL))) $(E2E) -run 'TestServiceOver|TestTwoMembers' -args -rounds 2 -outage 30s
+
 .PHONY: bench-move
 bench-move: ## slots of a cluster move: how long their clients wait, how fast, beside redis-cli; a list of 1,000,000 elements and 100 MiB
 	@$(GO) test ./internal/mover -count=1 -v -timeout 20m -run 'HowLong|HowFast' -args -speed
 	@$(GO) test ./internal/mover -count=1 -v -timeout 20m -run LargeValuesMove -args -large
 
+.PHONY: show-migrate
+show-migrate: build ## a server, a cluster, Sentinels and a pool move into deployments under writers that go along: every key compared (ROUNDS=10 for 50,000 × 6 keys)
+	@$(E2E) -run 'TestMigrate' -parallel 1 -args -rounds $(or $(ROUNDS),2)
+
+.PHONY: show-reshard
+show-reshard: build ## two shards are added to a cluster of KEYS=5000000 keys under 20,000 writes/s, rebalance: auto; beside redis-cli --cluster rebalance
+	@$(E2E) -run TestTwoShardsAreAdded -args -keys $(or $(KEYS),5000000)
+
 .PHONY: show-stress
 show-stress: build ## MINUTES=10 of CPU stress with stalls of 500 ms: no failover
 	@$(E2E) -run TestStress -args -minutes $(or $(MINUTES),10)
+
+.PHONY: bench-address
+bench-address: build ## the floating address: its holder killed, cut off, stopped; beside the real keepalived, where it is installed (root)
+	@$(E2E) -run 'TestTheFloatingAddress|TestKeepalivedBesideIt' -args -rounds $(or $(ROUNDS),5)
+
+.PHONY: show-discovery
+show-discovery: build ## HAProxy, dig, twemproxy and Consul's API follow a kill and a switchover (REDOUBT_TEST_CONSUL=a consul)
+	@$(E2E) -run 'TestHAProxyFollows|TestDNSFollows|TestATwemproxyIsKept|TestConsulIsTold' -args -rounds $(or $(ROUNDS),3)
 
 .PHONY: clean
 clean: ## remove what was built

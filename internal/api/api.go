@@ -19,10 +19,12 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"redoubt/internal/clock"
 	"redoubt/internal/coord"
+	"redoubt/internal/topk"
 	"redoubt/internal/topo"
 	"redoubt/internal/view"
 )
@@ -42,14 +44,19 @@ const (
 // Shard is what the face needs of one shard. Store and View are required.
 type Shard struct {
 	ID      string
+	Name    string      // within the deployment; requests may use it in place of ID
 	Store   coord.Store // as the shard sees it
 	View    *view.View
-	Outage  func() string // how this member goes on without the store, in words; empty while it answers; nil: nobody knows
-	Salvage SalvageFiles  // nil: nothing is kept here
-	Slots   func() string // mode cluster: what the shard has, like 0-5460,7000; empty: not known; nil: there are no slots
+	Outage  func() string                                                 // how this member goes on without the store, in words; empty while it answers; nil: nobody knows
+	Salvage SalvageFiles                                                  // nil: nothing is kept here
+	Load    func(ctx context.Context, d time.Duration) (topk.Load, error) // what clients do here in that time; nil: nobody measures
+	Slots   func() string                                                 // mode cluster: what the shard has, like 0-5460,7000; empty: not known; nil: there are no slots
+
+	Node topo.NodeID                                 // on this member; empty: none
+	Seen func() (topo.Sighting, time.Duration, bool) // what its agent saw last, and the uptime of that; nil without a node
 }
 
-// Options are what the face needs. All fields but Metrics, Mode and Log are required.
+// Options are what the face needs. Listen, Version, Member, Shards and Clock are required.
 type Options struct {
 	Listen  string
 	Version string
@@ -59,19 +66,34 @@ type Options struct {
 	Clock   clock.Clock
 	Log     *slog.Logger
 	Metrics func(io.Writer) // further lines for /metrics; nil: none
+	// Health tells of a store that other processes keep; nil, or nil from it: the members keep it themselves.
+	Health  func() *coord.Health
+	Address func() *AddressStatus // who holds the floating address; nil, or nil from it: there is none
 
 	Password string // of the deployment: asked for where users' data are read; empty: there is none
 
+	Reshard Resharder // mode cluster; nil: refused
+
+	Board  *view.Board // what may be announced; nil: nothing
+	Proxy  bool        // there is a proxy on this member
+	Events *Feed       // what happened on this member; nil: not known
+
+	ChecksListen   string       // a second port, for load balancers and monitors: it takes no orders; empty: none
+	ChecksListener net.Listener // in place of ChecksListen, as Listener
+
 	Listener net.Listener                               // in place of Listen: one that an earlier process opened
 	Upgrade  func(context.Context) (pid int, err error) // hands this member over to a new process; nil: refused
+	HandBack func(ctx context.Context, by string) error // leaves an adopted cluster to itself; nil: there is none
+	Adoption *Adoption                                  // nil: the deployment does not begin on order
 }
 
 // Server is the face. Addr and Handler are safe for concurrent use.
 type Server struct {
 	o       Options
-	parts   []*part // one for each shard
+	parts   atomic.Pointer[[]*part] // one for each shard
 	ln      net.Listener
 	http    *http.Server
+	checks  *checksPort // nil: none
 	streams chan struct{}
 	began   time.Time
 	stop    context.CancelFunc // ends streams and long polls
@@ -103,13 +125,19 @@ func New(o Options) (*Server, error) {
 	}
 	base, stop := context.WithCancel(context.Background())
 	s := &Server{
-		o: o, parts: parts, ln: limit(ln, connectionsMax),
+		o: o, ln: limit(ln, connectionsMax),
 		streams: make(chan struct{}, streamsMax), began: o.Clock.Now(), stop: stop,
 	}
+	s.parts.Store(&parts)
 	s.http = &http.Server{
 		Handler: s.Handler(), ReadHeaderTimeout: 5 * time.Second, IdleTimeout: 2 * time.Minute,
 		MaxHeaderBytes: 32 << 10, BaseContext: func(net.Listener) context.Context { return base },
 		ErrorLog: slog.NewLogLogger(o.Log.Handler(), slog.LevelDebug),
+	}
+	if err := s.openChecks(); err != nil {
+		stop()
+		ln.Close()
+		return nil, err
 	}
 	return s, nil
 }
@@ -124,6 +152,7 @@ func (s *Server) File() (*os.File, error) { return fileOf(s.ln) }
 func (s *Server) Run(ctx context.Context) error {
 	served := make(chan error, 1)
 	go func() { served <- s.http.Serve(s.ln) }()
+	defer s.checks.run(s.o.Log)()
 	var err error
 	select {
 	case err = <-served:
@@ -143,10 +172,15 @@ func (s *Server) Run(ctx context.Context) error {
 
 // Handler returns the routes, for tests and for embedding.
 func (s *Server) Handler() http.Handler {
-	m := http.NewServeMux()
+	// A web page that somebody visits must not be able to give orders here.
+	return http.NewCrossOriginProtection().Handler(s.routes())
+}
+
+func (s *Server) routes() *routes {
+	m := &routes{}
+	s.readRoutes(m)
 	m.HandleFunc("GET /{$}", s.page)
-	m.HandleFunc("GET /healthz", s.healthz)
-	m.HandleFunc("GET /metrics", s.metrics)
+	m.HandleFunc("GET /readyz", s.readyz)
 	m.HandleFunc("GET /v1/status", answers(s.status))
 	m.HandleFunc("GET /v1/explain", ofOne(s, (*gatherer).report))
 	m.HandleFunc("GET /v1/history", ofOne(s, (*gatherer).timeline))
@@ -156,6 +190,7 @@ func (s *Server) Handler() http.Handler {
 	m.HandleFunc("GET /v1/intents/{id}", s.getIntent)
 	m.HandleFunc("GET /v1/members", s.getMembers)
 	m.HandleFunc("DELETE /v1/members/{id}", s.deleteMember)
+	m.HandleFunc("GET /v1/load", s.getLoad)
 	m.HandleFunc("GET /v1/salvage", answers(s.salvaged))
 	m.HandleFunc("GET /v1/salvage/{id}", s.getSalvage)
 	m.HandleFunc("POST /v1/salvage/{id}/replayed", s.postReplayed)
@@ -164,9 +199,18 @@ func (s *Server) Handler() http.Handler {
 	m.HandleFunc("POST /v1/nodes", s.postNode)
 	m.HandleFunc("DELETE /v1/nodes/{id}", s.deleteNode)
 	m.HandleFunc("POST /v1/resume", s.resume)
+	m.HandleFunc("POST /v1/shards", s.postShard)
+	m.HandleFunc("DELETE /v1/shards/{name}", s.deleteShard)
+	m.HandleFunc("GET /v1/reshard", s.getReshard)
+	m.HandleFunc("POST /v1/reshard", s.postReshard)
+	m.HandleFunc("POST /v1/reshard/plan", s.planReshard)
+	m.HandleFunc("POST /v1/reshard/{wish}", s.wishReshard)
 	m.HandleFunc("POST /v1/upgrade", s.upgrade)
-	// A web page that somebody visits must not be able to give orders here.
-	return http.NewCrossOriginProtection().Handler(m)
+	m.HandleFunc("POST /v1/hand-back", s.handBack)
+	m.HandleFunc("GET /v1/cluster", s.clusterCheck)
+	m.HandleFunc("GET /v1/adoption", answers(s.getAdoption))
+	m.HandleFunc("POST /v1/adoption", s.postAdoption)
+	return m
 }
 
 func (s *Server) page(w http.ResponseWriter, _ *http.Request) {
@@ -183,7 +227,7 @@ func (s *Server) page(w http.ResponseWriter, _ *http.Request) {
 
 // healthz answers 200 when this member knows what was agreed, 503 otherwise. It says nothing about the shard.
 func (s *Server) healthz(w http.ResponseWriter, _ *http.Request) {
-	for _, p := range s.parts {
+	for _, p := range s.known() {
 		snap := p.View.Load()
 		if snap == nil {
 			http.Error(w, "no agreed state yet", http.StatusServiceUnavailable)
@@ -250,7 +294,7 @@ func (s *Server) holder(r *http.Request, id string) (*part, error) {
 	if err == nil || r.URL.Query().Get("shard") != "" {
 		return p, err
 	}
-	for _, p := range s.parts {
+	for _, p := range s.known() {
 		if _, err = p.orders.Lookup(r.Context(), id); err == nil {
 			return p, nil
 		}
@@ -351,7 +395,7 @@ func asError(err error) *Error {
 	case errors.Is(err, coord.ErrUnsure):
 		return &Error{http.StatusGatewayTimeout, "unsure", "it is unknown whether that was recorded: look at the status before trying again"}
 	case errors.Is(err, coord.ErrUnavailable), errors.Is(err, coord.ErrClosed), errors.Is(err, context.DeadlineExceeded):
-		return &Error{http.StatusServiceUnavailable, "unavailable", "the store has no majority that this member can reach: start more members, or ask another one"}
+		return &Error{http.StatusServiceUnavailable, "unavailable", "the store does not answer this member: it has no majority, or cannot be reached from here. Start more of its members, or ask another member"}
 	case errors.Is(err, coord.ErrNotFound):
 		return &Error{http.StatusNotFound, "not-found", "nothing is recorded under that name yet"}
 	}

@@ -47,10 +47,17 @@ func shard() topo.Shard {
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
+	return newRigWith(t, func(*Options) {})
+}
+
+func newRigWith(t *testing.T, edit func(*Options)) *rig {
+	t.Helper()
 	r := &rig{t: t, cluster: memstore.New(nil, "m1", "m2", "m3")}
 	r.store = r.cluster.Member("m1")
 	v := view.New(r.store, clock.Real{}, topo.KeyShard+"mymaster-0", slog.New(slog.DiscardHandler))
-	s, err := New(Options{Listen: "127.0.0.1:0", Version: "1.2.3", Member: "m1", Clock: clock.Real{}, Shards: []Shard{{ID: "mymaster-0", Store: r.store, View: v}}})
+	o := Options{Listen: "127.0.0.1:0", Version: "1.2.3", Member: "m1", Clock: clock.Real{}, Shards: []Shard{{ID: "mymaster-0", Store: r.store, View: v}}}
+	edit(&o)
+	s, err := New(o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -172,11 +179,11 @@ func TestStatusKeepsItsContract(t *testing.T) {
 func TestStatusAnswersWhileTheStoreDoesNot(t *testing.T) {
 	r := newRig(t)
 	r.set(shard())
-	for r.server.parts[0].View.Load() == nil {
-		<-r.server.parts[0].View.Next()
+	for r.server.known()[0].View.Load() == nil {
+		<-r.server.known()[0].View.Next()
 	}
 	r.cluster.Outage(true)
-	st, err := r.server.parts[0].gather.facts(t.Context()).status(), error(nil)
+	st, err := r.server.known()[0].gather.facts(t.Context()).status(), error(nil)
 	if err != nil || !st.Stale || st.Deployments[0].Shards[0].Primary != "n1" || !strings.Contains(strings.Join(st.Problems, "\n"), "the store does not answer") {
 		t.Errorf("status %+v %v", st, err)
 	}

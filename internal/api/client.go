@@ -48,6 +48,11 @@ func (c *Client) Close() { c.http.CloseIdleConnections() }
 var ErrNobody = errors.New("no member answers")
 
 func (c *Client) do(ctx context.Context, method, path string, in, out any) error {
+	return c.doAs(ctx, "", method, path, in, out)
+}
+
+// doAs is do with the deployment's password, which guards users' data.
+func (c *Client) doAs(ctx context.Context, password, method, path string, in, out any) error {
 	var body []byte
 	if in != nil {
 		b, err := json.Marshal(in)
@@ -65,7 +70,7 @@ func (c *Client) do(ctx context.Context, method, path string, in, out any) error
 	}
 	var tried []string
 	for _, addr := range c.addrs {
-		resp, err := c.send(ctx, method, "http://"+addr+path, body)
+		resp, err := c.send(ctx, password, method, "http://"+addr+path, body)
 		var dial *net.OpError
 		if errors.As(err, &dial) && dial.Op == "dial" && ctx.Err() == nil {
 			tried = append(tried, addr)
@@ -79,13 +84,16 @@ func (c *Client) do(ctx context.Context, method, path string, in, out any) error
 	return fmt.Errorf("%w at %s", ErrNobody, strings.Join(tried, ", "))
 }
 
-func (c *Client) send(ctx context.Context, method, target string, body []byte) (*http.Response, error) {
+func (c *Client) send(ctx context.Context, password, method, target string, body []byte) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, method, target, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
 	}
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
+	}
+	if password != "" {
+		req.SetBasicAuth(salvageUser, password)
 	}
 	return c.http.Do(req)
 }

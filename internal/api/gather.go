@@ -69,6 +69,9 @@ func (g *gatherer) facts(ctx context.Context) facts {
 	f := facts{
 		now: g.o.Clock.Now(), mode: g.o.Mode, member: g.o.Member, version: g.o.Version, controller: g.sh.Store.Controller(),
 	}
+	if g.o.Health != nil {
+		f.health = g.o.Health()
+	}
 	if g.sh.Slots != nil {
 		f.slots = g.sh.Slots()
 	}

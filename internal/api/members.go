@@ -19,6 +19,7 @@ import (
 type MemberList struct {
 	Members  []StoreMember `json:"members"`  // sorted by id
 	Majority int           `json:"majority"` // how many of them must be alive for anything to be agreed
+	Store    string        `json:"store"`    // raft, where they keep the agreed state, or what keeps it: etcd, consul
 }
 
 // StoreMember is one member of the store.
@@ -27,6 +28,17 @@ type StoreMember struct {
 	Alive bool        `json:"alive"`          // it reports
 	Node  topo.NodeID `json:"node,omitempty"` // the data node beside it; empty for an arbiter
 }
+
+// needed is how many of n members must be alive.
+func (l MemberList) needed(n int) int {
+	if l.Store != raft && l.Store != "" { // any one may decide
+		return 1
+	}
+	return n/2 + 1
+}
+
+// raft is the store that the members keep themselves.
+const raft = "raft"
 
 // Removal says what a membership without that member is like. The error is *Error when it must not be removed: a running
 // data node would lose its agent, or the members that are left could agree on nothing.
@@ -40,7 +52,7 @@ func (l MemberList) Removal(id string) (left, majority, alive int, err error) {
 		return 0, 0, 0, &Error{http.StatusNotFound, "unknown-member", fmt.Sprintf("there is no member %q; there are %s", id, strings.Join(ids, ", "))}
 	}
 	left = len(l.Members) - 1
-	majority = left/2 + 1
+	majority = l.needed(left)
 	for j, m := range l.Members {
 		if j != i && m.Alive {
 			alive++
@@ -58,8 +70,13 @@ func (l MemberList) Removal(id string) (left, majority, alive int, err error) {
 }
 
 func (s *Server) listMembers(ctx context.Context) (MemberList, coord.Members, error) {
-	l := MemberList{Members: []StoreMember{}}
-	store, ok := s.parts[0].Store.(coord.Members)
+	l := MemberList{Members: []StoreMember{}, Store: raft}
+	if s.o.Health != nil {
+		if h := s.o.Health(); h != nil {
+			l.Store = h.Kind
+		}
+	}
+	store, ok := s.known()[0].Store.(coord.Members)
 	if !ok {
 		return l, nil, &Error{http.StatusNotImplemented, "not-here", "this store keeps its members itself: use its own tools"}
 	}
@@ -69,12 +86,12 @@ func (s *Server) listMembers(ctx context.Context) (MemberList, coord.Members, er
 	if err != nil {
 		return l, nil, err
 	}
-	reports, err := s.parts[0].gather.reports(ctx)
+	reports, err := s.known()[0].gather.reports(ctx)
 	if err != nil {
 		return l, nil, err
 	}
 	var rosters []topo.Spec
-	for _, p := range s.parts {
+	for _, p := range s.known() {
 		switch shard, err := p.gather.document(ctx); {
 		case err == nil:
 			rosters = append(rosters, shard.Spec)
@@ -92,7 +109,7 @@ func (s *Server) listMembers(ctx context.Context) (MemberList, coord.Members, er
 		l.Members = append(l.Members, e)
 	}
 	slices.SortFunc(l.Members, func(x, y StoreMember) int { return strings.Compare(x.ID, y.ID) })
-	l.Majority = len(l.Members)/2 + 1
+	l.Majority = l.needed(len(l.Members))
 	return l, store, nil
 }
 

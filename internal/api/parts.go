@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+
+	"redoubt/internal/topo"
 )
 
 // part is one shard of the deployment.
@@ -30,18 +32,44 @@ func newPart(o Options, sh Shard) (*part, error) {
 	return p, nil
 }
 
+// known are the shards that there are now.
+func (s *Server) known() []*part { return *s.parts.Load() }
+
+// SetShards says which shards there are from now on. Those that were known are not begun anew. It is not for several goroutines at once.
+func (s *Server) SetShards(shards []Shard) error {
+	var next []*part
+	for _, sh := range shards {
+		if i := slices.IndexFunc(s.known(), func(p *part) bool { return p.ID == sh.ID }); i >= 0 {
+			next = append(next, s.known()[i])
+			continue
+		}
+		p, err := newPart(s.o, sh)
+		if err != nil {
+			return err
+		}
+		next = append(next, p)
+	}
+	s.parts.Store(&next)
+	return nil
+}
+
 // one returns the shard that a request names with ?shard=ID; where there is only one, nobody need name it.
 func (s *Server) one(r *http.Request) (*part, error) {
 	id := r.URL.Query().Get("shard")
-	if id == "" && len(s.parts) == 1 {
-		return s.parts[0], nil
+	if id == "" && len(s.known()) == 1 {
+		return s.known()[0], nil
 	}
-	ids := make([]string, 0, len(s.parts))
-	for _, p := range s.parts {
+	ids := make([]string, 0, len(s.known()))
+	for _, p := range s.known() {
 		if p.ID == id {
 			return p, nil
 		}
 		ids = append(ids, p.ID)
+	}
+	for _, p := range s.known() {
+		if id != "" && p.Name == id {
+			return p, nil
+		}
 	}
 	if id == "" {
 		return nil, &Error{http.StatusBadRequest, "which-shard", fmt.Sprintf("name the shard (--shard, or ?shard= in a request): there are %s", strings.Join(ids, ", "))}
@@ -51,7 +79,7 @@ func (s *Server) one(r *http.Request) (*part, error) {
 
 // each gives an order to the shard that a request names, or to all. What was done when it fails stays done: it can be repeated.
 func (s *Server) each(r *http.Request, order func(*part) error) error {
-	if r.URL.Query().Get("shard") != "" || len(s.parts) == 1 {
+	if r.URL.Query().Get("shard") != "" || len(s.known()) == 1 {
 		p, err := s.one(r)
 		if err != nil {
 			return err
@@ -59,7 +87,7 @@ func (s *Server) each(r *http.Request, order func(*part) error) error {
 		defer p.gather.noteOrder()
 		return order(p)
 	}
-	for _, p := range s.parts {
+	for _, p := range s.known() {
 		err := order(p)
 		p.gather.noteOrder()
 		if err != nil {
@@ -86,8 +114,23 @@ func ofOne[T any](s *Server, read func(*gatherer, context.Context) (T, error)) h
 
 // status is that of all shards.
 func (s *Server) status(ctx context.Context) (Status, error) {
-	all := make([]Status, 0, len(s.parts))
-	for _, p := range s.parts {
+	st, err := s.statusOfAll(ctx)
+	if err == nil {
+		st = s.withAddress(st)
+	}
+	if s.o.Adoption == nil || err != nil {
+		return st, err
+	}
+	if now, _, err := s.adoption(ctx); err == nil && now.State != topo.AdoptionArmed {
+		st.Problems = append(slices.Clone(st.Problems), fmt.Sprintf("the servers are not Redoubt's: the adoption is %s (redoubt adopt --take-over)", now.State))
+	}
+	return st, nil
+}
+
+func (s *Server) statusOfAll(ctx context.Context) (Status, error) {
+	parts := s.known()
+	all := make([]Status, 0, len(parts))
+	for _, p := range parts {
 		st, err := p.gather.status(ctx)
 		if err != nil {
 			return st, err
@@ -97,11 +140,11 @@ func (s *Server) status(ctx context.Context) (Status, error) {
 	if len(all) == 1 {
 		return all[0], nil
 	}
-	return s.merged(all), nil
+	return merged(all, parts), nil
 }
 
 // merged puts the statuses of several shards together. A problem that not all of them have gets the name of its shard.
-func (s *Server) merged(all []Status) Status {
+func merged(all []Status, parts []*part) Status {
 	sum := all[0]
 	sum.Deployments, sum.Problems = nil, nil
 	common := func(problem string) bool {
@@ -120,7 +163,7 @@ func (s *Server) merged(all []Status) Status {
 		for _, problem := range st.Problems {
 			switch {
 			case !common(problem):
-				sum.Problems = append(sum.Problems, s.parts[i].ID+": "+problem)
+				sum.Problems = append(sum.Problems, parts[i].ID+": "+problem)
 			case i == 0:
 				sum.Problems = append(sum.Problems, problem)
 			}
@@ -138,7 +181,7 @@ func (s *Server) merged(all []Status) Status {
 // salvaged lists what was discarded in all shards, the oldest first.
 func (s *Server) salvaged(ctx context.Context) (SalvageList, error) {
 	l := SalvageList{Files: []SalvageFile{}}
-	for _, p := range s.parts {
+	for _, p := range s.known() {
 		more, err := p.gather.salvaged(ctx)
 		if err != nil {
 			return l, err

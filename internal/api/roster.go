@@ -3,10 +3,13 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"net"
 	"net/http"
 	"net/url"
+	"slices"
 
 	"redoubt/internal/topo"
 )
@@ -14,7 +17,42 @@ import (
 // NodeRequest asks for a data node to join the roster.
 type NodeRequest struct {
 	topo.Node
-	By string `json:"by,omitempty"`
+	Move bool   `json:"move,omitempty"` // it is in the roster already, and has another address now
+	By   string `json:"by,omitempty"`
+}
+
+// MoveNode writes down another address of a node. Its server listens there by now, or will; it follows nobody at its old one.
+func (o *Orders) MoveNode(ctx context.Context, r NodeRequest) error {
+	return o.change(ctx, func(s *topo.Shard) (bool, error) {
+		i := slices.IndexFunc(s.Spec.Nodes, func(n topo.Node) bool { return n.ID == r.ID })
+		switch {
+		case i < 0:
+			return false, &Error{http.StatusNotFound, "unknown-node", fmt.Sprintf("there is no node %q in the roster: redoubt node add", r.ID)}
+		case s.Spec.Nodes[i].Addr == r.Addr && s.Spec.Nodes[i].BusPort == r.BusPort:
+			return false, nil
+		case r.ID == s.Assigned.Primary:
+			return false, refuse("is-primary", "%s is the primary: redoubt switchover first", r.ID)
+		}
+		if err := changeable(*s); err != nil {
+			return false, err
+		}
+		if err := free(*s, r); err != nil {
+			return false, err
+		}
+		s.Spec.Nodes = slices.Clone(s.Spec.Nodes)
+		s.Spec.Nodes[i].Addr, s.Spec.Nodes[i].BusPort = r.Addr, r.BusPort
+		return true, nil
+	})
+}
+
+// free refuses an address that is another node's.
+func free(s topo.Shard, r NodeRequest) error {
+	for _, n := range s.Spec.Nodes {
+		if n.Addr == r.Addr && n.ID != r.ID {
+			return refuse("address-taken", "%s is the address of node %s", r.Addr, n.ID)
+		}
+	}
+	return nil
 }
 
 // AddNode begins to take a node into the roster. For one that is about to leave it takes that back.
@@ -23,7 +61,12 @@ func (o *Orders) AddNode(ctx context.Context, r NodeRequest) error {
 		return &Error{http.StatusBadRequest, "bad-request", "a node needs an id and an address: start its member first, or name the address"}
 	}
 	if o.cluster {
-		return rosterOfCluster()
+		if err := joinable(r.Node); err != nil {
+			return err
+		}
+	}
+	if r.Move {
+		return o.MoveNode(ctx, r)
 	}
 	return o.change(ctx, func(s *topo.Shard) (bool, error) {
 		a := &s.Assigned
@@ -41,25 +84,28 @@ func (o *Orders) AddNode(ctx context.Context, r NodeRequest) error {
 		if err := changeable(*s); err != nil {
 			return false, err
 		}
-		for _, n := range s.Spec.Nodes {
-			if n.Addr == r.Addr {
-				return false, refuse("address-taken", "%s is the address of node %s", r.Addr, n.ID)
-			}
+		if err := free(*s, r); err != nil {
+			return false, err
 		}
-		a.Begin(topo.Change{Kind: topo.ChangeAdd, Node: r.Node, By: r.By})
+		a.Begin(topo.Change{Kind: topo.ChangeAdd, Node: r.Node, Direct: o.cluster, By: r.By})
 		return true, nil
 	})
 }
 
-func rosterOfCluster() error {
-	return refuse("not-in-cluster", "nodes do not join or leave in this version of mode cluster")
+// joinable refuses what no server of a cluster can be.
+func joinable(n topo.Node) error {
+	host, _, err := net.SplitHostPort(n.Addr)
+	switch {
+	case err != nil || net.ParseIP(host) == nil:
+		return &Error{http.StatusBadRequest, "bad-request", fmt.Sprintf("%s: the servers of a cluster tell each other IP addresses and ports: name it so", n.Addr)}
+	case n.Bus() == 0:
+		return &Error{http.StatusBadRequest, "bad-request", fmt.Sprintf("%s: %d above its port is no port: name the port of its bus", n.Addr, topo.BusAbove)}
+	}
+	return nil
 }
 
 // RemoveNode begins to take a node out of the roster. For one that is about to join it takes that back.
 func (o *Orders) RemoveNode(ctx context.Context, id topo.NodeID, by string) error {
-	if o.cluster {
-		return rosterOfCluster()
-	}
 	return o.change(ctx, func(s *topo.Shard) (bool, error) {
 		a := &s.Assigned
 		c := a.Change
@@ -122,14 +168,20 @@ func (s *Server) postNode(w http.ResponseWriter, r *http.Request) {
 		reply(w, nil, err)
 		return
 	}
-	if req.Addr == "" { // its agent knows
-		if reports, err := p.gather.reports(r.Context()); err == nil {
-			req.Addr = reports.Nodes[req.ID].Addr
+	if reports, err := p.gather.reports(r.Context()); err == nil { // its agent knows what is not said
+		seen := reports.Nodes[req.ID]
+		req.Addr = cmp.Or(req.Addr, seen.Addr)
+		if req.Addr == seen.Addr {
+			req.BusPort, req.ServerID = cmp.Or(req.BusPort, seen.BusPort), cmp.Or(req.ServerID, seen.ServerID)
 		}
 	}
 	err = p.orders.AddNode(r.Context(), req)
 	p.gather.noteOrder()
-	if err == nil {
+	switch {
+	case err != nil:
+	case req.Move:
+		s.o.Log.Info("a node has another address", "shard", p.ID, "node", req.ID, "addr", req.Addr, "by", req.By)
+	default:
 		s.o.Log.Info("a node is to join", "shard", p.ID, "node", req.ID, "addr", req.Addr, "by", req.By)
 	}
 	reply(w, req, err)

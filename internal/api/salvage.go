@@ -77,7 +77,7 @@ func older(x, y SalvageFile) int {
 
 // here returns who keeps the file when it lies at this member; otherwise the error says where it does.
 func (s *Server) here(ctx context.Context, id string) (SalvageFiles, error) {
-	for _, p := range s.parts {
+	for _, p := range s.known() {
 		if p.Salvage != nil && slices.ContainsFunc(p.Salvage.List(), func(f topo.Salvage) bool { return f.ID == id }) {
 			return p.Salvage, nil
 		}

@@ -32,7 +32,7 @@ func (a *attic) Replayed(id string, r topo.Replay) error {
 func TestDiscardedWritesAreListedAndReadWhereTheyLie(t *testing.T) {
 	r := newRig(t)
 	here := &attic{files: []topo.Salvage{{ID: "m1-5-90", Node: "m1", AtMS: 2}}, notes: map[string]topo.Replay{}}
-	r.server.parts[0].Salvage, r.server.o.Password = here, "sesame"
+	r.server.known()[0].Salvage, r.server.o.Password = here, "sesame"
 	r.report(topo.BeatMember+"m1", topo.MemberReport{ID: "m1", APIAddr: "127.0.0.1:7001"})
 	r.report(topo.BeatMember+"m2", topo.MemberReport{ID: "m2", APIAddr: "127.0.0.1:7002"})
 	r.report(topo.BeatSalvage+"m1", here.files)
@@ -84,12 +84,12 @@ func TestAnEventIsNotedInTheTimelineOnce(t *testing.T) {
 	r := newRig(t)
 	e := topo.TimelineEvent{AtMS: 7, Member: "m1", Epoch: 4, Rule: "salvage", Why: "3 commands"}
 	for range 2 { // the second is the repetition after an unknown outcome
-		if err := r.server.parts[0].orders.Note(t.Context(), e); err != nil {
+		if err := r.server.known()[0].orders.Note(t.Context(), e); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for i := range int64(topo.TimelineMax) {
-		if err := r.server.parts[0].orders.Note(t.Context(), topo.TimelineEvent{AtMS: 8 + i}); err != nil {
+		if err := r.server.known()[0].orders.Note(t.Context(), topo.TimelineEvent{AtMS: 8 + i}); err != nil {
 			t.Fatal(err)
 		}
 	}

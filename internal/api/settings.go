@@ -23,12 +23,6 @@ type Settings struct {
 // Set changes settings of the shard. What weakens the promise holds at once: proxies read it. What strengthens it becomes a
 // change that is under way until the promise is true (SAFETY A7). The error is *Error for a refusal: nothing was changed then.
 func (o *Orders) Set(ctx context.Context, want Settings) error {
-	if o.cluster && want.Durability != nil && *want.Durability != topo.Async {
-		return refuse("not-in-cluster", "durability %s is not in this version of mode cluster", *want.Durability)
-	}
-	if o.cluster && want.MaxLoss != nil && *want.MaxLoss != (topo.Loss{}) {
-		return refuse("not-in-cluster", "max-loss is not in this version of mode cluster")
-	}
 	return o.change(ctx, func(s *topo.Shard) (bool, error) {
 		next := want.wanted(s.Spec)
 		if want.AckReplicas != nil && !next.Durability.Waits() {

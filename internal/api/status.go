@@ -23,7 +23,9 @@ type Status struct {
 	Deployments []DeploymentStatus `json:"deployments"`
 	Sentinels   []FaceStatus       `json:"sentinels"`
 	Members     []MemberStatus     `json:"members"`
-	Problems    []string           `json:"problems"` // what an operator should know, one sentence each
+	Store       *coord.Health      `json:"store,omitempty"`   // as the member that answered sees a store outside; absent with the embedded one
+	Address     *AddressStatus     `json:"address,omitempty"` // the floating address; absent where there is none
+	Problems    []string           `json:"problems"`          // what an operator should know, one sentence each
 }
 
 // DeploymentStatus is one deployment.
@@ -127,12 +129,13 @@ type facts struct {
 	outage     string        // how this member goes on while the store does not answer it
 	pledgedBy  []topo.NodeID // who gave the lease that the store does not give
 	slots      string        // of a shard of a cluster
+	health     *coord.Health // of a store outside
 }
 
 func (f facts) status() Status {
 	st := Status{
 		Format: 1, At: f.now.UTC(), Member: f.member, Version: f.version, Controller: f.controller, Stale: f.stale,
-		Deployments: []DeploymentStatus{}, Sentinels: []FaceStatus{}, Members: f.memberStatus(), Problems: []string{},
+		Deployments: []DeploymentStatus{}, Sentinels: []FaceStatus{}, Members: f.memberStatus(), Store: f.health, Problems: []string{},
 	}
 	proxies := []ProxyStatus{}
 	for _, r := range f.reports.Members {
@@ -240,6 +243,13 @@ func (f facts) problems(st Status) []string {
 		}
 	} else if f.controller == "" {
 		say("no controller is known: nobody can decide a failover")
+	}
+	if f.health != nil {
+		for _, e := range f.health.Endpoints {
+			if !e.Up {
+				say("%s at %s does not answer member %s: %s", f.health.Kind, e.Addr, f.member, e.Err)
+			}
+		}
 	}
 	if !f.known {
 		say("nothing has been agreed about the shard yet")

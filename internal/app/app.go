@@ -21,17 +21,22 @@ import (
 	"sync/atomic"
 	"time"
 
+	"redoubt/internal/address"
 	"redoubt/internal/api"
 	"redoubt/internal/clock"
 	"redoubt/internal/config"
+	"redoubt/internal/consul"
 	"redoubt/internal/coord"
 	"redoubt/internal/coord/scope"
 	"redoubt/internal/event"
 	"redoubt/internal/front"
+	"redoubt/internal/nameserver"
 	"redoubt/internal/proxy"
 	"redoubt/internal/redis"
+	"redoubt/internal/render"
 	"redoubt/internal/sentinel"
 	"redoubt/internal/topo"
+	"redoubt/internal/view"
 )
 
 // StopMode says how a member stops.
@@ -59,6 +64,7 @@ type Options struct {
 	Version      string
 	Log          *slog.Logger
 	GuardCommand []string        // argv that runs redisd.RunGuard
+	HoldCommand  []string        // argv that runs address.RunHolder
 	Stop         <-chan StopMode // asks Run to stop; nil: only ctx does, and then at once
 
 	Command     []string         // argv that runs this member again, from the program on disk; empty: it cannot be handed over
@@ -73,13 +79,30 @@ type member struct {
 	clock     clock.Clock
 	deploy    config.Deployment
 	store     coord.Store
-	hall      *scope.Hall  // the store as the shards of a ring share it; nil: there is one shard
-	units     []*unit      // one for each shard
-	slots     *slotBook    // mode cluster: which shard has which slots; nil otherwise
-	front     *front.Front // nil: there is one shard, whose proxy clients speak to
-	loops     *loops       // of the front and all proxies; nil: the proxy has its own
+	ballast   []byte                      // never touched: the heap counts as that much larger
+	hall      *scope.Hall                 // the store as the shards of a ring share it; nil: there is one shard
+	units     []*unit                     // one for each shard of the file
+	later     atomic.Pointer[[]*unit]     // mode cluster: those of shards that came later; nil: none
+	released  chan struct{}               // closed when an adopted cluster was handed back
+	takes     sync.Mutex                  // guards what follows
+	taken     *taking                     // the latest look at a cluster that is taken over
+	slots     *slotBook                   // mode cluster: which shard has which slots; nil otherwise
+	roster    *shardBook                  // mode cluster: shards that came later; nil otherwise
+	registrar *registrar                  // mode cluster: sees that the servers know each other; nil otherwise
+	ring      *ringBook                   // mode ring, where it can change: how keys are placed; nil otherwise
+	jobs      *jobBook                    // mode cluster: what is to be moved; nil otherwise
+	front     *front.Front                // nil: there is one shard, whose proxy clients speak to
+	holder    atomic.Pointer[front.Front] // the same, for parts that start before it
+	loops     *loops                      // of the front and all proxies; nil: the proxy has its own
 	sentinel  *sentinel.Server
+	custody   custody // of a deployment that begins on order
 	api       *api.Server
+	board     *view.Board // what may be announced
+	feed      *api.Feed   // what happened here
+	names     *nameserver.Server
+	rendered  *render.Renderer
+	consul    *consul.Announcer
+	address   *address.Face
 	claim     *claimed
 	faces     topo.MemberReport
 	voters    atomic.Int64
@@ -87,7 +110,9 @@ type member struct {
 	upgrades  chan upgradeOrder // from the API; capacity one
 	inherited inheritance       // while faces are started
 	firstID   uint64
-	stopAsked *StopMode // during a hand-over that was not finished
+
+	lateSentinel atomic.Pointer[sentinel.Server] // one that began on order
+	stopAsked    *StopMode                       // during a hand-over that was not finished
 }
 
 // leaver is a store that learns when it goes on without this member.
@@ -99,9 +124,16 @@ type localNode interface {
 	Stop(ctx context.Context) error
 }
 
+// ballast is memory that is asked for and never touched, so that it costs address space alone. What a member without clients uses is a few
+// MiB, and the runtime would look through them whenever as much garbage has come together: six times a second with four shards.
+const ballast = 16 << 20
+
 // Run runs the member until it is asked to stop, ctx ends or a part fails.
 func Run(ctx context.Context, o Options) (err error) {
-	m := &member{o: o, log: o.Log, clock: clock.Real{}, deploy: o.Config.Deployments[0], upgrades: make(chan upgradeOrder, 1)}
+	m := &member{
+		o: o, log: o.Log, clock: clock.Real{}, deploy: o.Config.Deployments[0], upgrades: make(chan upgradeOrder, 1), released: make(chan struct{}), feed: api.NewFeed(),
+	}
+	m.custody.orders = make(chan topo.AdoptionState)
 	if o.Predecessor != nil {
 		defer o.Predecessor.close()
 		m.claim, err = o.Predecessor.take(o)
@@ -139,6 +171,8 @@ func (m *member) serve(ctx context.Context) error {
 			handed = m.upgrade(ctx, upgradeOrder{})
 		case o := <-m.upgrades:
 			handed = m.upgrade(ctx, o)
+		case to := <-m.custody.orders:
+			m.take(ctx, to)
 		}
 		if handed {
 			return nil
@@ -169,7 +203,7 @@ func (m *member) start(ctx context.Context) error {
 		return err
 	}
 	if m.o.Predecessor != nil {
-		if err := m.units[0].awaitFresh(ctx); err != nil {
+		if err := errors.Join(m.units[0].awaitFresh(ctx), m.resumeCustody(ctx)); err != nil {
 			return err
 		}
 	}
@@ -177,6 +211,7 @@ func (m *member) start(ctx context.Context) error {
 		// A loop that waits for events counts as running for up to 10 ms; nothing else may have to wait for that.
 		runtime.GOMAXPROCS(runtime.NumCPU() + proxy.DefaultLimits().Loops)
 	}
+	m.ballast = make([]byte, ballast)
 	if err := m.startLoops(); err != nil {
 		return err
 	}
@@ -219,30 +254,38 @@ func (m *member) startRest() error {
 			return err
 		}
 	}
+	m.startMuster()
 	proxyAddr, readonlyAddr := m.faces.ProxyAddr, m.faces.ReadonlyAddr
 	m.faces = topo.MemberReport{ID: c.Member.ID, PID: os.Getpid(), Version: m.o.Version, StartedMS: m.clock.Now().UnixMilli(), StoreAddr: m.reach(c.Store.Listen)}
 	m.faces.ProxyAddr, m.faces.ReadonlyAddr = proxyAddr, readonlyAddr
 	if err := m.startFaces(); err != nil {
 		return err
 	}
+	if m.deploy.OnOrder() {
+		m.parts.start("adoption", m.watchAdoption)
+	}
 	m.parts.start("report", m.report)
-	return nil
+	if m.slots != nil {
+		m.hall.Of(m.deploy.Name).Answer(m.answerMoves)
+		m.parts.start("shards", m.keepShards)
+		m.parts.start("reshard", m.carry)
+	}
+	if m.ring != nil {
+		m.startRing()
+	}
+	return m.startKube()
 }
 
 func (m *member) startFaces() error {
-	first := m.units[0]
 	c := m.o.Config
-	if c.Sentinel.Listen != "" {
+	if c.Sentinel.Listen != "" && m.waits() {
+		m.faces.SentinelAddr = m.reach(c.Sentinel.Listen)
+	} else if c.Sentinel.Listen != "" {
 		ln, err := m.inherited.listener("sentinel", c.Sentinel.Listen)
 		if err != nil {
 			return err
 		}
-		s, err := sentinel.New(sentinel.Options{
-			Listen: c.Sentinel.Listen, Listener: ln, Advertise: m.reach(c.Sentinel.Listen), Name: m.deploy.Name, Mode: sentinel.Mode(c.Sentinel.Addresses),
-			Member: c.Member.ID, ProxyAddr: m.faces.ProxyAddr, Password: c.Sentinel.Password, Version: m.o.Version,
-			View: first.view, Beats: first.store, Clock: m.clock, Log: m.log,
-			Voters: func() int { return int(m.voters.Load()) }, Failover: first.sentinelFailover,
-		})
+		s, err := sentinel.New(m.sentinelOptions(ln))
 		if err != nil {
 			return err
 		}
@@ -254,19 +297,48 @@ func (m *member) startFaces() error {
 	if err != nil {
 		return err
 	}
+	checks, err := m.inherited.listener("checks", c.API.ChecksListen)
+	if err != nil {
+		return err
+	}
+	if err := m.openBoard(); err != nil {
+		return err
+	}
 	var shards []api.Shard
+	var adoption *api.Adoption
+	if m.deploy.OnOrder() {
+		adoption = &api.Adoption{Docs: m.store, Deployment: m.deploy.Name, Spec: m.deploy.Spec()}
+	}
 	for _, u := range m.units {
 		shards = append(shards, u.face())
 	}
+	var handBack func(context.Context, string) error
+	if m.slots != nil && adopts(m.deploy) {
+		handBack = m.handBack
+	}
+	var orders api.Resharder // nil, and not a struct in it, where there are no slots
+	if m.slots != nil {
+		orders = reshardOrders{m}
+	}
+	if m.ring != nil {
+		orders = ringOrders{m}
+	}
 	a, err := api.New(api.Options{
-		Password: m.deploy.Password, Mode: m.deploy.Mode, Shards: shards,
-		Listen: c.API.Listen, Listener: ln, Upgrade: m.orderUpgrade, Version: m.o.Version, Member: c.Member.ID, Clock: m.clock, Log: m.log, Metrics: m.metrics,
+		Reshard: orders, HandBack: handBack, Password: m.deploy.Password, Mode: m.deploy.Mode, Shards: shards,
+		Listen: c.API.Listen, Listener: ln, Upgrade: m.orderUpgrade, Version: m.o.Version, Member: c.Member.ID, Clock: m.clock, Log: m.log, Metrics: m.metrics, Health: m.health, Address: m.addressStatus, Adoption: adoption,
+		Board: m.board, Proxy: c.Proxy.Listen != "", Events: m.feed, ChecksListen: c.API.ChecksListen, ChecksListener: checks,
 	})
 	if err != nil {
 		return err
 	}
 	m.api = a
 	m.faces.APIAddr = m.reach(a.Addr())
+	if at := a.ChecksAddr(); at != "" {
+		m.faces.ChecksAddr = m.reach(at)
+	}
+	if err := m.startDiscovery(); err != nil { // before the API shows its metrics
+		return err
+	}
 	m.parts.start("api", a.Run)
 	return nil
 }
@@ -285,6 +357,7 @@ func (m *member) reach(addr string) string {
 
 // event notes at debug level what the parts have already put into words in the log.
 func (m *member) event(e event.Event) {
+	m.feed.Note(e)
 	attrs := []slog.Attr{slog.String("kind", e.Kind), slog.String("shard", e.Shard), slog.Uint64("epoch", e.Epoch), slog.String("text", e.Text)}
 	if e.Node != "" {
 		attrs = append(attrs, slog.String("node", e.Node))
@@ -302,23 +375,32 @@ func (m *member) event(e event.Event) {
 func (m *member) handOver(ctx context.Context) {
 	var all sync.WaitGroup
 	defer all.Wait()
-	for _, u := range m.units {
+	for _, u := range m.all() {
 		all.Go(func() { u.handOver(ctx) })
 	}
 }
 
 // stop ends the parts in reverse order and then the servers. It also runs after a start that failed half-way.
 func (m *member) stop(ctx context.Context) error {
-	m.parts.stopAll(m.log, "view", "seed")
+	m.parts.end()
+	m.parts.stopAll(m.log, "view", "seed", "loops")
+	units := m.opened()
+	for _, u := range units[len(m.units):] {
+		u.parts.stopAll(m.log, "view", "seed")
+	}
+	m.parts.stop(m.log, "loops") // on which all of them had connections
 	var stopping sync.WaitGroup
-	stopped := make([]error, len(m.units))
-	for i, u := range m.units {
-		if u.node != nil {
+	stopped := make([]error, len(units))
+	for i, u := range units {
+		if u.node != nil && !u.gone() {
 			stopping.Go(func() { stopped[i] = u.stopNode(context.WithoutCancel(ctx)) })
 		}
 	}
 	stopping.Wait()
 	errs := stopped
+	for _, u := range units[len(m.units):] {
+		u.parts.stopAll(m.log)
+	}
 	m.parts.stopAll(m.log)
 	if m.hall != nil {
 		m.hall.Close()

@@ -6,12 +6,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
-	"redoubt/internal/config"
 	"redoubt/internal/coord"
 	"redoubt/internal/redisd"
+	"redoubt/internal/reshard"
 	"redoubt/internal/slots"
 	"redoubt/internal/topo"
 )
@@ -22,6 +23,15 @@ type slotBook struct {
 	now     *slots.Map // nil: not read yet
 	rev     coord.Rev
 	changed chan struct{} // closed at each new revision
+	steered []steered
+	routes  *slots.Map // now, with what was steered
+}
+
+// steered are slots that a shard has taken, which is not stored yet.
+type steered struct {
+	slots []int
+	to    string
+	rev   coord.Rev // of the document that says that it may
 }
 
 func newSlotBook() *slotBook { return &slotBook{changed: make(chan struct{})} }
@@ -31,6 +41,37 @@ func (b *slotBook) Map() *slots.Map {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.now
+}
+
+// Routes returns the map by which commands find their shard; nil: none was read yet.
+func (b *slotBook) Routes() *slots.Map {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.routes
+}
+
+// steer sends commands about these slots to a shard that has taken them, until the document says whose they are.
+func (b *slotBook) steer(which []int, to string, rev coord.Rev) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.now != nil {
+		b.steered = append(b.steered, steered{which, to, rev})
+		b.reroute()
+	}
+}
+
+// reroute works out the routes; the caller holds b.mu.
+func (b *slotBook) reroute() {
+	b.routes = b.now
+	moves, err := movesOf(b.now)
+	b.steered = slices.DeleteFunc(b.steered, func(s steered) bool {
+		return err != nil || b.rev >= s.rev && !slices.ContainsFunc(moves, func(m reshard.Move) bool {
+			return m.Stage == reshard.LettingGo && m.To == s.to && slices.Equal(m.Slots, s.slots)
+		})
+	})
+	for _, s := range b.steered {
+		b.routes = b.routes.WithAll(s.slots, s.to)
+	}
 }
 
 // next returns a channel that is closed at the next change.
@@ -55,6 +96,22 @@ func (b *slotBook) await(ctx context.Context) error {
 	}
 }
 
+// awaitShards waits until it is known which shard has which slots, and each that has some is open here.
+func (m *member) awaitShards(ctx context.Context) error {
+	if err := m.slots.await(ctx); err != nil {
+		return err
+	}
+	for {
+		now := m.slots.Map()
+		if !slices.ContainsFunc(now.Shards(), func(id string) bool { return m.unitOf(id) == nil && now.Ranges(now.Index(id)) != nil }) {
+			return nil
+		}
+		if err := nap(ctx, reshardEvery); err != nil {
+			return err
+		}
+	}
+}
+
 // offer takes a version of the document, unless it is older than what is known.
 func (b *slotBook) offer(doc coord.Doc) error {
 	m, err := slots.Decode(doc.Value)
@@ -65,6 +122,7 @@ func (b *slotBook) offer(doc coord.Doc) error {
 	defer b.mu.Unlock()
 	if doc.Rev > b.rev {
 		b.now, b.rev = m, doc.Rev
+		b.reroute()
 		close(b.changed)
 		b.changed = make(chan struct{})
 	}
@@ -100,7 +158,7 @@ func (m *member) keepSlots(ctx context.Context) error {
 		case doc, ok := <-pushed:
 			if !ok {
 				pushed = nil
-			} else if err := m.slots.offer(doc); err != nil {
+			} else if err := m.offerSlots(doc); err != nil {
 				return err
 			}
 		case <-tick.C:
@@ -127,13 +185,26 @@ func (m *member) readSlots(ctx context.Context, key string, first *slots.Map) (b
 	case err != nil:
 		return false, nil // no majority yet
 	}
-	if err := m.slots.offer(doc); err != nil {
+	if err := m.offerSlots(doc); err != nil {
 		return false, err
 	}
 	if first != nil && !m.slots.Map().Equal(first) {
 		m.log.Info("the slots of the shards are not as the configuration file gave them out at first: the agreed ones hold")
 	}
 	return true, nil
+}
+
+// offerSlots takes a version of the document. When no slots are between two owners by it, no command has to wait: who asked for that may not have
+// been heard when it said that they flow.
+func (m *member) offerSlots(doc coord.Doc) error {
+	if err := m.slots.offer(doc); err != nil {
+		return err
+	}
+	moves, err := movesOf(m.slots.Map())
+	if f := m.holder.Load(); f != nil && err == nil && !slices.ContainsFunc(moves, func(mv reshard.Move) bool { return mv.Stage == reshard.LettingGo }) {
+		f.Release()
+	}
+	return nil
 }
 
 // slotsText is what a shard has, in words; empty: not known.
@@ -163,28 +234,70 @@ func (u *unit) seat() *redisd.ClusterSeat {
 	if u.slots == nil {
 		return nil
 	}
-	uid, shard := u.deploy.Cluster.UID, u.deploy.ID()
-	s := &redisd.ClusterSeat{ID: clusterID(uid, shard, u.deploy.Node.ID), ShardID: clusterShardID(uid, shard), Layout: u.layout}
-	for _, n := range u.deploy.Nodes {
-		if n.ID == u.deploy.Node.ID {
-			s.BusPort = n.BusPort
+	s := &redisd.ClusterSeat{ShardID: clusterShardID(u.deploy.Cluster.UID, u.deploy.ID()), Layout: u.seating, Mover: u.jobs.secret}
+	for _, n := range u.deploy.Spec().Nodes {
+		if string(n.ID) == u.deploy.Node.ID {
+			s.ID, s.BusPort = u.serverID(n), n.Bus()
 		}
 	}
 	return s
 }
 
+// roster are the servers of the shard, and one that is about to join it: as agreed, or as the file has them while nothing is known
+// to be agreed. Where the agreed ones do not say where their bus is, and it is not where it usually is, the file does.
+func (u *unit) roster() []topo.Node {
+	spec := u.deploy.Spec()
+	snap := u.view.Load()
+	if snap == nil {
+		return spec.Nodes
+	}
+	nodes := slices.Clone(snap.Shard.Spec.Nodes)
+	if c := snap.Shard.Assigned.Change; c != nil && c.Kind == topo.ChangeAdd && !c.Void {
+		nodes = append(nodes, c.Node)
+	}
+	for i, n := range nodes {
+		if own, ok := spec.Node(n.ID); ok && own.Addr == n.Addr && n.BusPort == 0 {
+			nodes[i].BusPort = own.BusPort
+		}
+	}
+	return nodes
+}
+
+// serverID is the id of a node's server in the cluster, for ever.
+func (u *unit) serverID(n topo.Node) string {
+	if n.ServerID != "" {
+		return n.ServerID
+	}
+	return clusterID(u.deploy.Cluster.UID, u.deploy.ID(), string(n.ID))
+}
+
+// seating is the layout as this unit's server needs it: it has a place in it also before it has joined, and after it has left.
+func (u *unit) seating() redisd.ClusterLayout {
+	l, shard := u.layout(), clusterShardID(u.deploy.Cluster.UID, u.deploy.ID())
+	for _, n := range u.deploy.Spec().Nodes {
+		known := slices.ContainsFunc(l.Nodes, func(o redisd.ClusterNode) bool { return o.ID == u.serverID(n) })
+		if u.deploy.Node != nil && string(n.ID) == u.deploy.Node.ID && !known {
+			l.Nodes = append(l.Nodes, redisd.ClusterNode{ID: u.serverID(n), ShardID: shard, Addr: n.Addr, BusPort: n.Bus()})
+		}
+	}
+	return l
+}
+
 // layout is the cluster as it is agreed, as far as it is known here.
 func (m *member) layout() redisd.ClusterLayout {
-	l := redisd.ClusterLayout{Slots: map[string][][2]int{}}
+	l := redisd.ClusterLayout{Slots: map[string][][2]int{}, Either: map[string][][2]int{}}
 	now := m.slots.Map()
-	for _, u := range m.units {
+	moves, err := movesOf(now)
+	if err != nil { // of another version: nobody is promoted by guess
+		now = nil
+	}
+	either, flux := between(moves)
+	for _, u := range m.all() {
 		shard := u.deploy.ID()
 		id := clusterShardID(m.deploy.Cluster.UID, shard)
 		primary := u.agreedPrimary()
-		for _, n := range u.deploy.Nodes {
-			l.Nodes = append(l.Nodes, redisd.ClusterNode{
-				ID: clusterID(m.deploy.Cluster.UID, shard, n.ID), ShardID: id, Addr: n.Addr, BusPort: n.BusPort, Primary: n.ID == primary,
-			})
+		for _, n := range u.roster() {
+			l.Nodes = append(l.Nodes, redisd.ClusterNode{ID: u.serverID(n), ShardID: id, Addr: n.Addr, BusPort: n.Bus(), Primary: string(n.ID) == primary})
 		}
 		if now == nil {
 			continue
@@ -192,10 +305,19 @@ func (m *member) layout() redisd.ClusterLayout {
 		mine := [][2]int{} // known to be none
 		if i := now.Index(shard); i >= 0 {
 			for _, r := range now.Ranges(i) {
+				for s := r.From; s <= r.To && len(flux) > 0; s++ {
+					if flux[s] {
+						mine = append(mine, [2]int{r.From, s - 1})
+						r.From = s + 1
+					}
+				}
 				mine = append(mine, [2]int{r.From, r.To})
 			}
 		}
-		l.Slots[id] = mine
+		l.Slots[id] = slices.DeleteFunc(mine, func(r [2]int) bool { return r[0] > r[1] })
+		for s := range either[shard] {
+			l.Either[id] = append(l.Either[id], [2]int{s, s})
+		}
 	}
 	return l
 }
@@ -209,11 +331,31 @@ func (u *unit) agreedPrimary() string {
 	return string(snap.Shard.Assigned.Primary)
 }
 
-// busPorts are those of the nodes of a shard.
-func busPorts(d config.Unit) map[topo.NodeID]int {
-	ports := map[topo.NodeID]int{}
-	for _, n := range d.Nodes {
-		ports[topo.NodeID(n.ID)] = n.BusPort
+// taggedSlot is a slot and a hash tag of it.
+type taggedSlot struct {
+	slot int
+	tag  string
+}
+
+// slotTag is a hash tag of a slot of the shard; empty: it is not known to have one.
+func (u *unit) slotTag() string {
+	m := u.slots.Map()
+	if m == nil {
+		return ""
 	}
-	return ports
+	i := m.Index(u.deploy.ID())
+	if i < 0 {
+		return ""
+	}
+	ranges := m.Ranges(i)
+	if len(ranges) == 0 {
+		return ""
+	}
+	slot := ranges[len(ranges)-1].To
+	if known := u.tagged.Load(); known != nil && known.slot == slot {
+		return known.tag
+	}
+	t := &taggedSlot{slot, slots.Tag(slot)}
+	u.tagged.Store(t)
+	return t.tag
 }

@@ -5,6 +5,7 @@ package app
 import (
 	"context"
 	"math/rand/v2"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -44,10 +45,10 @@ func (m *member) eject(ctx context.Context, p *placement, after time.Duration) e
 		ok    bool
 	}
 	verdicts := make(chan verdict)
-	done := make(chan struct{}, len(m.units))
+	var lookers sync.WaitGroup
+	defer lookers.Wait()
 	for i, u := range m.units {
-		go func() {
-			defer func() { done <- struct{}{} }()
+		lookers.Go(func() {
 			for {
 				select {
 				case verdicts <- verdict{i, u.proxy.Reaches()}:
@@ -60,13 +61,8 @@ func (m *member) eject(ctx context.Context, p *placement, after time.Duration) e
 					return
 				}
 			}
-		}()
+		})
 	}
-	defer func() {
-		for range m.units {
-			<-done
-		}
-	}()
 	e := ejection{since: make([]time.Duration, len(m.units)), out: make([]bool, len(m.units)), after: after}
 	for i := range e.since {
 		e.since[i] = never

@@ -136,22 +136,26 @@ func proxyID(uid, member string) string { return slots.Derived(uid, "the proxy",
 func (f *clusterFace) ofNodes(beats map[string]coord.Beat) *front.Topology {
 	uid, t := f.m.deploy.Cluster.UID, &front.Topology{}
 	now := f.m.slots.Map()
-	for _, u := range f.m.units {
+	for _, u := range f.m.all() {
 		snap := u.view.Load()
 		if snap == nil || now == nil {
 			continue
 		}
 		shard, primary := u.deploy.ID(), u.agreedPrimary()
-		reports, ports := ofShard(beats, shard), busPorts(u.deploy)
+		reports, buses := ofShard(beats, shard), map[topo.NodeID]topo.Node{}
+		for _, n := range u.roster() {
+			buses[n.ID] = n
+		}
 		t.Epoch = max(t.Epoch, uint64(snap.Shard.Assigned.Epoch))
 		for _, n := range snap.Shard.Spec.Nodes {
 			seen, known := reports.Nodes[n.ID]
 			node := front.ClusterNode{
-				ID: clusterID(uid, shard, string(n.ID)), ShardID: clusterShardID(uid, shard), Addr: n.Addr, BusPort: ports[n.ID], Offset: seen.Pos.Offset,
+				ID: u.serverID(n), ShardID: clusterShardID(uid, shard), Addr: n.Addr, BusPort: buses[n.ID].Bus(), Offset: seen.Pos.Offset,
 				Epoch: uint64(snap.Shard.Assigned.Epoch), Down: !known || seen.Age > nodeQuiet || seen.Health != topo.HealthUp,
 			}
 			if string(n.ID) != primary {
-				node.Primary = clusterID(uid, shard, primary)
+				lead, _ := snap.Shard.Spec.Node(topo.NodeID(primary))
+				node.Primary = u.serverID(lead)
 			} else if i := now.Index(shard); i >= 0 {
 				node.Slots = now.Ranges(i)
 			}

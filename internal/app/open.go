@@ -18,6 +18,9 @@ import (
 
 // openStore opens the store that the configuration names.
 func openStore(ctx context.Context, c config.Config, clk clock.Clock, log *slog.Logger) (coord.Store, error) {
+	if c.Store.Outside() {
+		return openOutside(c, clk, log)
+	}
 	o := raftstore.Options{
 		ID: c.Member.ID, ListenAddr: c.Store.Listen, AdvertiseAddr: advertised(c), Dir: filepath.Join(c.Member.Dir, "store"),
 		Join: c.Store.Join, Clock: clk, Log: log,
@@ -50,13 +53,13 @@ func advertised(c config.Config) string {
 }
 
 // openNode starts or finds the server beside this member.
-func openNode(ctx context.Context, o Options, d config.Unit, seat *redisd.ClusterSeat, dir string, clk clock.Clock, log *slog.Logger) (localNode, error) {
+func openNode(ctx context.Context, o Options, d config.Unit, seat *redisd.ClusterSeat, mover func() string, dir string, clk clock.Clock, log *slog.Logger) (localNode, error) {
 	local := d.Node
 	addr := d.LocalAddr()
 	if local.Kind == "attached" {
 		n, err := redisd.Attached(redisd.AttachOptions{
 			Addr: addr, Username: local.Username, Password: d.Password, PIDFile: local.PIDFile,
-			StateDir: dir, Log: log, Clock: clk,
+			StateDir: dir, Cluster: seat, Log: log, Clock: clk,
 		})
 		if err != nil {
 			return nil, err
@@ -65,7 +68,7 @@ func openNode(ctx context.Context, o Options, d config.Unit, seat *redisd.Cluste
 	}
 	n, err := redisd.Managed(ctx, redisd.Options{
 		Addr: addr, Dir: local.Dir, Binary: local.Binary, Directives: local.Directives, Password: d.Password,
-		Persistence: redisd.Persistence(local.Persistence), SyncAlways: d.Durability.OnDisk(), Cluster: seat, GuardCommand: o.GuardCommand, Log: log, Clock: clk,
+		Persistence: redisd.Persistence(local.Persistence), SyncAlways: d.Durability.OnDisk(), Cluster: seat, Mover: mover, GuardCommand: o.GuardCommand, Log: log, Clock: clk,
 	})
 	if err != nil {
 		return nil, err

@@ -17,16 +17,19 @@ func (u *unit) startAccord() {
 	if u.agent != nil {
 		node = u.agent
 	}
-	u.accord = accord.New(accord.Options{
+	a := accord.New(accord.Options{
 		Member: u.o.Config.Member.ID, View: u.view, Clock: u.clock, Peers: peers, Node: node, Log: u.log, Events: u.event,
+		Ring: u.ringStamp,
 	})
-	u.parts.start("accord", u.accord.Run)
+	u.accord.Store(a)
+	u.start("accord", a.Run)
 }
 
 // outage says how this member goes on without the store; empty while it answers.
 func (u *unit) outage() string {
-	if u.accord == nil {
+	a := u.accord.Load()
+	if a == nil {
 		return ""
 	}
-	return u.accord.Words()
+	return a.Words()
 }

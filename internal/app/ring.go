@@ -58,18 +58,20 @@ func (m *member) startFront() error {
 	o := front.Options{
 		Shards: shards, Table: m.units[0].proxy.Table, Listener: ln, Loops: m.loops, Password: m.deploy.Password, Log: m.log,
 		Join: func(shard, loop int, event func()) (front.Stream, error) {
-			return m.units[shard].proxy.Join(loop, event)
+			return m.opened()[shard].proxy.Join(loop, event)
 		},
 		Limits: front.Limits{Clients: c.Proxy.Clients, Query: int(c.Proxy.QueryBytes), Output: int(c.Proxy.OutputBytes)},
 	}
 	var face *clusterFace
 	var placed *placement
 	if m.slots != nil {
-		o.Cluster = &front.Cluster{Map: m.slots.Map}
+		o.Cluster = &front.Cluster{Map: m.slots.Routes}
 		if c.Proxy.ClusterFace != "off" {
 			face = &clusterFace{m: m, heard: map[string]heard{}, addr: m.reach(ln.Addr().String())}
 			o.Cluster.Face = face.now.Load
 		}
+	} else if m.ring != nil {
+		o.Ring = m.ring.now.Load
 	} else {
 		if placed, err = newPlacement(m.deploy.RingSpec()); err != nil {
 			_ = ln.Close()
@@ -83,6 +85,7 @@ func (m *member) startFront() error {
 		return fmt.Errorf("set up the front of the shards: %w", err)
 	}
 	m.front = f
+	m.holder.Store(f)
 	m.faces.ProxyAddr = m.reach(ln.Addr().String())
 	m.parts.start("front", func(ctx context.Context) error {
 		for _, u := range m.units { // they have been started
@@ -91,19 +94,28 @@ func (m *member) startFront() error {
 			case <-ctx.Done():
 			}
 		}
-		if m.slots != nil { // who comes earlier waits at the port
-			if err := m.slots.await(ctx); err != nil {
-				_ = ln.Close()
-				return err
-			}
+		if err := m.awaitPlaces(ctx); err != nil {
+			_ = ln.Close()
+			return err
 		}
 		return f.Run(ctx)
 	})
 	if face != nil {
 		m.parts.start("cluster face", face.run)
 	}
-	if after := m.deploy.Ring.EjectAfter.D(); after > 0 && m.slots == nil {
+	if after := m.deploy.Ring.EjectAfter.D(); after > 0 && placed != nil {
 		m.parts.start("ejection", func(ctx context.Context) error { return m.eject(ctx, placed, after) })
+	}
+	return nil
+}
+
+// awaitPlaces waits until it is known where keys are: who comes earlier waits at the port.
+func (m *member) awaitPlaces(ctx context.Context) error {
+	switch {
+	case m.slots != nil:
+		return m.awaitShards(ctx)
+	case m.ring != nil:
+		return m.ring.await(ctx)
 	}
 	return nil
 }

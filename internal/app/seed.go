@@ -53,6 +53,16 @@ func (u *unit) plant(ctx context.Context, key string, s topo.Shard) (done bool, 
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	doc, err := u.store.Get(ctx, key)
+	if errors.Is(err, coord.ErrNotFound) && adopts(u.member.deploy) {
+		if s.Assigned, err = u.inherit(ctx); err != nil {
+			if errors.Is(err, errElsewhere) {
+				return false, nil
+			}
+			u.log.Info("the cluster is not taken over yet", "why", err)
+			return false, nil
+		}
+		err = coord.ErrNotFound
+	}
 	if errors.Is(err, coord.ErrNotFound) {
 		if _, err = u.store.Swap(ctx, key, s.Encode(), 0); err == nil {
 			u.log.Info("created the shard", "shard", s.ID, "nodes", len(s.Spec.Nodes), "durability", s.Spec.Durability)
@@ -79,6 +89,9 @@ func (m *member) stay(ctx context.Context, gone leaver) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-gone.Removed():
+		if w, ok := gone.(interface{ Why() string }); ok {
+			return errors.New(w.Why())
+		}
 		return fmt.Errorf("member %s was removed, or lost its store directory: make sure that it is removed (`redoubt member list`), empty %s, and start it with store: {join: ADDRESS} in place of store.members",
 			m.o.Config.Member.ID, filepath.Join(m.o.Config.Member.Dir, "store"))
 	}
@@ -87,15 +100,16 @@ func (m *member) stay(ctx context.Context, gone leaver) error {
 // report tells the controller, and through it everybody, where this member's faces are: once a second, and at once when
 // the controller moved, because a new one knows nothing.
 func (m *member) report(ctx context.Context) error {
-	body, err := json.Marshal(m.faces)
-	if err != nil {
-		return fmt.Errorf("encode the member's report: %w", err)
-	}
 	tick := time.NewTicker(movedEvery)
 	defer tick.Stop()
-	told, due := "", 0
+	told, due, state := "", 0, topo.AdoptionState("")
 	for n := 0; ; n++ {
-		if to := m.store.Controller(); n >= due || to != told {
+		if to := m.store.Controller(); n >= due || to != told || m.deploy.OnOrder() && m.custody.is() != state {
+			state = m.custody.is()
+			body, err := json.Marshal(m.described())
+			if err != nil {
+				return fmt.Errorf("encode the member's report: %w", err)
+			}
 			m.send(ctx, body)
 			told, due = to, n+int(reportEvery/movedEvery)
 		}
@@ -132,8 +146,10 @@ func (m *member) countVoters(ctx context.Context) {
 
 // metrics adds the proxies' numbers to the API's.
 func (m *member) metrics(w io.Writer) {
+	m.storeMetrics(w)
+	m.discoveryMetrics(w)
 	said := map[string]bool{}
-	for _, u := range m.units {
+	for _, u := range m.all() {
 		if u.proxy != nil {
 			u.metrics(w, said)
 		}

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"slices"
+	"sync/atomic"
 	"time"
 
 	"redoubt/internal/accord"
@@ -25,6 +27,7 @@ import (
 // unit is what a member has for one shard.
 type unit struct {
 	*member
+	parts    *stack // the member's, or its own, if it came later
 	deploy   config.Unit
 	log      *slog.Logger
 	store    coord.Store // as this shard sees it
@@ -32,10 +35,12 @@ type unit struct {
 	view     *view.View
 	orders   *api.Orders
 	node     localNode
-	agent    *agent.Agent   // nil: no data node here
-	accord   *accord.Accord // nil: the members of this store do not reach each other without it
+	agent    *agent.Agent                  // nil: no data node here
+	accord   atomic.Pointer[accord.Accord] // nil: the members of this store do not reach each other without it
 	proxy    *proxy.Proxy
-	salvaged *salvaged // nil: nothing is kept here
+	salvaged *salvaged                  // nil: nothing is kept here
+	tagged   atomic.Pointer[taggedSlot] // mode cluster: see slotTag
+	left     atomic.Bool                // the shard was removed, and nothing of it runs here any more
 }
 
 // open makes the units, and a view for each.
@@ -50,52 +55,110 @@ func (m *member) open() error {
 		for _, d := range shards {
 			ids = append(ids, d.ID())
 		}
+		if m.deploy.Mode == "cluster" || m.deploy.Ring.EjectAfter == 0 { // for what concerns all shards
+			ids = append(ids, m.deploy.Name)
+		}
 		var err error
 		if m.hall, err = scope.Open(shared, ids...); err != nil {
 			return err
 		}
 	}
+	if m.deploy.Mode == "ring" && m.deploy.Ring.EjectAfter == 0 {
+		m.ring = newRingBook(m)
+		m.roster = newShardBook()
+	}
 	if m.deploy.Mode == "cluster" {
-		m.slots = newSlotBook()
+		m.slots, m.jobs, m.roster = newSlotBook(), newJobBook(), newShardBook()
 		m.parts.start("slots", m.keepSlots)
+		if adopts(m.deploy) {
+			m.parts.start("adopted", m.keepAdopted)
+		}
+		m.parts.start("reshard orders", m.keepJobs)
 	}
 	for _, d := range shards {
-		u := &unit{member: m, deploy: d, log: m.log, store: m.store}
-		if m.hall != nil {
-			u.store, u.log = m.hall.Of(d.ID()), m.log.With("shard", d.ID())
+		if m.wasRemoved(d) {
+			continue
 		}
-		u.source = newSource(u.store)
-		u.view = view.New(u.source, m.clock, topo.KeyShard+d.ID(), u.log)
+		u := m.newUnit(d, &m.parts)
 		m.units = append(m.units, u)
-		m.parts.start("view", u.view.Run)
+		u.start("view", u.view.Run)
 	}
 	return nil
 }
 
+func (m *member) newUnit(d config.Unit, parts *stack) *unit {
+	u := &unit{member: m, parts: parts, deploy: d, log: m.log, store: m.store}
+	if m.hall != nil {
+		u.store, u.log = m.hall.Of(d.ID()), m.log.With("shard", d.ID())
+	}
+	var docs supplier = u.store
+	if m.ring != nil {
+		docs = ringed{u.store, m.ring}
+	}
+	u.source = newSource(docs)
+	u.view = view.New(u.source, m.clock, topo.KeyShard+d.ID(), u.log)
+	return u
+}
+
+// opened are the shards that this member has opened since it began, in that order: those of its file, those that came later, and those of them
+// that were removed since.
+func (m *member) opened() []*unit {
+	if later := m.later.Load(); later != nil {
+		return slices.Concat(m.units, *later)
+	}
+	return m.units
+}
+
+// all are the shards that there are, as far as this member knows.
+func (m *member) all() []*unit {
+	all := m.opened()
+	if !slices.ContainsFunc(all, (*unit).gone) {
+		return all
+	}
+	return slices.DeleteFunc(slices.Clone(all), (*unit).gone)
+}
+
+func (u *unit) gone() bool { return u.left.Load() }
+
+// start starts a part of this shard.
+func (u *unit) start(name string, run func(context.Context) error) {
+	u.parts.startFor(u.deploy.ID(), name, run)
+}
+
 // startRest starts what ends before a member is handed over, but for the node.
 func (u *unit) startRest() error {
-	u.startAccord()
+	if !u.waits() {
+		u.startAccord()
+	}
 	u.orders = api.NewOrders(u.store, u.deploy.ID())
 	if u.salvaged != nil {
-		u.parts.start("salvage", u.reportSalvage)
+		u.start("salvage", u.reportSalvage)
 	}
-	u.parts.start("seed", func(ctx context.Context) error { return u.seed(ctx, topo.KeyShard+u.deploy.ID()) })
+	if !u.deploy.OnOrder() { // the order to take over makes the document
+		u.start("seed", func(ctx context.Context) error { return u.seed(ctx, topo.KeyShard+u.deploy.ID()) })
+	}
 	ctl, err := controller.New(controller.Options{Member: u.o.Config.Member.ID, Shard: u.deploy.ID(), Store: u.store, Clock: u.clock, Log: u.log, Events: u.event})
 	if err != nil {
 		return fmt.Errorf("set up the controller: %w", err)
 	}
-	u.parts.start("controller", ctl.Run)
+	u.start("controller", ctl.Run)
 	return nil
 }
 
 // face is what the API needs of the shard.
 func (u *unit) face() api.Shard {
-	s := api.Shard{ID: u.deploy.ID(), Store: u.store, View: u.view, Outage: u.outage}
+	s := api.Shard{ID: u.deploy.ID(), Name: u.deploy.Shard, Store: u.store, View: u.view, Outage: u.outage}
+	if u.agent != nil {
+		s.Node, s.Seen = topo.NodeID(u.deploy.Node.ID), u.agent.Seen
+	}
 	if u.salvaged != nil {
 		s.Salvage = u.salvaged.keeper
 	}
 	if u.slots != nil {
 		s.Slots = u.slotsText
+	}
+	if u.proxy != nil {
+		s.Load = u.proxy.Watch
 	}
 	return s
 }
@@ -105,28 +168,37 @@ func (u *unit) startNode(ctx context.Context) error {
 	if local == nil {
 		return nil
 	}
-	node, err := openNode(ctx, u.o, u.deploy, u.seat(), u.dir("attached"), u.clock, u.log)
+	var err error
+	if u.salvaged == nil { // before the faces, which show it
+		if u.salvaged, err = u.openSalvage(); err != nil {
+			return err
+		}
+	}
+	if u.waits() {
+		return nil
+	}
+	node, err := openNode(ctx, u.o, u.deploy, u.seat(), u.ringMover(), u.dir("attached"), u.clock, u.log)
 	if err != nil {
 		return fmt.Errorf("set up node %s: %w", local.ID, err)
 	}
-	u.node = node
-	var keeper agent.Keeper // nil, and not a nil pointer in it, when nothing is kept
-	if u.salvaged, err = u.openSalvage(); err != nil {
-		return err
+	if u.node = node; u.slots != nil {
+		u.node = promotable{node, u.member}
 	}
+	var keeper agent.Keeper // nil, and not a nil pointer in it, when nothing is kept
 	if u.salvaged != nil {
 		keeper = u.salvaged.keeper
 	}
+	self, _ := u.deploy.Spec().Node(topo.NodeID(local.ID))
 	a, err := agent.New(agent.Options{
 		Salvage: keeper,
-		ID:      topo.NodeID(local.ID), Addr: u.deploy.LocalAddr(), Node: node, View: u.view, Beats: u.source, Clock: u.clock,
+		ID:      topo.NodeID(local.ID), Addr: u.deploy.LocalAddr(), Bus: self.BusPort, Server: self.ServerID, Node: u.node, View: u.view, Beats: u.source, Clock: u.clock,
 		Dir: u.dir("agent"), Log: u.log, Events: u.event,
 	})
 	if err != nil {
 		return fmt.Errorf("set up the agent: %w", err)
 	}
 	u.agent = a
-	u.parts.start("agent", a.Run)
+	u.start("agent", u.duty(a))
 	return nil
 }
 
@@ -148,7 +220,7 @@ func (u *unit) startProxy() error {
 		p, err := proxy.New(proxy.Options{
 			View: u.view, Clock: u.clock, ID: c.Member.ID, Listen: listen, ListenReadonly: readonly,
 			Beats: u.source, Password: u.deploy.Password, ReadConsistency: proxy.Consistency(c.Proxy.Reads), HangUp: c.Proxy.UnknownOutcome == "disconnect",
-			Exact: u.deploy.Retry == "exact", Cluster: u.slots != nil,
+			Exact: u.deploy.Retry == "exact", Cluster: u.slots != nil, SlotTag: u.slotTag,
 			Zone: c.Zone(), SplitReads: c.Proxy.SplitReads, Staleness: c.Proxy.MaxStaleness.D(), Log: u.log, Events: u.event,
 			Limits:    limits,
 			Inherited: u.inherited.of("proxy"), FirstID: u.firstID,
@@ -164,21 +236,16 @@ func (u *unit) startProxy() error {
 		if ro := p.ReadonlyAddr(); ro != nil && ro.Network() == "tcp" {
 			u.faces.ReadonlyAddr = u.reach(ro.String())
 		}
-		u.parts.start("proxy", p.Run)
+		u.start("proxy", p.Run)
 	}
 	return nil
-}
-
-func (u *unit) sentinelFailover(ctx context.Context) error {
-	_, err := u.orders.Submit(ctx, api.IntentRequest{Kind: topo.IntentSwitchover, By: "sentinel face of " + u.o.Config.Member.ID})
-	return err
 }
 
 // handOver asks for a switchover if the primary is here, and waits for it within bounds. Stopping goes on either way:
 // what did not succeed politely is a failover then.
 func (u *unit) handOver(ctx context.Context) {
 	snap := u.view.Load()
-	if u.node == nil || snap == nil {
+	if u.node == nil || snap == nil || u.slots != nil && u.handedBack() {
 		return
 	}
 	a := snap.Shard.Assigned
@@ -210,6 +277,9 @@ func (u *unit) stopNode(ctx context.Context) error {
 	defer u.node.Close()
 	if p := u.o.Predecessor; p != nil && !p.up {
 		return nil // the earlier process takes it back
+	}
+	if u.deploy.Node.Kind == "attached" && u.slots != nil && u.handedBack() {
+		return nil
 	}
 	if u.deploy.Node.Kind == "attached" {
 		if err := u.node.Fence(ctx); err != nil {

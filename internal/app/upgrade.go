@@ -125,6 +125,8 @@ func (m *member) upgrade(ctx context.Context, o upgradeOrder) bool {
 func (m *member) mayUpgrade() error {
 	s := m.units[0].view.Load()
 	switch {
+	case m.waits():
+		return errors.New("the servers are not Redoubt's at the moment: stop this member, and start it again")
 	case m.hall != nil:
 		return errors.New("a member with several shards is not handed over in this version: stop it, which moves its primaries to other members, and start it again")
 	case len(m.o.Command) == 0:
@@ -256,15 +258,21 @@ func (m *member) copyPorts(h *heir) error {
 			add("proxy", p.Addr, p.File)
 		}
 	}
+	if late := m.lateSentinel.Load(); late != nil {
+		m.sentinel = late
+	}
 	for _, face := range []struct {
 		name, addr string
-		server     interface{ File() (*os.File, error) }
+		file       func() (*os.File, error)
 		on         bool
-	}{{"sentinel", m.o.Config.Sentinel.Listen, m.sentinel, m.sentinel != nil}, {"api", m.o.Config.API.Listen, m.api, m.api != nil}} {
+	}{
+		{"sentinel", m.o.Config.Sentinel.Listen, m.sentinel.File, m.sentinel != nil}, {"api", m.o.Config.API.Listen, m.api.File, m.api != nil},
+		{"checks", m.o.Config.API.ChecksListen, m.api.ChecksFile, m.api != nil && m.o.Config.API.ChecksListen != ""},
+	} {
 		if !face.on {
 			continue
 		}
-		f, err := face.server.File()
+		f, err := face.file()
 		if err != nil {
 			return err
 		}

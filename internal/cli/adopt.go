@@ -26,17 +26,44 @@ type adoptFlags struct {
 	out       string
 	api       string
 	store     int
+
+	cluster      []string // of a cluster: the servers to ask first
+	username     string
+	passwordEnv  string
+	name         string
+	conf         string
+	passwordFile string
+	gateFile     string
+	durability   string
+	face         string
+	takeOver     bool
+	keep         bool
 }
 
 func (e *env) adopt() *cobra.Command {
 	var f adoptFlags
 	c := &cobra.Command{
-		Use: "adopt --twemproxy FILE", Short: "Turn a set-up that exists into a deployment",
-		Long: "Write the members' configuration files for a twemproxy pool whose servers become the shards of a ring: the same servers,\n" +
-			"and every key where twemproxy has put it. Nothing is started, stopped or changed; what to do then is printed.\n\n" +
-			"With --sentinel, the replicas that a Sentinel knows of the pool's servers become theirs here, too.\n" +
+		Use: "adopt (--sentinel HOST:PORT | --twemproxy FILE | --cluster HOST:PORT | --take-over)", Short: "Turn a set-up that exists into a deployment",
+		Long: "From Sentinels: with --sentinel, the live set-up is read, the members' configuration files are written and the plan is\n" +
+			"shown; nothing is changed. With --take-over the members begin and the Sentinels end, without a failover; it says\n" +
+			"each step, and can be repeated. redoubt hand-back is the other way round.\n\n" +
+			"From twemproxy: with --twemproxy, write the files for a pool whose servers become the shards of a ring: the same servers,\n" +
+			"and every key where twemproxy has put it. Nothing is started, stopped or changed; what to do then is printed.\n" +
+			"With --sentinel beside it, the replicas that a Sentinel knows of the pool's servers become theirs here, too.\n\n" +
+			"From a Redis Cluster: with --cluster, write the members' files for a cluster that serves. It is taken over without a failover\n" +
+			"when all members are started; redoubt hand-back leaves it to itself again.\n\n" +
 			"Each host gets one member, m1, m2, …; --member ID=HOST names them, and adds those without a server (arbiters).\n\n" + exitCodes,
-		RunE: func(c *cobra.Command, _ []string) error { return e.runAdopt(c.Context(), f) },
+		RunE: func(c *cobra.Command, _ []string) error {
+			switch {
+			case f.takeOver:
+				return e.takeOver(c.Context(), f)
+			case len(f.cluster) > 0:
+				return e.runAdoptCluster(c.Context(), f)
+			case f.twemproxy != "":
+				return e.runAdopt(c.Context(), f)
+			}
+			return e.planSentinel(c.Context(), f)
+		},
 	}
 	c.Flags().StringVar(&f.twemproxy, "twemproxy", "", "the nutcracker.yml")
 	c.Flags().StringVar(&f.pool, "pool", "", "which pool of it (needed when there are several)")
@@ -47,7 +74,21 @@ func (e *env) adopt() *cobra.Command {
 	c.Flags().StringVar(&f.out, "out", "redoubt-adopted", "directory that the files go to")
 	c.Flags().StringVar(&f.api, "api-listen", "127.0.0.1:7379", "where each member's API listens, likewise; whoever reaches it may give orders")
 	c.Flags().IntVar(&f.store, "store-port", 7380, "where the members agree")
-	_ = c.MarkFlagRequired("twemproxy")
+	c.Flags().StringVar(&f.name, "name", "", "which master of the Sentinels (needed when there are several); --cluster: of the deployment that it becomes (mymaster)")
+	c.Flags().StringArrayVar(&f.cluster, "cluster", nil, "host:port of a server of the cluster (repeatable: the others are found)")
+	c.Flags().StringVar(&f.username, "username", "", "--cluster: ACL user of the servers for Redoubt (default: the default user)")
+	c.Flags().StringVar(&f.passwordEnv, "password-env", "", "--cluster: environment variable with the password of the servers")
+	c.Flags().StringVar(&f.conf, "sentinel-conf", "", "a sentinel.conf, for what a Sentinel does not tell: passwords and scripts")
+	c.Flags().StringVar(&f.passwordFile, "password-file", "", "file with the servers' password")
+	c.Flags().StringVar(&f.gateFile, "sentinel-password-file", "", "file with the Sentinels' password")
+	c.Flags().StringVar(&f.durability, "durability", "async", "what an acknowledged write means to clients of the proxies: async, quorum or quorum+disk")
+	c.Flags().StringVar(&f.face, "sentinel-listen", "", "where each member answers Sentinel clients, likewise (default: where the Sentinel on its host did)")
+	c.Flags().BoolVar(&f.takeOver, "take-over", false, "carry the plan in --out out")
+	c.Flags().BoolVar(&f.keep, "keep-sentinels", false, "--take-over: have the Sentinels forget the master, and do not shut them down")
+	c.Flags().StringVar(&e.api, "api", "", "--take-over: API addresses of members (default: those of the plan)")
+	c.Flags().BoolVarP(&e.yes, "yes", "y", false, "do not ask")
+	c.MarkFlagsOneRequired("twemproxy", "sentinel", "cluster", "take-over")
+	c.MarkFlagsMutuallyExclusive("take-over", "twemproxy", "cluster")
 	return c
 }
 
@@ -72,33 +113,15 @@ func (e *env) runAdopt(ctx context.Context, f adoptFlags) error {
 			return err
 		}
 	}
-	for _, m := range f.members {
-		id, host, ok := strings.Cut(m, "=")
-		if !ok || id == "" || host == "" {
-			return fail(ExitUsage, "--member %s: write ID=HOST, for example m4=10.0.0.4", m)
-		}
-		a.Members = append(a.Members, config.AdoptedMember{ID: id, Host: host})
+	if a.Members, err = f.named(); err != nil {
+		return err
 	}
 	files, err := a.Files()
 	if err != nil {
 		return fail(ExitFailed, "%w", err)
 	}
-	for _, m := range a.Members {
-		dir := filepath.Join(f.out, m.ID)
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return fmt.Errorf("write the member's configuration: %w", err)
-		}
-		file, err := os.OpenFile(filepath.Join(dir, "redoubt.yaml"), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-		if err != nil {
-			return fmt.Errorf("write the member's configuration: %w (--out names another directory)", err)
-		}
-		_, err = file.WriteString(files[m.ID])
-		if closed := file.Close(); err == nil {
-			err = closed
-		}
-		if err != nil {
-			return fmt.Errorf("write the member's configuration: %w", err)
-		}
+	if err := writeMembers(f.out, a.Members, files); err != nil {
+		return err
 	}
 	e.printAdoption(f, a)
 	return nil

@@ -139,10 +139,10 @@ func (e *env) root() *cobra.Command {
 		}
 	}
 	add("run", e.up(), e.down(), e.run(), e.adopt())
-	add("look", e.status(), e.watch(), e.explain(), e.history())
-	add("order", e.switchover(), e.failover(), e.pause(), e.resume(), e.set(), e.upgrade(), e.member(), e.node(), e.salvage())
+	add("look", e.status(), e.watch(), e.explain(), e.history(), e.cluster(), e.hotkeys(), e.bigkeys())
+	add("order", e.switchover(), e.failover(), e.pause(), e.resume(), e.set(), e.upgrade(), e.member(), e.node(), e.reshard(), e.shards(), e.handBack(), e.salvage(), e.migrate())
 	add("more", e.config(), e.debug(), e.version())
-	root.AddCommand(e.guard())
+	root.AddCommand(e.guard(), e.holdAddress())
 	return root
 }
 

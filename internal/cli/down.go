@@ -43,6 +43,9 @@ func (e *env) down() *cobra.Command {
 			if err := e.stopAll(c.Context(), dir, p); err != nil || !purge {
 				return err
 			}
+			if p.Outside != "" {
+				fmt.Fprintf(e.out, "what was agreed stays in the store: remove the keys of %s there\n", p.Outside)
+			}
 			return remove(dir, p)
 		},
 	}

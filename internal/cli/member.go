@@ -15,7 +15,8 @@ func (e *env) member() *cobra.Command {
 	c := &cobra.Command{
 		Use: "member", Short: "List or remove the members that hold the agreed state",
 		Long: "The members of the store hold the agreed state; a majority of them must be alive. One is added by starting it with\n" +
-			"`store: {join: ADDRESS}` in its configuration file, where ADDRESS is the store address of any present member.",
+			"`store: {join: ADDRESS}` in its configuration file, where ADDRESS is the store address of any present member.\n" +
+			"Where etcd or Consul keep the agreed state, each member that starts is on the list.",
 		RunE: needsVerb,
 	}
 	list := e.reads(&cobra.Command{
@@ -39,6 +40,9 @@ func (e *env) printMembers(l api.MemberList) {
 	}
 	table(e.out, coloured(e.out), rows)
 	fmt.Fprintf(e.out, "\n%d of %d must be alive\n", l.Majority, len(l.Members))
+	if l.Store != "raft" {
+		fmt.Fprintf(e.out, "the agreed state is kept by %s\n", l.Store)
+	}
 }
 
 func memberState(alive, controller bool) cell {

@@ -22,7 +22,29 @@ func (e *env) node() *cobra.Command {
 		Long: "The roster of the shard: its data nodes. Writes go on meanwhile, and nothing that was acknowledged can be lost by it.",
 		RunE: needsVerb,
 	}
-	c.AddCommand(e.nodeAdd(), e.nodeRemove())
+	c.AddCommand(e.nodeAdd(), e.nodeMove(), e.nodeRemove())
+	return c
+}
+
+func (e *env) nodeMove() *cobra.Command {
+	var n topo.Node
+	c := e.orders(&cobra.Command{
+		Use: "move ID", Short: "Write down another address of a data node", Args: usageArgs(cobra.ExactArgs(1)),
+		Long: "Write down another address of a data node that is not the primary. Stop its member first, give its server the new address in\nits file, and start it again; then say so here. The others follow and meet it at the new address.\n\n" + exitCodes,
+		RunE: func(c *cobra.Command, args []string) error {
+			n.ID = topo.NodeID(args[0])
+			return e.propose(c.Context(), func(context.Context, *api.Client) (string, error) {
+				return fmt.Sprintf("Node %s is at %s from now on.", n.ID, n.Addr), nil
+			}, func(ctx context.Context, client *api.Client) error {
+				return e.roster(ctx, client, 0, fmt.Sprintf("%s is at %s", n.ID, n.Addr), func(ctx context.Context) error {
+					return client.AddNode(ctx, api.NodeRequest{Node: n, Move: true, By: whoami()})
+				})
+			})
+		},
+	})
+	c.Flags().StringVar(&n.Addr, "addr", "", "where the others reach its server")
+	c.Flags().IntVar(&n.BusPort, "bus-port", 0, "mode cluster: where the servers reach each other (default: 10000 above its port)")
+	_ = c.MarkFlagRequired("addr")
 	return c
 }
 
@@ -44,6 +66,7 @@ func (e *env) nodeAdd() *cobra.Command {
 		},
 	})
 	c.Flags().StringVar(&n.Addr, "addr", "", "where the others reach its server (default: what its member reports)")
+	c.Flags().IntVar(&n.BusPort, "bus-port", 0, "mode cluster: where the servers reach each other (default: what its member reports, else 10000 above its port)")
 	c.Flags().StringVar(&n.Host, "host", "", "failure domain (default: its own)")
 	c.Flags().StringVar(&n.Zone, "zone", "", "of its machine; reads prefer their own")
 	c.Flags().IntVar(&n.Priority, "priority", 0, "smaller is preferred among equals")

@@ -4,6 +4,7 @@ package cli
 
 import (
 	"cmp"
+	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -13,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 
+	"redoubt/internal/config"
 	"redoubt/internal/topo"
 )
 
@@ -35,6 +37,7 @@ type plan struct {
 	Durability topo.Durability `json:"durability"`
 	Persist    string          `json:"persistence,omitempty"`        // aof (default), rdb or none
 	Sentinel   string          `json:"sentinel_addresses,omitempty"` // proxy (default) or direct
+	Outside    string          `json:"outside,omitempty"`            // URL of a store outside, as config.ParseStoreURL reads it; empty: embedded Raft
 	Members    []planMember    `json:"members"`
 }
 
@@ -75,12 +78,9 @@ func newPlan(base, replicas, shards int, mode string, d topo.Durability) (plan, 
 	nodes := replicas + 1
 	if d == "" {
 		d = topo.Async
-		if nodes >= 3 && mode != "cluster" {
+		if nodes >= 3 {
 			d = topo.Quorum
 		}
-	}
-	if mode == "cluster" && d != topo.Async {
-		return plan{}, fail(ExitUsage, "--durability %s is not in this version of mode cluster: use async", d)
 	}
 	if d != topo.Async && !d.Waits() {
 		return plan{}, fail(ExitUsage, "--durability %s: use quorum, quorum+disk or async", d)
@@ -90,7 +90,7 @@ func newPlan(base, replicas, shards int, mode string, d topo.Durability) (plan, 
 	}
 	members := max(3, nodes|1) // an odd number: an even one survives no more failures
 	sentinels := base + 20_000
-	if base > 40_000 {
+	if sentinels+members > ephemeral {
 		sentinels = base + 20
 	}
 	p := plan{Format: 1, BasePort: base, Replicas: replicas, Shards: shards, Durability: d}
@@ -124,6 +124,9 @@ func newPlan(base, replicas, shards int, mode string, d topo.Durability) (plan, 
 	}
 	return p, nil
 }
+
+// ephemeral is the first port that Linux gives to outgoing connections: a face there could find its port taken when it starts again.
+const ephemeral = 32_768
 
 // busAbove is how far the ports of buses are above those of their servers.
 const busAbove = 200
@@ -171,18 +174,15 @@ func (p plan) write(dir string) error {
 			return fmt.Errorf("write the member's configuration: %w", err)
 		}
 	}
+	return p.record(dir)
+}
+
+func (p plan) encode() ([]byte, error) {
 	b, err := json.MarshalIndent(p, "", "  ")
 	if err != nil {
-		return fmt.Errorf("write the deployment: %w", err)
+		return nil, fmt.Errorf("write the deployment: %w", err)
 	}
-	path := filepath.Join(dir, planFile)
-	if err := os.WriteFile(path+".new", append(b, '\n'), 0o600); err != nil {
-		return fmt.Errorf("write the deployment: %w", err)
-	}
-	if err := os.Rename(path+".new", path); err != nil {
-		return fmt.Errorf("write the deployment: %w", err)
-	}
-	return nil
+	return append(b, '\n'), nil
 }
 
 // file is one member's configuration, as one would write it by hand.
@@ -190,10 +190,8 @@ func (p plan) file(m planMember) string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	line("# Written by `redoubt up`; `redoubt config sample` explains every setting.")
-	line("member:\n  id: %s\n  dir: data\n  host: 127.0.0.1\nstore:\n  members:", m.ID)
-	for _, o := range p.Members {
-		line("    - {id: %s, addr: %q}", o.ID, o.Store)
-	}
+	line("member:\n  id: %s\n  dir: data\n  host: 127.0.0.1\nstore:", m.ID)
+	p.store(line, m)
 	line("deployments:\n  - name: mymaster\n    durability: %s", p.Durability)
 	if p.Shards == 0 {
 		p.roster(line, "    ", 0, func(o planMember) string { return o.Server })
@@ -218,6 +216,53 @@ func (p plan) file(m planMember) string {
 	}
 	line("sentinel:\n  listen: %q\n  addresses: %s\napi:\n  listen: %q", m.Sentinel, cmp.Or(p.Sentinel, "proxy"), m.API)
 	return b.String()
+}
+
+// store writes where the agreed state lives.
+func (p plan) store(line func(string, ...any), m planMember) {
+	if o, err := config.ParseStoreURL(p.Outside); p.Outside != "" && err == nil {
+		line("  kind: %s\n  listen: %q\n  prefix: %q", o.Kind, m.Store, o.Prefix)
+		if _, k, err := config.ParseKubernetesURL(p.Outside); err == nil {
+			line("kubernetes:\n  api: %q\n  namespace: %q\n  token-file: %q\n  ca: %q\n  service: %q\n  endpoints: %v", k.API, k.Namespace, k.TokenFile, k.CA, k.Service, k.Endpoints)
+			return
+		}
+		line("  endpoints:")
+		for _, e := range o.Endpoints {
+			line("    - %q", e)
+		}
+		for _, x := range []struct{ name, value string }{{"username", o.Username}, {"password-file", o.PasswordFile}, {"token-file", o.TokenFile}} {
+			if x.value != "" {
+				line("  %s: %q", x.name, x.value)
+			}
+		}
+		if t := o.TLS; t != (config.StoreTLS{}) {
+			line("  tls: {ca: %q, cert: %q, key: %q, server-name: %q}", t.CA, t.Cert, t.Key, t.ServerName)
+		}
+		return
+	}
+	line("  members:")
+	for _, o := range p.Members {
+		line("    - {id: %s, addr: %q}", o.ID, o.Store)
+	}
+}
+
+// outside puts the agreed state into a store outside, so that no member is needed that has no node. Without a prefix in the URL the
+// deployment gets one of its own.
+func (p *plan) outside(store string) error {
+	o, err := config.ParseStoreURL(store)
+	if err != nil {
+		return fail(ExitUsage, "--store %v", err)
+	}
+	if o.Prefix == "" {
+		at, query, _ := strings.Cut(store, "?")
+		store = strings.TrimSuffix(at, "/") + "/redoubt/up-" + strings.ToLower(rand.Text()[:8])
+		if query != "" {
+			store += "?" + query
+		}
+	}
+	p.Outside = store
+	p.Members = slices.DeleteFunc(p.Members, func(m planMember) bool { return m.Node == "" })
+	return nil
 }
 
 // roster writes the nodes of one shard. first is the one that is preferred among equals, so that a ring's primaries are on

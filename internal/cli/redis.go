@@ -3,6 +3,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -13,12 +14,14 @@ import (
 	"redoubt/internal/salvage"
 )
 
-// redisConn is a plain client of a proxy: one command, one reply. It is not safe for concurrent use.
+// redisConn is a plain client of a proxy, a server or a Sentinel: one command, one reply. It is not safe for concurrent use.
 type redisConn struct {
 	nc   net.Conn
 	buf  []byte
 	db   int
 	stop func() bool
+
+	patience time.Duration // for one reply; zero: redisReplyTime
 }
 
 // redisReplyTime bounds the wait for one reply: a proxy parks commands for a while when there is no primary.
@@ -48,9 +51,9 @@ func (r *redisConn) close() {
 
 // do sends one command and returns the frame of its reply.
 func (r *redisConn) do(args ...string) ([]byte, error) {
-	_ = r.nc.SetDeadline(time.Now().Add(redisReplyTime))
+	_ = r.nc.SetDeadline(time.Now().Add(cmp.Or(r.patience, redisReplyTime)))
 	if _, err := r.nc.Write(resp.AppendCommand(nil, args...)); err != nil {
-		return nil, fmt.Errorf("write to the proxy: %w", err)
+		return nil, fmt.Errorf("send the command: %w", err)
 	}
 	var s resp.Scanner
 	r.buf = r.buf[:0]
@@ -63,7 +66,7 @@ func (r *redisConn) do(args ...string) ([]byte, error) {
 		got, err := r.nc.Read(chunk)
 		r.buf = append(r.buf, chunk[:got]...)
 		if got == 0 && err != nil {
-			return nil, fmt.Errorf("read from the proxy: %w", err)
+			return nil, fmt.Errorf("read the reply: %w", err)
 		}
 	}
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"redoubt/internal/address"
 	"redoubt/internal/app"
 	"redoubt/internal/config"
 	"redoubt/internal/redisd"
@@ -43,7 +44,7 @@ func (e *env) run() *cobra.Command {
 				return fmt.Errorf("find this program: %w", err)
 			}
 			return e.runMember(app.Options{
-				Config: cfg, File: file, Version: versionOf(), Log: logger(cfg.Log, e), GuardCommand: []string{self, "guard"},
+				Config: cfg, File: file, Version: versionOf(), Log: logger(cfg.Log, e), GuardCommand: []string{self, "guard"}, HoldCommand: []string{self, "hold-address"},
 				Command: []string{self, "run", "-c", file}, Predecessor: before,
 			})
 		},
@@ -114,6 +115,16 @@ func (e *env) guard() *cobra.Command {
 			// It must outlive what ends its agent: an interrupt at the terminal is not for it.
 			signal.Ignore(os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 			return redisd.RunGuard(context.WithoutCancel(c.Context()), args)
+		},
+	}
+}
+
+func (e *env) holdAddress() *cobra.Command {
+	return &cobra.Command{
+		Use: "hold-address", Short: "Hold a floating address while the member says so (started by `redoubt run`)", Hidden: true, DisableFlagParsing: true,
+		RunE: func(c *cobra.Command, args []string) error {
+			signal.Ignore(os.Interrupt, syscall.SIGTERM, syscall.SIGHUP) // it ends with its member
+			return address.RunHolder(context.WithoutCancel(c.Context()), args)
 		},
 	}
 }

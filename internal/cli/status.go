@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"redoubt/internal/api"
+	"redoubt/internal/coord"
 	"redoubt/internal/topo"
 )
 
@@ -94,12 +95,47 @@ func printStatus(w io.Writer, on bool, st api.Status) {
 		rows = append(rows, []cell{{text: m.ID}, memberState(m.Alive, m.Controller), {text: orDash(m.StoreAddr)}, {text: orDash(m.SentinelAddr)}, {text: orDash(m.APIAddr)}, {text: orDash(m.Version)}})
 	}
 	table(w, on, rows)
+	if st.Address != nil {
+		printAddress(w, on, *st.Address)
+	}
+	if st.Store != nil {
+		printStore(w, on, *st.Store)
+	}
 	if len(st.Problems) > 0 {
 		fmt.Fprintln(w)
 		for _, p := range st.Problems {
 			fmt.Fprintf(w, "%s %s\n", paint(on, yellow, "!"), p)
 		}
 	}
+}
+
+// printAddress shows who holds the floating address.
+func printAddress(w io.Writer, on bool, a api.AddressStatus) {
+	holder, why := cell{a.Holder, green}, a.Why
+	switch {
+	case a.Leaving != "":
+		holder = cell{"nobody: " + a.Leaving + " lets go of it", yellow}
+	case a.Holder == "":
+		holder = cell{"nobody", red}
+	case a.Stale:
+		holder = cell{a.Holder + " (known last)", yellow}
+	}
+	fmt.Fprintln(w)
+	table(w, on, [][]cell{{{text: "ADDRESS"}, {text: "INTERFACE"}, {text: "HOLDER"}, {text: "EPOCH"}, {text: "WHY"}}, {{text: a.IP}, {text: a.Interface}, holder, {text: fmt.Sprint(a.Epoch)}, {text: orDash(why)}}})
+}
+
+// printStore shows a store outside as the member that answered sees it.
+func printStore(w io.Writer, on bool, h coord.Health) {
+	rows := [][]cell{{{text: "STORE"}, {text: "ENDPOINT"}, {text: "STATE"}, {text: "PREFIX"}}}
+	for _, e := range h.Endpoints {
+		state := cell{"up", green}
+		if !e.Up {
+			state = cell{"no answer", red}
+		}
+		rows = append(rows, []cell{{text: h.Kind}, {text: e.Addr}, state, {text: h.Prefix}})
+	}
+	fmt.Fprintln(w)
+	table(w, on, rows)
 }
 
 func printShard(w io.Writer, on bool, s api.ShardStatus) {

@@ -3,6 +3,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,6 +33,7 @@ type upFlags struct {
 	durability string
 	persist    string
 	sentinel   string
+	store      string
 	foreground bool
 	detach     bool
 	wait       time.Duration
@@ -43,7 +45,7 @@ func (e *env) up() *cobra.Command {
 		Use: "up", Short: "Start a whole deployment on this machine",
 		Long: "Start a whole deployment on this machine: members as separate processes, each with its own server, exactly as in\n" +
 			"production, so that killing any of them is a real test. Run again, it starts only what is not running.\n\n" +
-			"Ports from --base-port: read-write proxies +0…, read-only ones +10…, Sentinel faces +20000… (+20… from base 40001 on),\nAPIs +30…, stores +40…, servers +100…, their buses in mode cluster +300….",
+			"Ports from --base-port: read-write proxies +0…, read-only ones +10…, Sentinel faces +20000… (+20… where those ports are given to clients),\nAPIs +30…, stores +40…, servers +100…, their buses in mode cluster +300….",
 		RunE: func(c *cobra.Command, _ []string) error {
 			return e.runUp(c.Context(), f, c.Flags().Changed("base-port"), c.Flags().Changed("replicas"), c.Flags().Changed("durability"), c.Flags().Changed("mode") || c.Flags().Changed("shards"))
 		},
@@ -56,6 +58,7 @@ func (e *env) up() *cobra.Command {
 	c.Flags().StringVar(&f.durability, "durability", "", "quorum, quorum+disk or async (default: quorum with two or more replicas)")
 	c.Flags().StringVar(&f.persist, "persistence", "aof", "what the servers keep on disk: aof, rdb or none")
 	c.Flags().StringVar(&f.sentinel, "sentinel-addresses", "proxy", "what Sentinel clients are told: proxy (never changes) or direct (the real primary)")
+	c.Flags().StringVar(&f.store, "store", "", "where the agreed state lives: etcd://HOST:PORT[,HOST:PORT…][/PREFIX], or consul://…; etcds and consuls for TLS; or kubernetes://HOST:PORT/PREFIX?namespace=…&token-file=…&ca=… (default: the members themselves)")
 	c.Flags().BoolVar(&f.foreground, "foreground", false, "stay, and stop the deployment when interrupted")
 	c.Flags().BoolVar(&f.detach, "detach", false, "leave it running (the default)")
 	c.Flags().DurationVar(&f.wait, "wait", 30*time.Second, "give up when it does not serve after this time")
@@ -89,6 +92,11 @@ func (e *env) runUp(ctx context.Context, f upFlags, given ...bool) error {
 		return fail(ExitUsage, "--sentinel-addresses %s: use proxy or direct", f.sentinel)
 	}
 	want.Persist, want.Sentinel = f.persist, f.sentinel
+	if f.store != "" {
+		if err := want.outside(f.store); err != nil {
+			return err
+		}
+	}
 	p, err := readPlan(f.dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -107,6 +115,9 @@ func (e *env) runUp(ctx context.Context, f upFlags, given ...bool) error {
 	case given[0] && p.BasePort != want.BasePort, given[1] && p.Replicas != want.Replicas, given[2] && p.Durability != want.Durability, given[3] && (p.Shards != want.Shards || p.Mode != want.Mode):
 		return fail(ExitUsage, "%s holds a deployment with --base-port %d --replicas %d --durability %s and %d shards (0: mode single): leave these flags out, use another --dir, or remove it with `redoubt down --purge --dir %s`",
 			f.dir, p.BasePort, p.Replicas, p.Durability, p.Shards, f.dir)
+	}
+	if at, _, _ := strings.Cut(f.store, "?"); f.store != "" && !strings.HasPrefix(p.Outside, strings.TrimSuffix(at, "/")) {
+		return fail(ExitUsage, "%s holds a deployment whose agreed state is at %q: leave --store out, or use another --dir", f.dir, cmp.Or(p.Outside, "its members"))
 	}
 	for _, m := range p.Members {
 		if i, runs := running(f.dir, m); runs {

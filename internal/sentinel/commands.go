@@ -122,10 +122,12 @@ func (se *session) ping(_ context.Context, args []string) {
 // login checks a user and password as a server with requirepass and only the default user does.
 func (se *session) login(user, password string) bool {
 	if se.s.o.Password == "" {
-		return user == "default"
+		return user == "default" // which needs no password
 	}
-	ok := user == "default" && subtle.ConstantTimeCompare([]byte(password), []byte(se.s.o.Password)) == 1
-	se.authed = se.authed || ok
+	ok := (user == "default" || user == se.s.o.Username && user != "") && subtle.ConstantTimeCompare([]byte(password), []byte(se.s.o.Password)) == 1
+	if ok {
+		se.authed, se.user = true, user
+	}
 	return ok
 }
 
@@ -207,8 +209,10 @@ func (se *session) hello(_ context.Context, args []string) {
 func (se *session) role(context.Context, []string) {
 	se.array(2)
 	se.bulk("sentinel")
-	se.array(1)
-	se.bulk(se.s.o.Name)
+	se.array(len(se.s.masters))
+	for _, m := range se.s.masters {
+		se.bulk(m.Name)
+	}
 }
 
 func (se *session) publish(_ context.Context, args []string) {
@@ -239,13 +243,28 @@ func (se *session) client(_ context.Context, args []string) {
 	case "ID":
 		se.number(se.id)
 	case "INFO":
-		se.bulk(se.describe())
+		se.verbatim(se.describe())
 	case "LIST":
 		var b strings.Builder
 		se.s.hub.each(func(other *session) { b.WriteString(other.describe()) })
-		se.bulk(b.String())
-	case "SETINFO", "NO-EVICT", "NO-TOUCH", "TRACKING", "CACHING":
-		se.simple("OK") // there are no keys to keep, touch or track
+		se.verbatim(b.String())
+	case "SETINFO", "NO-EVICT", "NO-TOUCH", "TRACKING", "CACHING", "UNPAUSE":
+		se.simple("OK") // there are no keys to keep, touch or track, and nobody is paused
+	case "PAUSE":
+		se.fail("ERR the clients of this face are never paused")
+	case "GETREDIR":
+		se.number(-1)
+	case "UNBLOCK":
+		se.number(0) // nobody is blocked
+	case "TRACKINGINFO":
+		se.mapOf(3)
+		se.bulk("flags")
+		se.setOf(1)
+		se.bulk("off")
+		se.bulk("redirect")
+		se.number(-1)
+		se.bulk("prefixes")
+		se.array(0)
 	case "REPLY":
 		if upper(args, 2) != "ON" {
 			se.fail("ERR only CLIENT REPLY ON is supported by this face")
@@ -287,29 +306,6 @@ func (se *session) describe() string {
 	se.mu.Lock()
 	defer se.mu.Unlock()
 	age := int64((se.s.o.Clock.Uptime() - se.since).Seconds())
-	return fmt.Sprintf("id=%d addr=%s laddr=%s name=%s age=%d db=0 sub=%d psub=%d cmd=%s user=default resp=%d\n",
-		se.id, se.conn.RemoteAddr(), se.conn.LocalAddr(), se.name, age, len(se.channels), len(se.patterns), se.last, se.proto)
-}
-
-func (se *session) commandTable(_ context.Context, args []string) {
-	switch upper(args, 1) {
-	case "COUNT":
-		se.number(17)
-	case "DOCS":
-		se.buf = resp.AppendMap(se.buf, se.proto, 0)
-	default:
-		se.array(0) // no command here has keys, which is what clients look for
-	}
-}
-
-func (se *session) acl(_ context.Context, args []string) {
-	switch upper(args, 1) {
-	case "WHOAMI":
-		se.bulk("default")
-	case "USERS":
-		se.array(1)
-		se.bulk("default")
-	default:
-		se.fail("ERR this face has the default user only; its password is sentinel.password in the member's file")
-	}
+	return fmt.Sprintf("id=%d addr=%s laddr=%s name=%s age=%d db=0 sub=%d psub=%d cmd=%s user=%s resp=%d\n",
+		se.id, se.conn.RemoteAddr(), se.conn.LocalAddr(), se.name, age, len(se.channels), len(se.patterns), se.last, se.user, se.proto)
 }

@@ -13,20 +13,20 @@ import (
 type message struct{ channel, payload string }
 
 // follow publishes what a switch means to Sentinel's subscribers, once the view says that the new primary serves.
-func (s *Server) follow(ctx context.Context) {
+func (m *master) follow(ctx context.Context) {
 	var primary topo.NodeID
 	var epoch topo.Epoch
 	for {
-		next := s.o.View.Next()
-		if snap := s.o.View.Load(); snap != nil && snap.Shard.Assigned.Phase == topo.PhaseServing {
+		next := m.View.Next()
+		if snap := m.View.Load(); snap != nil && snap.Shard.Assigned.Phase == topo.PhaseServing {
 			a := snap.Shard.Assigned
 			if a.Primary != primary || a.Epoch != epoch {
 				if primary != "" {
-					s.announce(snap.Shard, primary)
+					m.announce(snap.Shard, primary)
 				}
 				primary, epoch = a.Primary, a.Epoch
 				if node, ok := snap.Shard.Spec.Node(primary); ok {
-					s.last.Store(&node.Addr)
+					m.last.Store(&node.Addr)
 				}
 			}
 		}
@@ -39,32 +39,46 @@ func (s *Server) follow(ctx context.Context) {
 }
 
 // announce publishes one change of epoch in which old was the primary before.
-func (s *Server) announce(shard topo.Shard, old topo.NodeID) {
+func (m *master) announce(shard topo.Shard, old topo.NodeID) {
 	a := shard.Assigned
-	if s.o.Mode == ModeProxy || a.Primary == old {
-		s.hub.publish("+new-epoch", fmt.Sprint(a.Epoch)) // no address changed
+	if m.Mode == ModeProxy || a.Primary == old {
+		m.s.tellAll(func(tell) []message { return []message{{"+new-epoch", fmt.Sprint(a.Epoch)}} }) // no address changed
 		return
 	}
-	_, voters := s.usable()
-	for _, m := range switchEvents(s.o.Name, shard, old, voters/2+1) {
-		s.hub.publish(m.channel, m.payload)
+	_, voters := m.usable()
+	m.s.tellAll(func(t tell) []message { return switchEvents(t, m.Name, shard, old, voters/2+1) })
+	was, _ := shard.Spec.Node(old)
+	is, _ := shard.Spec.Node(a.Primary)
+	m.s.scripts.reconfigured(m.Name, m.leads(shard, a.Primary), m.s.tell(nil), was.Addr, is.Addr)
+}
+
+// tellAll publishes events, to each client with the addresses that it is told, and to the notification script.
+func (s *Server) tellAll(events func(tell) []message) {
+	s.hub.publish(s, events)
+	for _, e := range events(s.tell(nil)) {
+		s.scripts.notify(e)
 	}
+}
+
+// leads reports whether this member stands for the Sentinel that led the failover: the one beside the new primary. Whoever it is, it has to
+// be the same one in the eyes of all.
+func (m *master) leads(shard topo.Shard, primary topo.NodeID) bool {
+	return string(primary) == m.s.o.Member
 }
 
 // switchEvents are the events of one switch, in the order in which Sentinels publish them, so that every library finds
 // the one that it waits for (and the alias +replica-reconf-done, for which go-redis waits).
-func switchEvents(name string, shard topo.Shard, old topo.NodeID, quorum int) []message {
+func switchEvents(t tell, name string, shard topo.Shard, old topo.NodeID, quorum int) []message {
 	a := shard.Assigned
 	address := func(id topo.NodeID) string {
 		n, _ := shard.Spec.Node(id)
-		ip, port := split(n.Addr)
-		return ip + " " + port
+		return t.pair(n.Addr)
 	}
 	was, is := address(old), address(a.Primary)
 	master := fmt.Sprintf("master %s %s", name, was)
 	slave := func(id topo.NodeID, of string) string {
 		n, _ := shard.Spec.Node(id)
-		return fmt.Sprintf("slave %s %s @ %s %s", n.Addr, address(id), name, of)
+		return fmt.Sprintf("slave %s %s @ %s %s", t.addr(n.Addr), address(id), name, of)
 	}
 	promoted := slave(a.Primary, was)
 	out := []message{
@@ -90,20 +104,21 @@ func switchEvents(name string, shard topo.Shard, old topo.NodeID, quorum int) []
 }
 
 // announceMembers publishes members that appeared since the last look.
-func (s *Server) announceMembers(old, now *reports) {
-	p, ok := s.primary()
+func (m *master) announceMembers(old, now *reports) {
+	p, ok := m.primary()
 	if !ok {
 		return
 	}
 	known := map[string]bool{}
-	for _, m := range old.Members {
-		known[m.ID+" "+m.SentinelAddr] = true
+	for _, r := range old.Members {
+		known[r.ID+" "+r.SentinelAddr] = true
 	}
-	for _, m := range now.Members {
-		if m.SentinelAddr != "" && m.ID != s.o.Member && !known[m.ID+" "+m.SentinelAddr] {
-			id := identity("sentinel", s.o.Name, m.ID)
-			ip, port := split(m.SentinelAddr)
-			s.hub.publish("+sentinel", fmt.Sprintf("sentinel %s %s %s @ %s %s %s", id, ip, port, s.o.Name, p.ip, p.port))
+	for _, r := range now.Members {
+		if r.SentinelAddr != "" && r.ID != m.s.o.Member && !known[r.ID+" "+r.SentinelAddr] {
+			id := m.s.idOf(r.ID)
+			m.s.tellAll(func(t tell) []message {
+				return []message{{"+sentinel", fmt.Sprintf("sentinel %s %s @ %s %s", id, t.pair(r.SentinelAddr), m.Name, t.pair(p.addr))}}
+			})
 		}
 	}
 }

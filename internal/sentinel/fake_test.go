@@ -93,8 +93,14 @@ func shardOf(primary topo.NodeID, epoch topo.Epoch, addrs ...string) topo.Shard 
 // face starts a server with three members that report, the first being its own.
 func face(t *testing.T, w *world, o Options) *Server {
 	t.Helper()
-	o.Listen, o.Name, o.Member, o.Beats, o.Clock = "127.0.0.1:0", "mymaster", "m1", w, clock.Real{}
-	o.View = view.New(w, o.Clock, "shard/s", slog.New(slog.DiscardHandler))
+	return faceOf(t, w, Master{}, o)
+}
+
+func faceOf(t *testing.T, w *world, m Master, o Options) *Server {
+	t.Helper()
+	o.Listen, o.Member, o.Clock = "127.0.0.1:0", "m1", clock.Real{}
+	m.Name, m.Beats, m.View = "mymaster", w, view.New(w, o.Clock, "shard/s", slog.New(slog.DiscardHandler))
+	o.Masters = append([]Master{m}, o.Masters...)
 	for i, id := range []string{"m1", "m2", "m3"} {
 		w.report(t, topo.BeatMember+id, topo.MemberReport{
 			ID: id, ProxyAddr: "127.0.0.1:700" + string(rune('1'+i)), ReadonlyAddr: "127.0.0.1:800" + string(rune('1'+i)), SentinelAddr: "127.0.0.1:900" + string(rune('1'+i)),
@@ -106,10 +112,10 @@ func face(t *testing.T, w *world, o Options) *Server {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{}, 2)
-	go func() { _ = o.View.Run(ctx); done <- struct{}{} }()
+	go func() { _ = m.View.Run(ctx); done <- struct{}{} }()
 	go func() { _ = s.Run(ctx); done <- struct{}{} }()
 	t.Cleanup(func() { cancel(); <-done; <-done })
-	eventually(t, "the view to load", func() bool { return w.doc.Rev == 0 || o.View.Load() != nil })
+	eventually(t, "the view to load", func() bool { return w.doc.Rev == 0 || m.View.Load() != nil })
 	return s
 }
 

@@ -58,14 +58,22 @@ func (h *hub) each(f func(*session)) {
 }
 
 // publish never waits: a subscriber whose queue is full is cut, and learns the present state when it comes back.
-func (h *hub) publish(channel, payload string) {
+func (h *hub) publish(s *Server, events func(tell) []message) {
+	made := map[*Announce][]message{}
 	h.each(func(se *session) {
-		for _, b := range se.messages(channel, payload) {
-			select {
-			case se.out <- b:
-			default:
-				se.conn.Close()
-				return
+		all, ok := made[se.announce]
+		if !ok {
+			all = events(s.tell(se.announce))
+			made[se.announce] = all
+		}
+		for _, m := range all {
+			for _, b := range se.messages(m.channel, m.payload) {
+				select {
+				case se.out <- b:
+				default:
+					se.conn.Close()
+					return
+				}
 			}
 		}
 	})

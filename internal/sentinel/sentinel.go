@@ -5,11 +5,12 @@
 //
 // It is not a Sentinel: it watches no server, votes for nobody and keeps no state. Its invariant: addresses come from the
 // agreed document (and from members' own reports), never from looking at servers, so that it cannot disagree with the
-// rest of Redoubt. Goroutines, all inside Run: one that accepts, one that follows the view, one that refreshes the
-// reports, and two for each connection.
+// rest of Redoubt. Goroutines, all inside Run: one that accepts, one that follows the view of each master, one that refreshes the
+// reports, one that starts scripts and one for each that runs, and two for each connection.
 package sentinel
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -49,25 +50,34 @@ const (
 	refreshIdle   = 2 * time.Second
 )
 
-// Options are what the face needs. Listen, Name, Member, View, Beats and Clock are required.
+// Master is what clients know under one name.
+type Master struct {
+	Name  string // what clients call it
+	Mode  Mode   // default ModeProxy
+	View  *view.View
+	Beats coord.Beats
+	// Failover hands in a switchover and returns when it was recorded; its error is shown to the client. nil: refused.
+	Failover func(ctx context.Context) error
+}
+
+// Options are what the face needs. Listen, Masters, Member and Clock are required.
 type Options struct {
 	Listen    string
 	Listener  net.Listener // in place of Listen: one that an earlier process opened
 	Advertise string       // own address as others reach it; default: where it listens
-	Name      string       // what clients call the deployment
-	Mode      Mode         // default ModeProxy
+	Masters   []Master     // at least one, each with another name
 	Member    string       // this member's id
 	ProxyAddr string       // this member's proxy as clients reach it; empty: that of another member
+	Username  string       // beside the default user; empty: none
 	Password  string       // that clients must send; empty: none
-	Version   string       // of Redoubt
-	View      *view.View
-	Beats     coord.Beats
+	Announce  []Announce   // for clients that cannot reach what others can
+	Resolve   bool         // clients are told IP addresses in place of names
+	Scripts   Scripts
+	Version   string // of Redoubt
 	Clock     clock.Clock
 	Log       *slog.Logger
 	// Voters returns how many members the store has; nil: as many as report.
 	Voters func() int
-	// Failover hands in a switchover and returns when it was recorded; its error is shown to the client. nil: refused.
-	Failover func(ctx context.Context) error
 }
 
 // Server is the face.
@@ -78,23 +88,31 @@ type Server struct {
 	began   time.Duration
 	runID   string
 	hub     hub
-	reports atomic.Pointer[reports]
+	masters []*master
+	scripts *scripts
 	asked   chan struct{} // wakes the refresh: the first client after a quiet time
 	nextID  atomic.Int64
-	last    atomic.Pointer[string] // address of the primary that served last, direct mode
 	wg      sync.WaitGroup
+
+	resolved atomic.Pointer[map[string]string] // names and their addresses
+	commands atomic.Int64
+	rejected atomic.Int64
 }
 
 // New listens on o.Listen and returns the face; nothing is answered before Run.
 func New(o Options) (*Server, error) {
-	if o.View == nil || o.Beats == nil || o.Clock == nil || o.Name == "" || o.Member == "" {
-		return nil, errors.New("sentinel: View, Beats, Clock, Name and Member are required")
+	if len(o.Masters) == 0 || o.Clock == nil || o.Member == "" {
+		return nil, errors.New("sentinel: Masters, Clock and Member are required")
 	}
-	if o.Mode == "" {
-		o.Mode = ModeProxy
-	}
-	if o.Mode != ModeProxy && o.Mode != ModeDirect {
-		return nil, fmt.Errorf("sentinel: mode %q: use %s or %s", o.Mode, ModeProxy, ModeDirect)
+	for i := range o.Masters {
+		m := &o.Masters[i]
+		m.Mode = cmp.Or(m.Mode, ModeProxy)
+		if m.View == nil || m.Beats == nil || m.Name == "" {
+			return nil, errors.New("sentinel: each master needs View, Beats and Name")
+		}
+		if m.Mode != ModeProxy && m.Mode != ModeDirect {
+			return nil, fmt.Errorf("sentinel: mode %q: use %s or %s", m.Mode, ModeProxy, ModeDirect)
+		}
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -109,9 +127,14 @@ func New(o Options) (*Server, error) {
 	if o.Advertise == "" {
 		o.Advertise = ln.Addr().String()
 	}
-	s := &Server{o: o, ln: ln, log: o.Log, began: o.Clock.Uptime(), runID: identity("sentinel", o.Name, o.Member), asked: make(chan struct{}, 1)}
+	s := &Server{o: o, ln: ln, log: o.Log, began: o.Clock.Uptime(), asked: make(chan struct{}, 1), scripts: newScripts(o.Scripts, o.Clock, o.Log)}
+	s.runID = s.idOf(o.Member)
 	s.hub.sessions = map[*session]struct{}{}
-	s.reports.Store(&reports{})
+	for _, m := range o.Masters {
+		x := &master{Master: m, s: s}
+		x.reports.Store(&reports{})
+		s.masters = append(s.masters, x)
+	}
 	return s, nil
 }
 
@@ -133,10 +156,12 @@ func (s *Server) Run(ctx context.Context) error {
 	defer cancel()
 	s.refresh(ctx)
 	accepted := make(chan error, 1)
-	s.wg.Add(3)
-	go func() { defer s.wg.Done(); accepted <- s.accept(ctx) }()
-	go func() { defer s.wg.Done(); s.refreshLoop(ctx) }()
-	go func() { defer s.wg.Done(); s.follow(ctx) }()
+	s.wg.Go(func() { accepted <- s.accept(ctx) })
+	s.wg.Go(func() { s.refreshLoop(ctx) })
+	s.wg.Go(func() { s.scripts.run(ctx) })
+	for _, m := range s.masters {
+		s.wg.Go(func() { m.follow(ctx) })
+	}
 	var err error
 	select {
 	case <-ctx.Done():
@@ -173,6 +198,7 @@ func (s *Server) accept(ctx context.Context) error {
 		backoff = 5 * time.Millisecond
 		se := s.session(conn)
 		if !s.hub.add(se) {
+			s.rejected.Add(1)
 			_ = conn.SetWriteDeadline(time.Now().Add(time.Second))
 			_, _ = conn.Write([]byte("-ERR max number of clients reached\r\n"))
 			conn.Close()

@@ -69,7 +69,7 @@ func TestProxyModeAnswersTheProxyWhateverHappens(t *testing.T) {
 	sh := shardOf("n1", 4, "127.0.0.1:6101", "127.0.0.1:6102")
 	sh.Assigned.Phase = topo.PhaseFencing
 	w.set(sh)
-	eventually(t, "fencing", func() bool { return s.o.View.Load().Shard.Assigned.Phase == topo.PhaseFencing })
+	eventually(t, "fencing", func() bool { return s.masters[0].View.Load().Shard.Assigned.Phase == topo.PhaseFencing })
 	if got := c.ask("SENTINEL get-master-addr-by-name mymaster", 5); got != want {
 		t.Errorf("while fencing: got %q, want %q", got, want)
 	}
@@ -84,8 +84,8 @@ func TestProxyModeAnswersTheProxyWhateverHappens(t *testing.T) {
 func TestDirectModeAnswersTheLastAgreedPrimaryUntilThereIsANewOne(t *testing.T) {
 	w := newWorld()
 	w.set(shardOf("n1", 3, "127.0.0.1:6101", "127.0.0.1:6102"))
-	s := face(t, w, Options{Mode: ModeDirect})
-	eventually(t, "the primary to be noted", func() bool { return s.last.Load() != nil })
+	s := faceOf(t, w, Master{Mode: ModeDirect}, Options{})
+	eventually(t, "the primary to be noted", func() bool { return s.masters[0].last.Load() != nil })
 	c := dial(t, s)
 	addr := func() string { return c.ask("SENTINEL GET-PRIMARY-ADDR-BY-NAME mymaster", 5) }
 	if got := addr(); got != "*2 $9 127.0.0.1 $4 6101" {
@@ -94,7 +94,7 @@ func TestDirectModeAnswersTheLastAgreedPrimaryUntilThereIsANewOne(t *testing.T) 
 	sh := shardOf("n2", 4, "127.0.0.1:6101", "127.0.0.1:6102")
 	sh.Assigned.Phase, sh.Assigned.Elected = topo.PhasePromoting, &topo.Elected{Node: "n2"}
 	w.set(sh)
-	eventually(t, "promoting", func() bool { return s.o.View.Load().Shard.Assigned.Phase == topo.PhasePromoting })
+	eventually(t, "promoting", func() bool { return s.masters[0].View.Load().Shard.Assigned.Phase == topo.PhasePromoting })
 	if got := addr(); got != "*2 $9 127.0.0.1 $4 6101" {
 		t.Errorf("promoting: %q", got)
 	}
@@ -106,7 +106,7 @@ func TestGoRedisFailoverClientFollowsASwitch(t *testing.T) {
 	w := newWorld()
 	first, second := echoServer(t), echoServer(t)
 	w.set(shardOf("n1", 1, first, second))
-	s := face(t, w, Options{Mode: ModeDirect})
+	s := faceOf(t, w, Master{Mode: ModeDirect}, Options{})
 	c := goredis.NewFailoverClient(&goredis.FailoverOptions{MasterName: "mymaster", SentinelAddrs: []string{s.Addr()}})
 	defer c.Close()
 	ctx := t.Context()
@@ -174,8 +174,8 @@ func TestSentinelClientOfGoRedisReadsAllMaps(t *testing.T) {
 	w.set(shardOf("n1", 7, "127.0.0.1:6101", "127.0.0.1:6102", "127.0.0.1:6103"))
 	w.report(t, topo.BeatNode+"n2", topo.Sighting{Node: "n2", Health: topo.HealthUp, Role: topo.RoleReplica, LinkUp: true, RunID: "r2", Pos: topo.Position{Offset: 42}})
 	w.report(t, topo.BeatNode+"n3", topo.Sighting{Node: "n3", Health: topo.HealthExited, HealthFor: topo.Duration(5 * time.Second)})
-	s := face(t, w, Options{Mode: ModeDirect, Voters: func() int { return 5 }})
-	eventually(t, "the reports", func() bool { return len(s.reports.Load().Nodes) == 2 })
+	s := faceOf(t, w, Master{Mode: ModeDirect}, Options{Voters: func() int { return 5 }})
+	eventually(t, "the reports", func() bool { return len(s.masters[0].reports.Load().Nodes) == 2 })
 	c := goredis.NewSentinelClient(&goredis.Options{Addr: s.Addr()})
 	defer c.Close()
 	ctx := t.Context()
@@ -226,8 +226,8 @@ func TestASwitchPublishesSentinelsEventsInOrder(t *testing.T) {
 	w := newWorld()
 	addrs := []string{"127.0.0.1:6101", "127.0.0.1:6102", "127.0.0.1:6103"}
 	w.set(shardOf("n1", 1, addrs...))
-	s := face(t, w, Options{Mode: ModeDirect})
-	eventually(t, "the primary to be noted", func() bool { return s.last.Load() != nil })
+	s := faceOf(t, w, Master{Mode: ModeDirect}, Options{})
+	eventually(t, "the primary to be noted", func() bool { return s.masters[0].last.Load() != nil })
 	two, three := dial(t, s), dial(t, s)
 	if got := two.ask("SUBSCRIBE +switch-master", 6); got != "*3 $9 subscribe $14 +switch-master :1" {
 		t.Fatalf("subscribe: %q", got)
@@ -274,7 +274,7 @@ func TestASwitchIsSilentForClientsOfTheProxyMode(t *testing.T) {
 	w := newWorld()
 	w.set(shardOf("n1", 1, "127.0.0.1:6101", "127.0.0.1:6102"))
 	s := face(t, w, Options{ProxyAddr: "127.0.0.1:7001"})
-	eventually(t, "the primary to be noted", func() bool { return s.last.Load() != nil })
+	eventually(t, "the primary to be noted", func() bool { return s.masters[0].last.Load() != nil })
 	c := dial(t, s)
 	c.ask("PSUBSCRIBE *", 6)
 	w.set(shardOf("n2", 2, "127.0.0.1:6101", "127.0.0.1:6102"))
@@ -313,7 +313,7 @@ func TestAFailoverOrderIsHandedIn(t *testing.T) {
 	answers := make(chan error, 2)
 	answers <- nil
 	answers <- errors.New("a switchover is pending")
-	s := face(t, w, Options{ProxyAddr: "127.0.0.1:7001", Failover: func(context.Context) error { return <-answers }})
+	s := faceOf(t, w, Master{Failover: func(context.Context) error { return <-answers }}, Options{ProxyAddr: "127.0.0.1:7001"})
 	c := dial(t, s)
 	if got := c.ask("SENTINEL FAILOVER mymaster", 1); got != "+OK" {
 		t.Errorf("accepted: %q", got)
@@ -332,10 +332,10 @@ func TestASubscriberThatTakesNothingIsCut(t *testing.T) {
 	good.ask("SUBSCRIBE calm", 6)
 	big := strings.Repeat("x", 64<<10)
 	eventually(t, "the slow subscriber to be cut", func() bool {
-		s.hub.publish("flood", big)
+		s.hub.publish(s, func(tell) []message { return []message{{"flood", big}} })
 		return s.hub.count() == 1
 	})
-	s.hub.publish("calm", "here")
+	s.hub.publish(s, func(tell) []message { return []message{{"calm", "here"}} })
 	if got := good.lines(7); got != "*3 $7 message $4 calm $4 here" {
 		t.Errorf("the other subscriber: %q", got)
 	}
@@ -361,8 +361,8 @@ func TestOtherCommandsAnswerAsASentinelDoes(t *testing.T) {
 		{"COMMAND DOCS", 1, "*0"},
 		{"UNSUBSCRIBE", 5, "*3 $11 unsubscribe $-1 :0"},
 		{"SELECT 0", 1, "-ERR unknown command 'SELECT', with args beginning with: '0' "},
-		{"SENTINEL MONITOR x 127.0.0.1 1 1", 1, "-ERR not configured here: deployments and their settings are in the member's file, see `redoubt config sample`"},
-		{"SENTINEL NONSENSE", 1, "-ERR Unknown sentinel subcommand 'NONSENSE'"},
+		{"SENTINEL MONITOR x 127.0.0.1 1 1", 1, "-ERR another master is another deployment, with members of its own: `redoubt adopt --sentinel` makes one of what Sentinels watch"},
+		{"SENTINEL NONSENSE", 1, "-ERR unknown subcommand 'NONSENSE'. Try SENTINEL HELP."},
 		{"SENTINEL", 1, "-ERR wrong number of arguments for 'sentinel' command"},
 		{"PUBLISH other x", 1, "-ERR Only HELLO messages are accepted by Sentinel instances."},
 		{"QUIT", 1, "+OK"},

@@ -22,9 +22,11 @@ type session struct {
 	out    chan []byte
 	parser resp.Parser
 
-	authed bool
-	buf    []byte // replies not yet queued
-	ended  bool   // close after the replies that are queued
+	announce *Announce // what this client is told instead of addresses
+	authed   bool
+	user     string
+	buf      []byte // replies not yet queued
+	ended    bool   // close after the replies that are queued
 
 	mu       sync.Mutex
 	proto    int
@@ -36,8 +38,8 @@ type session struct {
 
 func (s *Server) session(conn net.Conn) *session {
 	return &session{
-		s: s, id: s.nextID.Add(1), conn: conn, since: s.o.Clock.Uptime(), out: make(chan []byte, queueMax),
-		authed: s.o.Password == "", proto: 2, channels: map[string]bool{}, patterns: map[string]bool{},
+		s: s, id: s.nextID.Add(1), conn: conn, announce: s.announceFor(conn.RemoteAddr()), since: s.o.Clock.Uptime(), out: make(chan []byte, queueMax),
+		authed: s.o.Password == "", user: "default", proto: 2, channels: map[string]bool{}, patterns: map[string]bool{},
 	}
 }
 
@@ -96,6 +98,7 @@ func (se *session) consume(ctx context.Context, in []byte) ([]byte, error) {
 			for i, a := range se.parser.Args {
 				args[i] = string(a)
 			}
+			se.s.commands.Add(1)
 			se.run(ctx, args)
 		}
 		in = in[n:]
@@ -194,7 +197,7 @@ func (se *session) reset() {
 	defer se.mu.Unlock()
 	clear(se.channels)
 	clear(se.patterns)
-	se.proto, se.name = 2, ""
+	se.proto, se.name, se.user = 2, "", "default"
 	se.authed = se.s.o.Password == ""
 }
 

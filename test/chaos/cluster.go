@@ -263,7 +263,8 @@ type tagged struct{ *redis.ClusterClient }
 
 // wire is the name of a key on its way to a server.
 func wire(c redis.UniversalClient, key string) string {
-	if _, is := c.(tagged); is {
+	switch c.(type) {
+	case tagged, inSlot:
 		return key + tag
 	}
 	return key

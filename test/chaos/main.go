@@ -35,6 +35,7 @@ import (
 // options are the command line.
 type options struct {
 	mode        string
+	store       string
 	reads       string
 	retry       string
 	persistence string
@@ -54,11 +55,14 @@ type options struct {
 	keep        bool
 	quick       bool
 	judgeLease  bool
+	cluster     bool
 }
 
 func flags() options {
 	var o options
 	flag.StringVar(&o.mode, "mode", "quorum", "quorum, async, direct (Redoubt's Sentinel endpoint with the servers' own addresses), sentinel (plain Sentinel) or cluster (plain Redis Cluster)")
+	flag.BoolVar(&o.cluster, "cluster", false, "Redoubt in mode cluster: three shards, one of which has the traffic (quorum, async)")
+	flag.StringVar(&o.store, "store", "raft", "raft, etcd, consul or kubernetes, of which one node runs on each host (Redoubt's modes)")
 	flag.StringVar(&o.retry, "retry", "none", "exact: writes in doubt are settled by a marker (quorum)")
 	flag.StringVar(&o.reads, "reads", "", "local, lease or linearizable; empty: the seed decides (quorum)")
 	flag.BoolVar(&o.judgeLease, "judge-lease", false, "judge reads under the lease as linearizable ones; they do not promise that across proxies")
@@ -96,16 +100,33 @@ func flags() options {
 // ours tells our own systems from those that are there for comparison.
 func (o options) ours() bool { return o.mode != "sentinel" && o.mode != "cluster" }
 
+// topology says, behind the mode, that there are several shards, and that there is a store outside.
+func (o options) topology() string {
+	text := ""
+	if o.cluster {
+		text = " in a cluster"
+	}
+	if o.ours() && o.store != raft {
+		text += " over " + o.store
+	}
+	return text
+}
+
 func (o options) check() error {
 	switch {
 	case o.mode != "quorum" && o.mode != "async" && o.mode != "direct" && o.ours():
 		return fmt.Errorf("mode %q: give quorum, async, direct, sentinel or cluster", o.mode)
+	case o.cluster && o.mode != "quorum" && o.mode != "async":
+		return fmt.Errorf("-cluster is for modes quorum and async, not %s", o.mode)
 	case o.hosts != 0 && o.hosts != 3 && o.hosts != 5:
 		return fmt.Errorf("%d hosts: give 3 or 5", o.hosts)
 	case o.seconds < 10:
 		return fmt.Errorf("%d seconds: give at least 10", o.seconds)
 	case os.Geteuid() != 0:
 		return errors.New("chaos builds network namespaces and mounts bounded disks, and needs root: run it as root")
+	}
+	if _, err := program(o.store); err != nil {
+		return err
 	}
 	for _, tool := range []string{"ip", "iptables", "redis-server"} {
 		if _, err := exec.LookPath(tool); err != nil {
@@ -210,7 +231,7 @@ func batch(ctx context.Context, o options, work string) (passed, failed int, err
 // one plays and judges one seed. An error is a violated promise, or a harness that could not do its work.
 func one(ctx context.Context, o options, seed int64, work string) (verdict, error) {
 	r := newRun(o, seed, filepath.Join(work, strconv.FormatInt(seed, 10)))
-	fmt.Printf("seed %d: mode %s, reads %s, persistence %s, %d hosts, %d s\n", seed, o.mode, r.reads, r.persistence, r.o.hosts, o.seconds)
+	fmt.Printf("seed %d: mode %s%s, reads %s, persistence %s, %d hosts, %d s\n", seed, o.mode, o.topology(), r.reads, r.persistence, r.o.hosts, o.seconds)
 	err := r.play(ctx)
 	var v verdict
 	if len(r.history.ops) > 0 && ctx.Err() == nil {

@@ -193,6 +193,9 @@ func (r *run) leave(dir string, why error) string {
 	errs := []error{os.MkdirAll(dir, 0o755)}
 	files, _ := filepath.Glob(filepath.Join(r.dir, "*.*"))
 	inside, _ := filepath.Glob(filepath.Join(r.dir, "disk-*", "data", "redis", "*.log"))
+	if r.o.cluster {
+		inside, _ = filepath.Glob(filepath.Join(r.dir, "disk-*", "data", "redis", fmt.Sprintf("s%d", ourShard+1), "*.log"))
+	}
 	for _, f := range append(files, inside...) {
 		text, err := os.ReadFile(f)
 		name := filepath.Base(f)
@@ -202,8 +205,14 @@ func (r *run) leave(dir string, why error) string {
 		errs = append(errs, err, os.WriteFile(filepath.Join(dir, name), text, 0o600))
 	}
 	plan := ""
+	if r.o.cluster {
+		plan = " -cluster"
+	}
+	if r.o.store != raft {
+		plan += " -store " + r.o.store
+	}
 	if r.o.plan != "" {
-		plan = " -plan " + r.o.plan
+		plan += " -plan " + r.o.plan
 	}
 	said := fmt.Sprintf("seed %d\nmode %s\nreads %s\npersistence %s\nhosts %d\nseconds %d\nagain: make chaos SEED=%d MODE=%s SECONDS=%d HOSTS=%d ARGS=\"-reads %s -persistence %s%s\"\nerror: %v\n",
 		r.seed, r.o.mode, r.reads, r.persistence, r.o.hosts, r.o.seconds, r.seed, r.o.mode, r.o.seconds, r.o.hosts, r.reads, r.persistence, plan, why)

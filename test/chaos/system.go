@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -112,7 +113,8 @@ func (b *base) called(i int, name string) []int {
 // members is Redoubt: a member with its server on each host.
 type members struct {
 	base
-	procs []*process // of host i at i-1
+	procs []*process   // of host i at i-1
+	keeps [][]*process // the same: those of a store outside, none with the embedded one
 	ctx   context.Context
 	end   context.CancelFunc
 }
@@ -122,6 +124,9 @@ func (m *members) start(ctx context.Context) error {
 		return err
 	}
 	m.ctx, m.end = context.WithCancel(ctx)
+	if err := m.startStore(); err != nil {
+		return err
+	}
 	for i := 1; i <= m.r.o.hosts; i++ {
 		file := filepath.Join(m.r.dir, fmt.Sprintf("n%d.yaml", i))
 		if err := os.WriteFile(file, []byte(m.config(i)), 0o600); err != nil {
@@ -138,10 +143,7 @@ func (m *members) start(ctx context.Context) error {
 func (m *members) config(i int) string {
 	var b strings.Builder
 	at := func(j, port int) string { return fmt.Sprintf("%s:%d", m.net.Addr(j), port) }
-	fmt.Fprintf(&b, "member: {id: n%d, dir: %q, host: %s}\nstore:\n  members:\n", i, filepath.Join(m.disk(i), "data"), m.net.Addr(i))
-	for j := 1; j <= m.r.o.hosts; j++ {
-		fmt.Fprintf(&b, "    - {id: n%d, addr: %q}\n", j, at(j, 7380))
-	}
+	fmt.Fprintf(&b, "member: {id: n%d, dir: %q, host: %s}\n%s", i, filepath.Join(m.disk(i), "data"), m.net.Addr(i), m.storeConfig(i))
 	durability, addresses := "quorum", "proxy"
 	if m.r.o.mode == "async" {
 		durability = "async"
@@ -153,9 +155,13 @@ func (m *members) config(i int) string {
 	if m.r.o.maxLoss > 0 {
 		fmt.Fprintf(&b, "    max-loss: {time: %s}\n", m.r.o.maxLoss)
 	}
-	b.WriteString("    nodes:\n")
-	for j := 1; j <= m.r.o.hosts; j++ {
-		fmt.Fprintf(&b, "      - {id: n%d, host: h%d, addr: %q}\n", j, j, at(j, 6479))
+	if m.r.o.cluster {
+		m.shardsOf(&b)
+	} else {
+		b.WriteString("    nodes:\n")
+		for j := 1; j <= m.r.o.hosts; j++ {
+			fmt.Fprintf(&b, "      - {id: n%d, host: h%d, addr: %q}\n", j, j, at(j, 6479))
+		}
 	}
 	fmt.Fprintf(&b, "    node: {id: n%d, persistence: %s}\n", i, m.r.persistence)
 	fmt.Fprintf(&b, "proxy: {listen: %q, reads: %s}\nsentinel: {listen: %q, addresses: %s}\napi: {listen: %q}\n",
@@ -208,7 +214,7 @@ func (m *members) status(ctx context.Context) (status, error) {
 	for i := 1; i <= m.r.o.hosts; i++ {
 		var s status
 		err := m.ask(ctx, i, "/v1/status", &s)
-		if err == nil && !s.Stale && len(s.Deployments) > 0 && len(s.Deployments[0].Shards) > 0 {
+		if err == nil && !s.Stale && len(s.Deployments) > 0 && len(s.Deployments[0].Shards) > m.ours() {
 			return s, nil
 		}
 		errs = append(errs, err)
@@ -221,13 +227,14 @@ func (m *members) healthy(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	sh := s.Deployments[0].Shards[0]
-	if sh.Phase != "serving" || s.Controller == "" {
-		return fmt.Errorf("phase %s, controller %q: %s: %s", sh.Phase, s.Controller, sh.Reason, sh.Why)
-	}
-	for _, n := range sh.Nodes {
-		if !n.Enrolled || n.State != "serving" && n.State != "following" {
-			return fmt.Errorf("%s is %s, enrolled %v %v", n.ID, n.State, n.Enrolled, n.Problems)
+	for _, sh := range s.Deployments[0].Shards {
+		if sh.Phase != "serving" || s.Controller == "" {
+			return fmt.Errorf("phase %s, controller %q: %s: %s", sh.Phase, s.Controller, sh.Reason, sh.Why)
+		}
+		for _, n := range sh.Nodes {
+			if !n.Enrolled || n.State != "serving" && n.State != "following" {
+				return fmt.Errorf("%s is %s, enrolled %v %v", n.ID, n.State, n.Enrolled, n.Problems)
+			}
 		}
 	}
 	return nil
@@ -244,7 +251,7 @@ func (m *members) primary(ctx context.Context) int {
 	if err != nil {
 		return 0
 	}
-	return hostOf(s.Deployments[0].Shards[0].Primary)
+	return hostOf(s.Deployments[0].Shards[m.ours()].Primary)
 }
 
 func (m *members) controller(ctx context.Context) int {
@@ -266,7 +273,7 @@ func (m *members) pids(i int, what string) []int {
 		}
 	}
 	if what == server || what == both {
-		out = append(out, m.called(i, "redis-server")...)
+		out = append(out, m.serving(i)...)
 	}
 	return out
 }
@@ -276,15 +283,22 @@ func (m *members) hold(i int, what string, down bool) {
 	if what != server {
 		m.procs[i-1].hold(down)
 	}
+	if what == host && len(m.keeps) > 0 {
+		for _, p := range m.keeps[i-1] {
+			p.hold(down)
+		}
+	}
 }
 
-func (m *members) storePort() string   { return "7380" }
-func (m *members) serverPorts() string { return "6479" }
+func (m *members) serverPorts() string { return strconv.Itoa(6479 + m.ours()) }
 
 func (m *members) switchover(ctx context.Context, to int) error {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	args := []string{"netns", "exec", m.net.Name(to), m.r.o.bin, "switchover", "--yes", "--to", fmt.Sprintf("n%d", to), "--api", m.net.Addr(to) + ":7379"}
+	if m.r.o.cluster {
+		args = append(args, "--shard", fmt.Sprintf("mymaster-s%d", m.ours()+1))
+	}
 	out, err := exec.CommandContext(ctx, "ip", args...).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("%w: %s", err, strings.Join(strings.Fields(string(out)), " "))
@@ -296,7 +310,11 @@ func (m *members) client(host, to int) redis.UniversalClient {
 	if m.r.o.mode == "direct" {
 		return m.failover(host, []string{m.net.Addr(to) + ":26379"})
 	}
-	return redis.NewClient(m.options(host, m.net.Addr(to)+":6379"))
+	c := redis.NewClient(m.options(host, m.net.Addr(to)+":6379"))
+	if m.r.o.cluster {
+		return inSlot{c}
+	}
+	return c
 }
 
 func (m *members) stop() {
@@ -304,7 +322,9 @@ func (m *members) stop() {
 		return
 	}
 	m.end()
-	for _, p := range m.procs {
-		<-p.done
+	for _, of := range append(m.keeps, m.procs) {
+		for _, p := range of {
+			<-p.done
+		}
 	}
 }

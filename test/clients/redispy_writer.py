@@ -12,7 +12,7 @@ from redis.sentinel import Sentinel
 
 key = sys.argv[1]
 if sys.argv[2] == "sentinel":
-    client = Sentinel([(sys.argv[4], int(sys.argv[5]))]).master_for(sys.argv[3])
+    client = Sentinel([(h, int(p)) for h, p in zip(sys.argv[4::2], sys.argv[5::2])]).master_for(sys.argv[3])
 elif sys.argv[2] == "cluster":
     client = redis.RedisCluster(host=sys.argv[3], port=int(sys.argv[4]))
 else:

@@ -30,6 +30,12 @@ func newLegacy(t *testing.T) *legacy {
 	if _, err := exec.LookPath("nutcracker"); err != nil {
 		t.Skip("nutcracker is not installed")
 	}
+	return newBareLegacy(t)
+}
+
+// newBareLegacy is one without twemproxy.
+func newBareLegacy(t *testing.T) *legacy {
+	t.Helper()
 	l := &legacy{t: t, d: &deployment{t: t, bin: binary(t), dir: t.TempDir(), base: freeBase(t)}, procs: map[string]*exec.Cmd{}}
 	l.d.api = func() string { return l.addr("127.0.0.1", 30) }
 	t.Cleanup(func() {
@@ -83,7 +89,10 @@ func (l *legacy) server(addr string, more ...string) {
 		l.t.Fatal(err)
 	}
 	l.start("server-"+addr, append([]string{"redis-server", "--port", port, "--bind", host, "--replica-announce-ip", host, "--dir", dir, "--save", "", "--appendonly", "yes", "--repl-diskless-sync-delay", "0"}, more...)...)
-	l.d.until(10*time.Second, "the server at "+addr+" answers", func() (bool, string) { _, err := ask(addr, "PING"); return err == nil, fmt.Sprint(err) })
+	l.d.until(10*time.Second, "the server at "+addr+" answers", func() (bool, string) {
+		_, err := ask(addr, "PING")
+		return err == nil || strings.HasPrefix(err.Error(), "NOAUTH"), fmt.Sprint(err)
+	})
 }
 
 // pool starts twemproxy in front of servers.

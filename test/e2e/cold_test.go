@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -22,8 +21,10 @@ func orders() [][]string {
 
 // TestColdStartsInEveryOrder kills all six processes under load and starts the members in one order after the other; then
 // once more with the disk of one node's server deleted: a replica's, and the primary's.
-func TestColdStartsInEveryOrder(t *testing.T) {
-	c := newCrew(t)
+func TestColdStartsInEveryOrder(t *testing.T) { coldStarts(t, newCrew(t)) }
+
+// coldStarts is the test of one kind of deployment.
+func coldStarts(t *testing.T, c *crew) {
 	for _, id := range []string{"n1", "n2", "n3"} {
 		c.start(id, "")
 	}
@@ -50,7 +51,7 @@ func TestColdStartsInEveryOrder(t *testing.T) {
 		}
 		acked = c.writeUntilDead(acked)
 		if lost != "" {
-			if err := os.RemoveAll(filepath.Join(c.d.dir, lost, "data", "redis")); err != nil {
+			if err := os.RemoveAll(c.data(lost)); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -60,7 +61,7 @@ func TestColdStartsInEveryOrder(t *testing.T) {
 			wait(300 * time.Millisecond)
 		}
 		if lost == s.primary() {
-			c.choose(lost)
+			c.choose(lost, s.epoch())
 		}
 		now := c.d.waitHealthy(60 * time.Second)
 		t.Logf("round %d, started as %v, disk of %q deleted: enrolled after %s, primary %s (was %s), %d keys acknowledged so far",
@@ -71,27 +72,22 @@ func TestColdStartsInEveryOrder(t *testing.T) {
 
 // choose is the operator who decides where Redoubt must not: the primary's disk is gone, and its replicas have the same commit
 // marker. If their markers differ, it goes on by itself. What was acknowledged one after the other is all on the node with the most keys.
-func (c *crew) choose(lost string) {
+func (c *crew) choose(lost string, was uint64) {
 	c.t.Helper()
 	why, asks := "", false
 	c.d.until(30*time.Second, "it asks an operator, or goes on", func() (bool, string) {
 		why, _ = c.d.run("explain")
 		first := strings.SplitN(why, "\n", 2)[0]
 		asks = strings.Contains(first, "choose with redoubt failover --to NODE --accept-data-loss")
-		return asks || strings.Contains(first, "steady"), why
+		now, err := c.d.status() // what was agreed before the stop says that all is well, too
+		return asks || err == nil && now.epoch() > was && strings.Contains(first, "steady"), why
 	})
 	if !asks {
 		return
 	}
 	best, most := "", int64(-1)
 	for i := 1; i <= 3; i++ {
-		client := redis.NewClient(&redis.Options{Addr: c.at(100, i), MaxRetries: -1})
-		n, err := client.DBSize(context.Background()).Result()
-		client.Close()
-		if err != nil {
-			c.t.Fatal(err)
-		}
-		if n > most {
+		if n := c.keysOf(i, why); n > most {
 			best, most = fmt.Sprintf("n%d", i), n
 		}
 	}
@@ -101,6 +97,26 @@ func (c *crew) choose(lost string) {
 	if out, err := c.d.run("failover", "--to", best, "--accept-data-loss", "--yes"); err != nil {
 		c.t.Fatalf("%v\n%s\n%s", err, out, why)
 	}
+}
+
+// keysOf is how many keys the frozen server of member i holds. In a cluster it has no port, and what Redoubt says of it has to do.
+func (c *crew) keysOf(i int, said string) int64 {
+	c.t.Helper()
+	if c.cluster {
+		_, text, _ := strings.Cut(said, fmt.Sprintf("n%d: ", i))
+		n := int64(-1)
+		if _, err := fmt.Sscanf(text, "%d keys", &n); err != nil {
+			c.t.Fatalf("how many keys n%d holds: %v\n%s", i, err, said)
+		}
+		return n
+	}
+	client := c.direct(i, 0)
+	defer client.Close()
+	n, err := client.DBSize(context.Background()).Result()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return n
 }
 
 // writeUntilDead writes keys one after the other through the second proxy, or that of a member, kills everything meanwhile, and returns how
@@ -118,7 +134,7 @@ func (c *crew) writeUntilDead(from int, at ...string) int {
 	go func() {
 		n := from
 		for {
-			if err := client.Set(context.Background(), fmt.Sprintf("cold:%d", n), n, 0).Err(); err != nil {
+			if err := client.Set(context.Background(), fmt.Sprintf("{cold}:%d", n), n, 0).Err(); err != nil {
 				<-stop
 				done <- n
 				return
@@ -142,14 +158,29 @@ func (c *crew) writeUntilDead(from int, at ...string) int {
 	return n
 }
 
+// markOf is the commit marker of the server of member i.
+func (c *crew) markOf(i int) (mark string) {
+	if !c.cluster {
+		client := c.direct(i, 15)
+		defer client.Close()
+		mark, _ = client.Get(context.Background(), "__redoubt:commit").Result()
+		return mark
+	}
+	client := c.direct(i, 0)
+	defer client.Close()
+	libs, _ := client.FunctionList(context.Background(), redis.FunctionListQuery{LibraryNamePattern: "redoubt_commit", WithCode: true}).Result()
+	for _, l := range libs {
+		_, mark, _ = strings.Cut(l.Code, "return '")
+		mark, _, _ = strings.Cut(mark, "'")
+	}
+	return mark
+}
+
 // marked tells whether all nodes have the same commit marker, of that tenure.
 func (c *crew) marked(epoch uint64) (bool, string) {
 	var marks []string
 	for i := 1; i <= 3; i++ {
-		client := redis.NewClient(&redis.Options{Addr: c.at(100, i), DB: 15, MaxRetries: -1})
-		m, _ := client.Get(context.Background(), "__redoubt:commit").Result()
-		client.Close()
-		marks = append(marks, m)
+		marks = append(marks, c.markOf(i))
 	}
 	return strings.HasPrefix(marks[0], fmt.Sprintf("%d ", epoch)) && marks[0] == marks[1] && marks[1] == marks[2], fmt.Sprint(marks)
 }
@@ -158,12 +189,12 @@ func (c *crew) marked(epoch uint64) (bool, string) {
 func (c *crew) requireKeys(n int) {
 	c.t.Helper()
 	for i := 1; i <= 3; i++ {
-		client := redis.NewClient(&redis.Options{Addr: c.at(100, i), MaxRetries: -1})
+		client := c.direct(i, 0)
 		missing := 0
 		for from := 0; from < n; from += 1000 {
 			var keys []string
 			for k := from; k < min(n, from+1000); k++ {
-				keys = append(keys, fmt.Sprintf("cold:%d", k))
+				keys = append(keys, fmt.Sprintf("{cold}:%d", k))
 			}
 			there, err := client.Exists(context.Background(), keys...).Result()
 			if err != nil {
@@ -181,8 +212,10 @@ func (c *crew) requireKeys(n int) {
 // TestColdStartsTakeTheNewestData kills one replica's member earlier than the others, then everything, and deletes the disk of the
 // primary: nobody is left who served, and positions say nothing after a start from append-only files. In every order of starts,
 // the replica that lived longer leads without an operator, and every acknowledged write is there.
-func TestColdStartsTakeTheNewestData(t *testing.T) {
-	c := newCrew(t)
+func TestColdStartsTakeTheNewestData(t *testing.T) { coldNewest(t, newCrew(t)) }
+
+// coldNewest is the test of one kind of deployment.
+func coldNewest(t *testing.T, c *crew) {
 	ids := []string{"n1", "n2", "n3"}
 	for _, id := range ids {
 		c.start(id, "")
@@ -206,7 +239,7 @@ func TestColdStartsTakeTheNewestData(t *testing.T) {
 		c.endManaged(early)
 		c.kill(early)
 		acked = c.writeUntilDead(acked, s.primary())
-		if err := os.RemoveAll(filepath.Join(c.d.dir, s.primary(), "data", "redis")); err != nil {
+		if err := os.RemoveAll(c.data(s.primary())); err != nil {
 			t.Fatal(err)
 		}
 		begun := time.Now()

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"os"
@@ -13,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 )
 
 // crew is a deployment whose members the test starts itself, each with `redoubt run -c`, from files written by hand.
@@ -23,6 +26,8 @@ type crew struct {
 	nodes   int                    // data nodes n1, n2, …, each beside the first members
 	local   func(id string) string // the node block of a member with a data node
 	extra   string                 // further lines of the deployment
+	roster  func() string          // its nodes, in place of one for each of the first members
+	cluster bool                   // mode cluster, of one shard
 	members map[string]*exec.Cmd
 	servers map[string]*exec.Cmd // those that the test supervises
 }
@@ -93,9 +98,22 @@ func (c *crew) config(id, join string) string {
 			fmt.Fprintf(&b, "    - {id: n%d, addr: %q}\n", j, c.at(40, j))
 		}
 	}
-	b.WriteString("deployments:\n  - name: mymaster\n" + c.extra + "    nodes:\n")
-	for j := 1; j <= c.nodes; j++ {
-		fmt.Fprintf(&b, "      - {id: n%d, host: h%d, addr: %q}\n", j, j, c.at(100, j))
+	b.WriteString("deployments:\n  - name: mymaster\n" + c.extra)
+	if c.roster != nil {
+		b.WriteString(c.roster())
+	} else {
+		if c.cluster {
+			b.WriteString("    mode: cluster\n    shards:\n     - name: s1\n       nodes:\n")
+		} else {
+			b.WriteString("    nodes:\n")
+		}
+		for j := 1; j <= c.nodes; j++ {
+			bus := ""
+			if c.cluster {
+				bus = fmt.Sprintf(", bus-port: %d", c.d.base+300+j-1)
+			}
+			fmt.Fprintf(&b, "        - {id: n%d, host: h%d, addr: %q%s}\n", j, j, c.at(100, j), bus)
+		}
 	}
 	if i <= c.nodes {
 		b.WriteString("    node: " + c.local(id) + "\n")
@@ -164,6 +182,24 @@ func (c *crew) log(id string) string {
 	return string(text)
 }
 
+// data is where the server of a member keeps its data.
+func (c *crew) data(id string) string {
+	dir := filepath.Join(c.d.dir, id, "data", "redis")
+	if c.cluster {
+		dir = filepath.Join(dir, "s1")
+	}
+	return dir
+}
+
+// direct is a client of the server of member i.
+func (c *crew) direct(i, db int) *redis.Client {
+	o := &redis.Options{Addr: c.at(100, i), DB: db, MaxRetries: -1}
+	if c.cluster {
+		o.OnConnect = func(ctx context.Context, cn *redis.Conn) error { return cn.ReadOnly(ctx).Err() }
+	}
+	return redis.NewClient(o)
+}
+
 // erase removes everything that a member keeps.
 func (c *crew) erase(id string) {
 	c.t.Helper()
@@ -175,6 +211,8 @@ func (c *crew) erase(id string) {
 // endManaged ends servers whose member, "*" for any, was killed: each left a record of its process in its data directory.
 func (c *crew) endManaged(id string) {
 	records, _ := filepath.Glob(filepath.Join(c.d.dir, id, "data", "redis", "redoubt-server.json"))
+	ofShards, _ := filepath.Glob(filepath.Join(c.d.dir, id, "data", "redis", "*", "redoubt-server.json"))
+	records = append(records, ofShards...)
 	for _, r := range records {
 		text, _ := os.ReadFile(r)
 		_, rest, ok := strings.Cut(string(text), `"pid":`)

@@ -70,9 +70,10 @@ type deployment struct {
 type status struct {
 	Controller  string `json:"controller"`
 	Deployments []struct {
-		Mode    string  `json:"mode"`
-		Shards  []shard `json:"shards"`
-		Proxies []struct {
+		Mode       string  `json:"mode"`
+		Durability string  `json:"durability"`
+		Shards     []shard `json:"shards"`
+		Proxies    []struct {
 			Addr         string `json:"addr"`
 			ReadonlyAddr string `json:"readonly_addr"`
 			PID          int    `json:"pid"`
@@ -81,6 +82,10 @@ type status struct {
 	Sentinels []struct {
 		Addr string `json:"addr"`
 	} `json:"sentinels"`
+	Address struct {
+		IP     string `json:"ip"`
+		Holder string `json:"holder"`
+	} `json:"address"`
 }
 
 type shard struct {
@@ -106,13 +111,13 @@ type node struct {
 
 var nextBase atomic.Int32
 
-// freeBase finds a block of ports of which `up` uses: base…, base+100…, base+300…, base+20000….
+// freeBase finds a block of ports of which `up` uses: base…, base+100…, base+300….
 func freeBase(t *testing.T) int {
 	t.Helper()
 	for range 200 {
-		base := 11000 + int((int32(os.Getpid()%60)*250+nextBase.Add(1)*250)%24000)
+		base := 16500 + int((int32(os.Getpid()%60)*500+nextBase.Add(1)*500)%15500) // between the ports of other tests and those that the kernel gives to clients
 		ok := true
-		for _, p := range []int{0, 1, 2, 10, 11, 12, 30, 31, 32, 40, 41, 42, 100, 101, 102, 110, 111, 112, 120, 121, 122, 300, 301, 302, 310, 311, 312, 320, 321, 322, 20000, 20001, 20002} {
+		for _, p := range []int{0, 1, 2, 10, 11, 12, 20, 21, 22, 30, 31, 32, 40, 41, 42, 100, 101, 102, 110, 111, 112, 120, 121, 122, 300, 301, 302, 310, 311, 312, 320, 321, 322} {
 			l, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(base+p))
 			if err != nil {
 				ok = false
@@ -151,7 +156,7 @@ func up(t *testing.T, args ...string) *deployment {
 		if out, err := exec.Command(d.bin, "down", "--dir", d.dir, "--purge", "--yes").CombinedOutput(); err != nil {
 			t.Fatalf("down: %v\n%s", err, out)
 		}
-		d.base = freeBase(t)
+		d.dir, d.base = t.TempDir(), freeBase(t) // a directory knows its ports
 	}
 }
 

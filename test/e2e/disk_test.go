@@ -72,7 +72,7 @@ type setters struct {
 func (c *crew) startSetters(run string, clients int) *setters {
 	s := &setters{stop: make(chan struct{}), acked: map[string]int{}}
 	for i := range clients {
-		name := fmt.Sprintf("%s:%d:", run, i)
+		name := fmt.Sprintf("{%s:%d}:", run, i)
 		client := redis.NewClient(&redis.Options{Addr: c.at(0, 1+i%3), MaxRetries: -1, DialTimeout: time.Second, ReadTimeout: 15 * time.Second, PoolSize: 1})
 		s.wg.Go(func() {
 			defer client.Close()
@@ -100,6 +100,12 @@ func (c *crew) startSetters(run string, clients int) *setters {
 	return s
 }
 
+// end stops the clients and waits for their last writes.
+func (s *setters) end() {
+	close(s.stop)
+	s.wg.Wait()
+}
+
 func (s *setters) total() (n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -115,10 +121,10 @@ func (s *setters) errors() int {
 	return s.wild
 }
 
-// missing counts the acknowledged keys that a server does not have.
-func (s *setters) missing(t *testing.T, addr string) (n int) {
-	t.Helper()
-	client := redis.NewClient(&redis.Options{Addr: addr, MaxRetries: -1})
+// missing counts the acknowledged keys that the server of member i does not have.
+func (c *crew) missing(s *setters, i int) (n int) {
+	c.t.Helper()
+	client := c.direct(i, 0)
 	defer client.Close()
 	for name, acked := range s.acked {
 		for from := 0; from < acked; from += 1000 {
@@ -128,7 +134,7 @@ func (s *setters) missing(t *testing.T, addr string) (n int) {
 			}
 			there, err := client.Exists(context.Background(), keys...).Result()
 			if err != nil {
-				t.Fatal(err)
+				c.t.Fatal(err)
 			}
 			n += len(keys) - int(there)
 		}
@@ -147,8 +153,10 @@ func (c *crew) killAllAtOnce() {
 }
 
 // TestQuorumDiskThroughKills: the primary's server is killed under load, then all servers and all members at once.
-func TestQuorumDiskThroughKills(t *testing.T) {
-	c := newDiskCrew(t, "quorum+disk")
+func TestQuorumDiskThroughKills(t *testing.T) { diskThroughKills(t, newDiskCrew(t, "quorum+disk")) }
+
+// diskThroughKills is the test of one kind of deployment.
+func diskThroughKills(t *testing.T, c *crew) {
 	c.startAll()
 	for i := range roundsOr(2) {
 		st := c.d.waitHealthy(60 * time.Second)
@@ -170,7 +178,7 @@ func TestQuorumDiskThroughKills(t *testing.T) {
 		now := c.d.waitHealthy(60 * time.Second)
 		t.Logf("round %d: %d writes acknowledged, %d unanswered; primary %s, after its kill another, after the kill of all %s", i+1, s.total(), s.wild, before, now.primary())
 		for n := 1; n <= 3; n++ {
-			if lost := s.missing(t, c.at(100, n)); lost > 0 {
+			if lost := c.missing(s, n); lost > 0 {
 				t.Errorf("n%d: %d of %d acknowledged writes are missing", n, lost, s.total())
 			}
 		}
@@ -305,7 +313,7 @@ func TestALossOfPowerTakesNothingThatWasAcknowledged(t *testing.T) {
 				t.Fatalf("%v\n%s", err, out)
 			}
 			c.d.waitHealthy(60 * time.Second)
-			lost := s.missing(t, c.at(100, number(t, st.primary())))
+			lost := c.missing(s, number(t, st.primary()))
 			t.Logf("%s: %d writes acknowledged, %d lost with the power", story, s.total(), lost)
 			if durability == "quorum+disk" && lost > 0 {
 				t.Errorf("%d of %d acknowledged writes are missing", lost, s.total())
@@ -333,7 +341,11 @@ func TestQuorumDiskIsRefusedWhereItCannotBeKept(t *testing.T) {
 
 // TestQuorumDiskBeginsAndEndsUnderLoad: without an error and without a loss.
 func TestQuorumDiskBeginsAndEndsUnderLoad(t *testing.T) {
-	c := newDiskCrew(t, "quorum")
+	diskBeginsAndEnds(t, newDiskCrew(t, "quorum"))
+}
+
+// diskBeginsAndEnds is the test of one kind of deployment.
+func diskBeginsAndEnds(t *testing.T, c *crew) {
 	c.startAll()
 	c.d.waitHealthy(60 * time.Second)
 	policy := func() string {
@@ -368,7 +380,7 @@ func TestQuorumDiskBeginsAndEndsUnderLoad(t *testing.T) {
 	c.startAll()
 	c.d.waitHealthy(60 * time.Second)
 	for n := 1; n <= 3; n++ {
-		if lost := s.missing(t, c.at(100, n)); lost > 0 {
+		if lost := c.missing(s, n); lost > 0 {
 			t.Errorf("n%d: %d of %d acknowledged writes are missing", n, lost, s.total())
 		}
 	}

@@ -297,8 +297,10 @@ func fill(t *testing.T, addr string, n int) {
 // TestOfTwoNodesThePrimaryGoesOnAlone: the set of two shrinks only when the document says so, which status shows; what is
 // acknowledged then is not lost by an election, and the set grows again by itself. min-copies: 2 forbids it, and the error
 // names the node that is missing.
-func TestOfTwoNodesThePrimaryGoesOnAlone(t *testing.T) {
-	c := newCrew(t)
+func TestOfTwoNodesThePrimaryGoesOnAlone(t *testing.T) { goesOnAlone(t, newCrew(t)) }
+
+// goesOnAlone is the test of one kind of deployment.
+func goesOnAlone(t *testing.T, c *crew) {
 	c.nodes, c.extra = 2, "    durability: quorum\n    timing: {park: 1s}\n"
 	for _, id := range []string{"n1", "n2", "n3"} {
 		c.start(id, "")

@@ -59,7 +59,12 @@ type verdict struct {
 // judge reads each writer's list and compares it with what was acknowledged.
 func judge(t *testing.T, addr string, ws []*writer) verdict {
 	t.Helper()
-	c := redis.NewClient(&redis.Options{Addr: addr})
+	return judgeBy(t, redis.NewClient(&redis.Options{Addr: addr}), ws)
+}
+
+// judgeBy does so with a client of its own, which it closes.
+func judgeBy(t *testing.T, c *redis.Client, ws []*writer) verdict {
+	t.Helper()
 	defer c.Close()
 	v := verdict{messages: map[string]int{}}
 	for _, w := range ws {

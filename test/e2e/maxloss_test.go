@@ -16,9 +16,15 @@ import (
 
 // TestMaxLossIsSetWhileTheShardRuns stops both replicas of an asynchronous deployment: without the dial its primary goes on
 // alone; with it writes stop within the bound, and what they had acknowledged is no older.
-func TestMaxLossIsSetWhileTheShardRuns(t *testing.T) {
+func TestMaxLossIsSetWhileTheShardRuns(t *testing.T) { maxLossIsSet(t, up(t, "--durability", "async")) }
+
+func TestMaxLossIsSetWhileAClusterRuns(t *testing.T) {
+	maxLossIsSet(t, up(t, "--mode", "cluster", "--shards", "1", "--replicas", "2", "--durability", "async"))
+}
+
+// maxLossIsSet is the test of one kind of deployment.
+func maxLossIsSet(t *testing.T, d *deployment) {
 	const bound = 300 * time.Millisecond
-	d := up(t, "--durability", "async")
 	s := d.waitHealthy(30 * time.Second)
 	c := redis.NewClient(&redis.Options{Addr: d.proxyAddr(0), MaxRetries: -1, ContextTimeoutEnabled: true})
 	defer c.Close()

@@ -21,10 +21,14 @@ type hosts struct {
 	t   *testing.T
 	d   *deployment
 	cut int // host that is isolated; 0: none
+
+	more func(i int, text string) string // changes the file of a member; nil: nothing
 }
 
 // upHosts starts one member with its server in each of three namespaces.
-func upHosts(t *testing.T) *hosts {
+func upHosts(t *testing.T) *hosts { return upHostsWith(t, nil) }
+
+func upHostsWith(t *testing.T, more func(h *hosts, i int, text string) string) *hosts {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("network namespaces need root")
@@ -39,6 +43,9 @@ func upHosts(t *testing.T) *hosts {
 		}
 	})
 	h := &hosts{Net: net, t: t}
+	if more != nil {
+		h.more = func(i int, text string) string { return more(h, i, text) }
+	}
 	h.d = &deployment{t: t, bin: binary(t), dir: t.TempDir(), api: func() string { return h.Addr(h.cut%3+1) + ":7379" }}
 	for i := 1; i <= 3; i++ {
 		h.startMember(i)
@@ -53,10 +60,14 @@ func (h *hosts) startMember(i int) {
 		h.t.Fatal(err)
 	}
 	file := filepath.Join(dir, "redoubt.yaml")
-	if err := os.WriteFile(file, []byte(h.config(i)), 0o600); err != nil {
+	text := h.config(i)
+	if h.more != nil {
+		text = h.more(i, text)
+	}
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		h.t.Fatal(err)
 	}
-	log, err := os.Create(filepath.Join(dir, "redoubt.log"))
+	log, err := os.OpenFile(filepath.Join(dir, "redoubt.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		h.t.Fatal(err)
 	}

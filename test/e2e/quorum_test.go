@@ -45,6 +45,19 @@ func TestWhatQuorumCosts(t *testing.T) {
 	costs(t, "quorum", quorum, "async", async, 0.05)
 }
 
+// TestWhatQuorumCostsInACluster is the same for one shard of a cluster, whose servers take another marker. A benchmark: it takes -rounds.
+func TestWhatQuorumCostsInACluster(t *testing.T) {
+	if _, err := exec.LookPath("redis-benchmark"); err != nil || *rounds == 0 {
+		t.Skip("make bench-quorum plays it")
+	}
+	of := func(durability string) *deployment {
+		d := up(t, "--mode", "cluster", "--shards", "1", "--replicas", "2", "--durability", durability)
+		d.waitHealthy(60e9)
+		return d
+	}
+	costs(t, "quorum in a cluster", of("quorum"), "async in a cluster", of("async"), 0.05)
+}
+
 // costs compares two deployments, one at work at a time, in interleaved rounds. One that has no more than least of the other's
 // throughput waits for something.
 func costs(t *testing.T, name string, d *deployment, other string, od *deployment, least float64) {

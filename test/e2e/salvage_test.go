@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -66,18 +68,23 @@ func leaveBehind(t *testing.T, d *deployment, write func(ctx context.Context, c 
 			others = append(others, n)
 		}
 	}
+	direct := redis.NewClient(&redis.Options{Addr: p.Addr, Password: os.Getenv("REDISCLI_AUTH")})
+	defer direct.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	written := int64(-1) // asked of the primary: what is reported lags
 	d.until(5*time.Second, "the replicas have everything", func() (bool, string) {
-		now, err := d.status()
-		return err == nil && now.node(others[0].ID).Offset == now.node(p.ID).Offset && now.node(others[1].ID).Offset == now.node(p.ID).Offset, fmt.Sprint(now, err)
+		info, err := direct.Info(ctx, "replication").Result()
+		if err == nil && written < 0 {
+			written = offsets(info, "master_repl_offset:")[0]
+		}
+		have := offsets(info, "state=online,offset=")
+		return err == nil && len(have) == len(others) && slices.Min(have) >= written, fmt.Sprint(info, err)
 	})
 	for _, n := range others {
 		signal(t, n.PID, syscall.SIGSTOP)
 		t.Cleanup(func() { _ = syscall.Kill(n.PID, syscall.SIGCONT) })
 	}
-	direct := redis.NewClient(&redis.Options{Addr: p.Addr, Password: os.Getenv("REDISCLI_AUTH")})
-	defer direct.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
 	if err := direct.ClientKillByFilter(ctx, "TYPE", "replica").Err(); err != nil {
 		t.Fatal(err)
 	}
@@ -107,6 +114,15 @@ func leaveBehind(t *testing.T, d *deployment, write func(ctx context.Context, c 
 		t.Fatalf("the old primary's process was %d, is %d: it should have lived", p.PID, now.PID)
 	}
 	return p.ID, after.primary()
+}
+
+// offsets returns the numbers that follow each appearance of a word.
+func offsets(info, word string) (all []int64) {
+	for _, rest := range strings.Split(info, word)[1:] {
+		n, _ := strconv.ParseInt(rest[:strings.IndexAny(rest, ",\r")], 10, 64)
+		all = append(all, n)
+	}
+	return all
 }
 
 func TestDiscardedWritesAreKeptShownAndReplayed(t *testing.T) {

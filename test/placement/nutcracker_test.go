@@ -150,6 +150,25 @@ func TestManyWeights(t *testing.T) {
 	compareAll(t, append(pools, long), testKeys()[:2500], false)
 }
 
+// TestARingThatGrowsAndShrinks: the lists of a ring of s1 to s3 that s4 joins, as it is appended there, and that s2 leaves then.
+func TestARingThatGrowsAndShrinks(t *testing.T) {
+	var servers []server
+	for i := range 4 {
+		servers = append(servers, listenTCP(t, i))
+	}
+	var pools []*pool
+	for _, d := range []ring.Distribution{ring.Ketama, ring.Modula} {
+		for _, shards := range [][]int{{1, 2, 3}, {1, 2, 3, 4}, {1, 3, 4}} {
+			p := &pool{title: fmt.Sprintf("%s/shards %d", d, shards), spec: ring.Spec{Distribution: d, Hash: ring.FNV1ax64}}
+			for _, n := range shards {
+				p.add(servers[n-1], fmt.Sprint("s", n), 1)
+			}
+			pools = append(pools, p)
+		}
+	}
+	compareAll(t, pools, testKeys(), false)
+}
+
 // TestEmptyKey: it has the hash 0, whatever the function.
 func TestEmptyKey(t *testing.T) {
 	var pools []*pool
