@@ -28,7 +28,7 @@ var layers = map[int][]string{
 	3: {"internal/coord/kit", "internal/coord/memstore", "internal/coord/raftstore", "internal/coord/seat", "internal/coord/etcdstore", "internal/coord/consulstore", "internal/coord/kubestore", "internal/kube", "internal/coord/scope", "internal/redisd", "internal/view", "internal/salvage", "internal/mover"},
 	4: {"internal/accord", "internal/agent", "internal/controller", "internal/proxy", "internal/front", "internal/sentinel", "internal/api", "internal/nameserver", "internal/render", "internal/consul", "internal/address", "internal/kubereg"},
 	5: {"internal/config", "internal/app", "internal/cli", "cmd/redoubt"},
-	9: {"internal/sim", "internal/arch", "internal/coord/coordtest", "internal/redis/redistest", "internal/consul/consultest", "internal/looptest", "internal/storytest", "test/chaos", "test/outside", "test/kubeapi", "test/netns", "test/clients", "test/traffic", "test/redis", "deploy"},
+	9: {"internal/sim", "internal/arch", "internal/coord/coordtest", "internal/redis/redistest", "internal/consul/consultest", "internal/looptest", "internal/storytest", "test/chaos", "test/outside", "test/kubeapi", "test/netns", "test/ports", "test/clients", "test/traffic", "test/redis", "deploy"},
 }
 
 // mayImport says, for each layer, which layers its packages may import.

@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"redoubt/test/ports"
 )
 
 // clients write random commands of every type through the gate, and the same ones to a server beside the cluster. Each key
@@ -31,7 +33,7 @@ type clients struct {
 
 func newClients(t testing.TB, c *cluster, g *gate, slots []int) *clients {
 	t.Helper()
-	w := &clients{c: c, g: g, slots: slots, beside: &server{port: freePort(t), dir: t.TempDir()}, perKey: 20}
+	w := &clients{c: c, g: g, slots: slots, beside: &server{port: ports.Free(t), dir: t.TempDir()}, perKey: 20}
 	w.beside.Addr = fmt.Sprintf("127.0.0.1:%d", w.beside.port)
 	start(t, w.beside)
 	eventually(t, "the server beside", func() bool { return c.try(w.beside.Addr, "PING") == "PONG" })

@@ -6,7 +6,6 @@ import (
 	"bufio"
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -19,6 +18,7 @@ import (
 
 	"redoubt/internal/reshard"
 	"redoubt/internal/route"
+	"redoubt/test/ports"
 )
 
 func within(t testing.TB, d time.Duration) context.Context {
@@ -48,28 +48,6 @@ func eventually(t testing.TB, what string, cond func() bool) {
 		}
 	}
 	t.Fatalf("%s: not within 20 s", what)
-}
-
-// freePort reserves a port below the ephemeral range until the end of the test, also against copies of this test.
-func freePort(t testing.TB) int {
-	t.Helper()
-	for range 1000 {
-		port := 10000 + rand.IntN(6000) // deployments of test/e2e are above
-		lock, err := net.Listen("unix", fmt.Sprintf("@redoubt-test-port-%d", port))
-		if err != nil {
-			continue
-		}
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-		if err != nil {
-			_ = lock.Close()
-			continue
-		}
-		_ = l.Close()
-		t.Cleanup(func() { _ = lock.Close() })
-		return port
-	}
-	t.Fatal("no free port")
-	return 0
 }
 
 func serverBinary(t testing.TB) string {
@@ -128,7 +106,7 @@ func newCluster(t testing.TB, shards, replicas, empty int) *cluster {
 	for i := range shards {
 		c.nodes = append(c.nodes, nil)
 		for j := range replicas + 1 {
-			s := &server{port: freePort(t), bus: freePort(t), dir: t.TempDir()}
+			s := &server{port: ports.Free(t), bus: ports.Free(t), dir: t.TempDir()}
 			s.announced = c.relay(s.bus)
 			s.ID, s.Addr = fmt.Sprintf("%040x", (i+1)*16+j), fmt.Sprintf("127.0.0.1:%d", s.port)
 			c.nodes[i] = append(c.nodes[i], s)
@@ -158,7 +136,7 @@ func newCluster(t testing.TB, shards, replicas, empty int) *cluster {
 
 // relay carries gossip to a bus while c.gossip lets it.
 func (c *cluster) relay(bus int) (port int) {
-	port = freePort(c.t)
+	port = ports.Free(c.t)
 	l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
 	if err != nil {
 		c.t.Fatal(err)

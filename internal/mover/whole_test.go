@@ -14,12 +14,13 @@ import (
 
 	"redoubt/internal/reshard"
 	"redoubt/internal/route"
+	"redoubt/test/ports"
 )
 
 // alone starts a server outside of any cluster.
 func alone(t *testing.T, more ...string) *link {
 	t.Helper()
-	s := &server{port: freePort(t), dir: t.TempDir()}
+	s := &server{port: ports.Free(t), dir: t.TempDir()}
 	start(t, s, more...)
 	addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(s.port))
 	var l *link

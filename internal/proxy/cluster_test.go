@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"redoubt/internal/topo"
+	"redoubt/test/ports"
 )
 
 // clusterNode starts a server of a cluster of two primaries, of which the other one is never there: it has slot 3300, that of b.
@@ -22,7 +24,7 @@ func clusterNode(t *testing.T) *node {
 	if err := os.WriteFile(filepath.Join(dir, "nodes.conf"), []byte(conf), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	return startNode(t, "n0", "--dir", dir, "--cluster-enabled", "yes", "--cluster-port", freePort(t), "--cluster-require-full-coverage", "no", "--cluster-node-timeout", "60000")
+	return startNode(t, "n0", "--dir", dir, "--cluster-enabled", "yes", "--cluster-port", strconv.Itoa(ports.Free(t)), "--cluster-require-full-coverage", "no", "--cluster-node-timeout", "60000")
 }
 
 func clusterShard(t *testing.T, park time.Duration) *shard {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"redoubt/internal/topo"
+	"redoubt/test/ports"
 )
 
 // quorumOfCluster is a shard of a cluster, with all slots: a primary and its replica, k 1.
@@ -27,10 +28,10 @@ func quorumOfCluster(t *testing.T, change func(*topo.Spec, *Options)) *shard {
 		}
 		return startNode(t, id, "--dir", dir, "--cluster-enabled", "yes", "--cluster-port", bus, "--cluster-node-timeout", "60000", "--cluster-replica-no-failover", "yes")
 	}
-	bus := freePort(t)
+	bus := strconv.Itoa(ports.Free(t))
 	n0 := start("n0", a+" 127.0.0.1:1@2 myself,master - 0 0 1 connected 0-16383\n", bus)
 	_, port, _ := strings.Cut(n0.addr, ":")
-	n1 := start("n1", fmt.Sprintf("%s 127.0.0.1:%s@%s master - 0 0 1 connected 0-16383\n%s 127.0.0.1:1@2 myself,slave %s 0 0 1 connected\n", a, port, bus, b, a), freePort(t))
+	n1 := start("n1", fmt.Sprintf("%s 127.0.0.1:%s@%s master - 0 0 1 connected 0-16383\n%s 127.0.0.1:1@2 myself,slave %s 0 0 1 connected\n", a, port, bus, b, a), strconv.Itoa(ports.Free(t)))
 	waitFor(t, "the server serves", func() bool { return strings.Contains(n0.do(t, "CLUSTER", "INFO"), "cluster_state:ok") })
 	s := shardOf(t, []*node{n0, n1}, func(sp *topo.Spec, o *Options) {
 		o.Cluster, o.SlotTag = true, func() string { return "x" }

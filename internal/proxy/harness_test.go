@@ -26,6 +26,7 @@ import (
 	"redoubt/internal/resp"
 	"redoubt/internal/topo"
 	"redoubt/internal/view"
+	"redoubt/test/ports"
 )
 
 // docs is the smallest store: one process, no failures except outage.
@@ -117,7 +118,7 @@ func startNode(t testing.TB, id string, args ...string) *node {
 	t.Helper()
 	bin := serverBinary(t)
 	for range 5 {
-		port := freePort(t)
+		port := strconv.Itoa(ports.Free(t))
 		n := &node{id: topo.NodeID(id), addr: "127.0.0.1:" + port, gone: make(chan struct{})}
 		n.cmd = exec.Command(bin, append([]string{"--port", port, "--bind", "127.0.0.1", "--dir", t.TempDir(), "--save", "", "--repl-diskless-sync-delay", "0",
 			"--enable-debug-command", "yes", "--logfile", filepath.Join(t.TempDir(), "log"), "--repl-ping-replica-period", "1"}, args...)...)
@@ -142,17 +143,6 @@ func (n *node) isGone() bool {
 	default:
 		return false
 	}
-}
-
-func freePort(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	return port
 }
 
 // until polls a condition.

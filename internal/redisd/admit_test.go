@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"redoubt/internal/redis"
+	"redoubt/test/ports"
 )
 
 // adminClient is a client connection as our own user, whose password lies in the node's directory.
@@ -32,7 +33,7 @@ func adminClient(t testing.TB, addr, dir string) *conn {
 // stranger runs a plain server that replicates from p, as a forgotten replica or a stray REPLICAOF would.
 func stranger(t *testing.T, p *Node, args ...string) *conn {
 	t.Helper()
-	addr := freeAddr(t)
+	addr := ports.Addr(t)
 	supervised(t, addr, t.TempDir(), append([]string{"--replicaof", "127.0.0.1 " + fmt.Sprint(portOf(p.addr))}, args...)...)
 	see(t, attach(t, AttachOptions{Addr: addr}), "the stranger", isUp)
 	return client(t, addr, "")
@@ -139,7 +140,7 @@ func TestWhoComesInAfterTheRulesWereChangedIsCutAgain(t *testing.T) {
 
 func TestAnAttachedServerAdmitsTheRosterAlone(t *testing.T) {
 	t.Parallel()
-	addr := freeAddr(t)
+	addr := ports.Addr(t)
 	supervised(t, addr, t.TempDir(), append(FrozenArguments(), "--user", "keeper", "on", ">key", "~*", "&*", "+@all")...)
 	p := attach(t, AttachOptions{Addr: addr, Username: "keeper", Password: "key"})
 	o := see(t, p, "the server", isUp)
@@ -154,7 +155,7 @@ func TestAnAttachedServerAdmitsTheRosterAlone(t *testing.T) {
 
 func TestAnAttachedServerWhoseRulesCannotBeChangedIsOpenAndSaysSo(t *testing.T) {
 	t.Parallel()
-	addr := freeAddr(t)
+	addr := ports.Addr(t)
 	supervised(t, addr, t.TempDir(), append(FrozenArguments(), "--user", "keeper", "on", ">key", "~*", "&*", "+@all", "-acl")...)
 	p := attach(t, AttachOptions{Addr: addr, Username: "keeper", Password: "key"})
 	o := see(t, p, "the server", isUp)
@@ -167,7 +168,7 @@ func TestAnAttachedServerWhoseRulesCannotBeChangedIsOpenAndSaysSo(t *testing.T) 
 	if err := p.Configure(within(t, time.Second), redis.Settings{}); err != nil {
 		t.Fatal(err)
 	}
-	r := attach(t, AttachOptions{Addr: freeAddr(t), Username: "keeper", Password: "key"})
+	r := attach(t, AttachOptions{Addr: ports.Addr(t), Username: "keeper", Password: "key"})
 	supervised(t, r.addr, t.TempDir(), append(FrozenArguments(), "--user", "keeper", "on", ">key", "~*", "&*", "+@all", "-acl")...)
 	see(t, r, "the replica", isUp)
 	if err := r.Follow(within(t, time.Second), addr, redis.Credentials{}); err != nil {

@@ -17,6 +17,7 @@ import (
 
 	"redoubt/internal/redis"
 	"redoubt/internal/topo"
+	"redoubt/test/ports"
 )
 
 // supervised runs a server as another supervisor would, and returns a function that kills and reaps it.
@@ -51,7 +52,7 @@ func attach(t *testing.T, o AttachOptions) *Node {
 
 func TestAnAttachedServerIsWatchedAndNeverKilled(t *testing.T) {
 	t.Parallel()
-	addr, dir := freeAddr(t), t.TempDir()
+	addr, dir := ports.Addr(t), t.TempDir()
 	n := attach(t, AttachOptions{Addr: addr, StateDir: t.TempDir()})
 	if o := n.Observe(within(t, time.Second)); o.Health != topo.HealthUnreachable {
 		t.Fatalf("before there is a server: %+v", o)
@@ -93,7 +94,7 @@ func TestAnAttachedServerIsWatchedAndNeverKilled(t *testing.T) {
 
 func TestAnAttachedServerThatDoesNotBootFrozenIsFencedAndNamed(t *testing.T) {
 	t.Parallel()
-	addr, dir, state := freeAddr(t), t.TempDir(), t.TempDir()
+	addr, dir, state := ports.Addr(t), t.TempDir(), t.TempDir()
 	kill := supervised(t, addr, dir)
 	first := attach(t, AttachOptions{Addr: addr, StateDir: state})
 	if o := see(t, first, "the server that was there before us", isUp); o.Role != topo.RolePrimary || len(o.Problems) > 0 {
@@ -141,7 +142,7 @@ func TestTheFrozenFormsAreRenderedForASupervisor(t *testing.T) {
 	if _, err := SystemdDropIn("two\nlines"); err == nil {
 		t.Fatal("two command lines were accepted")
 	}
-	addr, dir := freeAddr(t), t.TempDir()
+	addr, dir := ports.Addr(t), t.TempDir()
 	file := filepath.Join(dir, "frozen.conf")
 	if err := os.WriteFile(file, []byte(FrozenInclude()), 0o600); err != nil {
 		t.Fatal(err)

@@ -10,13 +10,14 @@ import (
 	"redoubt/internal/redis"
 	"redoubt/internal/slots"
 	"redoubt/internal/topo"
+	"redoubt/test/ports"
 )
 
 // attachedMember starts a server of a cluster as another supervisor would, and returns its driver and its id.
 func attachedMember(t *testing.T, agreed *ClusterLayout) (*Node, string, string) {
 	t.Helper()
-	addr := freeAddr(t)
-	bus := portOf(freeAddr(t))
+	addr := ports.Addr(t)
+	bus := portOf(ports.Addr(t))
 	supervised(t, addr, t.TempDir(), "--cluster-enabled", "yes", "--cluster-port", strconv.Itoa(bus), "--cluster-announce-ip", "127.0.0.1")
 	var view slots.Nodes
 	for end := time.Now().Add(10 * time.Second); ; {

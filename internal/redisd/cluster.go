@@ -164,7 +164,7 @@ func (m *managed) prepareMembership(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("start a member of a cluster: %w", err)
 	}
-	if err := portFree(ctx, net.JoinHostPort(host, strconv.Itoa(s.BusPort))); err != nil {
+	if err := portFree(net.JoinHostPort(host, strconv.Itoa(s.BusPort))); err != nil {
 		return fmt.Errorf("bus-port: %w", err)
 	}
 	path := filepath.Join(m.o.Dir, nodesConf)

@@ -15,6 +15,7 @@ import (
 	"redoubt/internal/redis"
 	"redoubt/internal/slots"
 	"redoubt/internal/topo"
+	"redoubt/test/ports"
 )
 
 // fleet is a cluster of real servers, driven by a test instead of by agents.
@@ -31,13 +32,13 @@ type fleet struct {
 func plan(t testing.TB, shards, nodes int) *fleet {
 	t.Helper()
 	f := &fleet{layout: ClusterLayout{Slots: map[string][][2]int{}}, dirs: map[string]string{}}
-	uid := freeAddr(t) // nobody else has it
+	uid := ports.Addr(t) // nobody else has it
 	for s := range shards {
 		name := fmt.Sprintf("s%d", s+1)
 		id := slots.Derived(uid, name)
 		f.layout.Slots[id] = [][2]int{{s * 16384 / shards, (s+1)*16384/shards - 1}}
 		for i := range nodes {
-			n := ClusterNode{ID: slots.Derived(uid, name, fmt.Sprint(i)), ShardID: id, Addr: freeAddr(t), BusPort: portOf(freeAddr(t)), Primary: i == 0}
+			n := ClusterNode{ID: slots.Derived(uid, name, fmt.Sprint(i)), ShardID: id, Addr: ports.Addr(t), BusPort: portOf(ports.Addr(t)), Primary: i == 0}
 			f.layout.Nodes = append(f.layout.Nodes, n)
 			f.dirs[n.ID] = t.TempDir()
 		}

@@ -15,6 +15,7 @@ import (
 	"redoubt/internal/redis"
 	"redoubt/internal/slots"
 	"redoubt/internal/topo"
+	"redoubt/test/ports"
 )
 
 // TestAClosedPrimaryStandsStill: keys expire, and replicas that drain are attached, and its offset is final nevertheless.
@@ -343,7 +344,7 @@ func TestTheNextAgentAdoptsAMember(t *testing.T) {
 func TestWhenTheAgentDiesItsGuardClosesAPrimaryOfACluster(t *testing.T) {
 	t.Parallel()
 	serverBinary(t)
-	addr, bus, dir := freeAddr(t), portOf(freeAddr(t)), t.TempDir()
+	addr, bus, dir := ports.Addr(t), portOf(ports.Addr(t)), t.TempDir()
 	pid, kill := startAgent(t, addr, dir, fmt.Sprintf("member:%d", bus))
 	c := client(t, addr, "")
 	must(t, c, "SET", "k", "v")
@@ -369,7 +370,7 @@ func TestWhenTheAgentDiesItsGuardClosesAPrimaryOfACluster(t *testing.T) {
 
 func TestWhenTheAgentDiesItsGuardKillsAPrimaryOfAClusterThatDoesNotAnswer(t *testing.T) {
 	t.Parallel()
-	guardKillsWhatHangs(t, fmt.Sprintf("member:%d", portOf(freeAddr(t))))
+	guardKillsWhatHangs(t, fmt.Sprintf("member:%d", portOf(ports.Addr(t))))
 }
 
 // TestTheThirdNodeFollowsWhoeverIsPromoted: also one whose present primary was demoted and is closed.

@@ -11,6 +11,7 @@ import (
 
 	"redoubt/internal/redis"
 	"redoubt/internal/topo"
+	"redoubt/test/ports"
 )
 
 // withDisk skips a test on a server that cannot confirm what is on its disk.
@@ -31,7 +32,7 @@ func TestAServerSaysWhetherItCanSpeakOfItsDisk(t *testing.T) {
 		if o.Disk != topo.DiskUnable || !strings.Contains(o.NoDisk, "run Redis 7.4 or Valkey 8.0") {
 			t.Fatalf("%s %q", o.Disk, o.NoDisk)
 		}
-		_, err := Managed(within(t, 5*time.Second), Options{Addr: freeAddr(t), Dir: t.TempDir(), Binary: serverBinary(t), SyncAlways: true})
+		_, err := Managed(within(t, 5*time.Second), Options{Addr: ports.Addr(t), Dir: t.TempDir(), Binary: serverBinary(t), SyncAlways: true})
 		if err == nil || !strings.Contains(err.Error(), "cannot confirm what is on disk: run Redis 7.4 or Valkey 8.0") {
 			t.Fatal(err)
 		}

@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -19,6 +18,7 @@ import (
 
 	"redoubt/internal/redis"
 	"redoubt/internal/topo"
+	"redoubt/test/ports"
 )
 
 // TestMain lets the test binary play the guard and an agent that can be killed.
@@ -74,30 +74,6 @@ func serverBinary(t testing.TB) string {
 	return path
 }
 
-// freeAddr reserves a port below the ephemeral range until the end of the test, also against copies of this test: the
-// reservation is an abstract socket, which the kernel gives to one process.
-func freeAddr(t testing.TB) string {
-	t.Helper()
-	for range 1000 {
-		port := 10000 + rand.IntN(6000) // deployments of test/e2e are above
-		lock, err := net.Listen("unix", fmt.Sprintf("@redoubt-test-port-%d", port))
-		if err != nil {
-			continue
-		}
-		addr := fmt.Sprintf("127.0.0.1:%d", port)
-		l, err := net.Listen("tcp", addr)
-		if err != nil {
-			_ = lock.Close()
-			continue
-		}
-		_ = l.Close()
-		t.Cleanup(func() { _ = lock.Close() })
-		return addr
-	}
-	t.Fatal("no free port")
-	return ""
-}
-
 func within(t testing.TB, d time.Duration) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), d)
@@ -108,7 +84,7 @@ func within(t testing.TB, d time.Duration) context.Context {
 // open starts a managed server for the test and ends it at the end.
 func open(t testing.TB, change func(*Options)) *Node {
 	t.Helper()
-	o := Options{Addr: freeAddr(t), Dir: t.TempDir(), Binary: serverBinary(t), Persistence: PersistNone}
+	o := Options{Addr: ports.Addr(t), Dir: t.TempDir(), Binary: serverBinary(t), Persistence: PersistNone}
 	if change != nil {
 		change(&o)
 	}

@@ -104,7 +104,7 @@ func (m *managed) awaitPorts(ctx context.Context) {
 	}
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	for slices.ContainsFunc(addrs, func(a string) bool { return portFree(ctx, a) != nil }) {
+	for slices.ContainsFunc(addrs, func(a string) bool { return portFree(a) != nil }) {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
@@ -175,7 +175,7 @@ func (n *Node) Restart(ctx context.Context) error {
 
 // start runs a new process, detached from the agent: it survives the agent's death, and the next agent adopts it.
 func (m *managed) start(ctx context.Context) error {
-	if err := portFree(ctx, m.o.Addr); err != nil {
+	if err := portFree(m.o.Addr); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(m.o.Dir, 0o700); err != nil { // somebody may have removed it
@@ -213,17 +213,43 @@ func (m *managed) start(ctx context.Context) error {
 	return nil
 }
 
-// portFree makes a foreign server on the port a clear error instead of a server that exits.
-func portFree(ctx context.Context, addr string) error {
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "tcp", addr)
-	if errors.Is(err, syscall.EADDRINUSE) {
+// portFree makes a foreign server on the port a clear error instead of a server that exits. It binds and does not listen: a program
+// that starts at this moment has the probe's socket until it runs, and one that listened would look like a server to the next probe.
+func portFree(addr string) error {
+	err := bindable(addr)
+	if errors.Is(err, unix.EADDRINUSE) {
 		return fmt.Errorf("start a server at %s: another process listens there: stop it, give this node another port, or attach to it", addr)
 	}
 	if err != nil {
 		return fmt.Errorf("start a server at %s: %w", addr, err)
 	}
-	return l.Close()
+	return nil
+}
+
+// bindable reports whether a socket that allows what Redis allows (SO_REUSEADDR) can have the address.
+func bindable(addr string) error {
+	a, err := net.ResolveTCPAddr("tcp", addr)
+	if err != nil {
+		return err
+	}
+	var at unix.Sockaddr
+	family := unix.AF_INET6
+	if ip := a.IP.To4(); ip != nil {
+		family, at = unix.AF_INET, &unix.SockaddrInet4{Port: a.Port, Addr: [4]byte(ip)}
+	} else {
+		six := &unix.SockaddrInet6{Port: a.Port}
+		copy(six.Addr[:], a.IP) // none: any
+		at = six
+	}
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+		return err
+	}
+	return unix.Bind(fd, at)
 }
 
 // prepareSeat decides whether the next process will have kept everything, and marks the seat for the one after it.

@@ -16,12 +16,13 @@ import (
 
 	"redoubt/internal/redis"
 	"redoubt/internal/topo"
+	"redoubt/test/ports"
 )
 
 func TestWhenTheAgentDiesItsGuardFencesAPrimary(t *testing.T) {
 	t.Parallel()
 	serverBinary(t)
-	addr := freeAddr(t)
+	addr := ports.Addr(t)
 	_, kill := startAgent(t, addr, t.TempDir(), "promote")
 	c := client(t, addr, "")
 	must(t, c, "SET", "k", "v")
@@ -52,7 +53,7 @@ func TestWhenTheAgentDiesItsGuardKillsAPrimaryThatDoesNotAnswer(t *testing.T) {
 func guardKillsWhatHangs(t *testing.T, kind string) {
 	t.Helper()
 	serverBinary(t)
-	pid, kill := startAgent(t, freeAddr(t), t.TempDir(), kind)
+	pid, kill := startAgent(t, ports.Addr(t), t.TempDir(), kind)
 	p, err := openProcess(pid, 0, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -71,7 +72,7 @@ func TestWhenTheAgentDiesItsGuardLeavesAReplicaAlone(t *testing.T) {
 	t.Parallel()
 	serverBinary(t)
 	p := primary(t, nil)
-	addr, dir := freeAddr(t), t.TempDir()
+	addr, dir := ports.Addr(t), t.TempDir()
 	pid, kill := startAgent(t, addr, dir, "replica")
 	c := client(t, addr, "")
 	admin := adminClient(t, addr, dir)
@@ -103,7 +104,7 @@ func TestWhenTheAgentDiesItsGuardLeavesAReplicaAlone(t *testing.T) {
 func TestTheNextAgentAdoptsTheRunningServer(t *testing.T) {
 	t.Parallel()
 	binary := serverBinary(t)
-	addr, dir := freeAddr(t), t.TempDir()
+	addr, dir := ports.Addr(t), t.TempDir()
 	pid, kill := startAgent(t, addr, dir, "replica")
 	kill()
 	n, err := Managed(within(t, 5*time.Second), Options{Addr: addr, Dir: dir, Binary: binary, Persistence: PersistNone})

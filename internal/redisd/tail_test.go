@@ -15,6 +15,7 @@ import (
 
 	"redoubt/internal/redis"
 	"redoubt/internal/topo"
+	"redoubt/test/ports"
 )
 
 // fencedWithTail promotes n, writes, fences it, and returns where the last two writes begin.
@@ -64,7 +65,7 @@ func TestReadingATailLeavesNoTrace(t *testing.T) {
 
 func TestATailOfAnAttachedServer(t *testing.T) {
 	t.Parallel()
-	addr := freeAddr(t)
+	addr := ports.Addr(t)
 	supervised(t, addr, t.TempDir(), append(FrozenArguments(), "--requirepass", "sesame")...)
 	n := attach(t, AttachOptions{Addr: addr, Password: "sesame", StateDir: t.TempDir()})
 	promote(t, n)

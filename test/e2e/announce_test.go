@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"redoubt/internal/consul/consultest"
+	"redoubt/test/ports"
 )
 
 // TestATwemproxyIsKept: the example of the guide is rendered again on a failover and a switchover, the real nutcracker accepts and
@@ -28,7 +29,7 @@ func TestATwemproxyIsKept(t *testing.T) {
 	}
 	d := up(t)
 	dir := t.TempDir()
-	front := "127.0.0.1:" + strconv.Itoa(freePort(t))
+	front := ports.Addr(t)
 	example, err := os.ReadFile("../../docs/guide/templates/nutcracker.yml.tmpl")
 	if err != nil {
 		t.Fatal(err)
@@ -44,7 +45,7 @@ if [ -f pid ]; then
 fi
 echo loaded >> loads
 exec nutcracker -d -c $FILE -p %s/pid -s %d -o %s/log
-`, dir, dir, freePort(t), dir),
+`, dir, dir, ports.Free(t), dir),
 	}
 	for name, text := range files {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o700); err != nil {
@@ -95,11 +96,11 @@ func consulAgent(t *testing.T) (addr, kind string) {
 		t.Cleanup(a.Close)
 		return a.Addr(), "an agent in memory"
 	}
-	addr = "127.0.0.1:" + strconv.Itoa(freePort(t))
+	addr = ports.Addr(t)
 	_, port, _ := net.SplitHostPort(addr)
 	args := []string{"agent", "-dev", "-bind", "127.0.0.1", "-client", "127.0.0.1", "-http-port", port, "-grpc-port", "-1", "-grpc-tls-port", "-1", "-log-level", "warn"}
 	for _, name := range []string{"-dns-port", "-server-port", "-serf-lan-port", "-serf-wan-port"} {
-		args = append(args, name, strconv.Itoa(freePort(t)))
+		args = append(args, name, strconv.Itoa(ports.Free(t)))
 	}
 	peer(t, bin, args...)
 	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); wait(50 * time.Millisecond) {

@@ -11,16 +11,16 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
+
+	"redoubt/test/ports"
 )
 
 var (
@@ -109,28 +109,11 @@ type node struct {
 	Problems []string `json:"problems"`
 }
 
-var nextBase atomic.Int32
-
-// freeBase finds a block of ports of which `up` uses: base…, base+100…, base+300….
+// freeBase reserves a block of ports, of which `up` uses base…, base+100…, base+300…: between the ports of other tests and those that
+// the kernel gives to clients.
 func freeBase(t *testing.T) int {
 	t.Helper()
-	for range 200 {
-		base := 16500 + int((int32(os.Getpid()%60)*500+nextBase.Add(1)*500)%15500) // between the ports of other tests and those that the kernel gives to clients
-		ok := true
-		for _, p := range []int{0, 1, 2, 10, 11, 12, 20, 21, 22, 30, 31, 32, 40, 41, 42, 100, 101, 102, 110, 111, 112, 120, 121, 122, 300, 301, 302, 310, 311, 312, 320, 321, 322} {
-			l, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(base+p))
-			if err != nil {
-				ok = false
-				break
-			}
-			l.Close()
-		}
-		if ok {
-			return base
-		}
-	}
-	t.Fatal("no free block of ports")
-	return 0
+	return ports.Block(t, 16500, 31, 500, 0, 1, 2, 10, 11, 12, 20, 21, 22, 30, 31, 32, 40, 41, 42, 100, 101, 102, 110, 111, 112, 120, 121, 122, 300, 301, 302, 310, 311, 312, 320, 321, 322)
 }
 
 func up(t *testing.T, args ...string) *deployment {

@@ -20,18 +20,9 @@ import (
 	"time"
 
 	redigo "github.com/gomodule/redigo/redis"
-)
 
-// freePort is one that nobody listens at now.
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
-}
+	"redoubt/test/ports"
+)
 
 // peer starts a program that ends with the test, or is left out where it is not installed.
 func peer(t *testing.T, name string, args ...string) *exec.Cmd {
@@ -154,7 +145,7 @@ func changes() []change {
 func TestHAProxyFollowsTheChecks(t *testing.T) {
 	d := up(t)
 	s := d.waitHealthy(30 * time.Second)
-	front := "127.0.0.1:" + strconv.Itoa(freePort(t))
+	front := ports.Addr(t)
 	conf := fmt.Sprintf(`
 global
   maxconn 200
@@ -343,7 +334,7 @@ func TestDNSFollowsTheDecision(t *testing.T) {
 	d := up(t)
 	var servers []string
 	for range 3 {
-		servers = append(servers, "127.0.0.1:"+strconv.Itoa(freePort(t)))
+		servers = append(servers, ports.Addr(t))
 	}
 	d.edit(func(i int, text string) string {
 		return text + fmt.Sprintf("\ndns: {listen: \"%s\", zone: test.example, ttl: 0s}\n", servers[i])

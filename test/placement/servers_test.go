@@ -24,6 +24,7 @@ import (
 
 	"redoubt/internal/resp"
 	"redoubt/internal/ring"
+	"redoubt/test/ports"
 )
 
 // server answers every command with its number. Its address is host and port, or a path.
@@ -191,7 +192,7 @@ func nutcracker(t *testing.T, pools []*pool) {
 	}
 	readBack(t, file, pools)
 	for range 5 { // another process may take the port for statistics
-		cmd := exec.Command(path, "-c", file, "-o", log, "-a", "127.0.0.1", "-s", freePort(t), "-p", filepath.Join(dir, "pid"))
+		cmd := exec.Command(path, "-c", file, "-o", log, "-a", "127.0.0.1", "-s", strconv.Itoa(ports.Free(t)), "-p", filepath.Join(dir, "pid"))
 		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
@@ -207,17 +208,6 @@ func nutcracker(t *testing.T, pools []*pool) {
 	}
 	said, _ := os.ReadFile(log)
 	t.Fatalf("nutcracker does not start:\n%s", said)
-}
-
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	return port
 }
 
 // listens waits until somebody accepts on socket; false if the process ended first, or did not in ten seconds.

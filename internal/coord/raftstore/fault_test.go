@@ -15,6 +15,7 @@ import (
 	"redoubt/internal/coord"
 	"redoubt/internal/coord/coordtest"
 	"redoubt/internal/coord/kit"
+	"redoubt/test/ports"
 )
 
 func within(t *testing.T, d time.Duration) context.Context {
@@ -227,7 +228,7 @@ func TestMembersJoinThroughAnyMemberAndLearnTheirRemoval(t *testing.T) {
 	p := newParty(t, 1)
 	rev := coordtest.Put(t, p.stores[0], "k", "v")
 	for _, id := range []string{"m2", "m3", "m4"} {
-		addr := freeAddr(t)
+		addr := ports.Addr(t)
 		p.members = append(p.members, coord.Member{ID: id, Addr: addr})
 		p.nets = append(p.nets, &network{conns: map[*testConn]struct{}{}})
 		via := p.stores[len(p.stores)-1].Addr()
@@ -272,7 +273,7 @@ func TestMemberWithANewAddressIsFoundAgain(t *testing.T) {
 	coordtest.Put(t, p.stores[0], "k", "v")
 	i := p.other(p.controller())
 	p.stores[i].Close()
-	addr := freeAddr(t)
+	addr := ports.Addr(t)
 	p.opts[i].ListenAddr, p.members[i].Addr = addr, addr
 	p.open(i)
 	coordtest.Until(t, "the others know the new address", func() bool {
@@ -329,7 +330,7 @@ func TestMemberThatLostItsDataCountsNoMore(t *testing.T) {
 func TestJoinGivesUpWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
 	defer cancel()
-	_, err := Open(ctx, Options{ID: "x", ListenAddr: "127.0.0.1:0", Dir: t.TempDir(), Join: freeAddr(t)})
+	_, err := Open(ctx, Options{ID: "x", ListenAddr: "127.0.0.1:0", Dir: t.TempDir(), Join: ports.Addr(t)})
 	if !errors.Is(err, context.DeadlineExceeded) {
 		t.Fatalf("join of nobody: %v", err)
 	}

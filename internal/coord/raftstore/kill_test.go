@@ -19,6 +19,7 @@ import (
 
 	"redoubt/internal/coord"
 	"redoubt/internal/coord/coordtest"
+	"redoubt/test/ports"
 )
 
 // memberEnv makes the test binary run one member as a process of its own: JSON of processOptions.
@@ -116,7 +117,7 @@ func TestEveryAcknowledgedSwapSurvivesKillingAllProcessesAtOnce(t *testing.T) {
 	dir := t.TempDir()
 	var members []coord.Member
 	for i := range 3 {
-		members = append(members, coord.Member{ID: fmt.Sprint("m", i+1), Addr: freeAddr(t)})
+		members = append(members, coord.Member{ID: fmt.Sprint("m", i+1), Addr: ports.Addr(t)})
 	}
 	acked := map[string]bool{}
 	for range 3 {

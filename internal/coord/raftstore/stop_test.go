@@ -14,6 +14,7 @@ import (
 
 	"redoubt/internal/coord"
 	"redoubt/internal/coord/coordtest"
+	"redoubt/test/ports"
 )
 
 // A controller that is stopped and goes on finds the answers to its last heartbeats in its sockets, and may believe for
@@ -21,7 +22,7 @@ import (
 func TestStoppedControllerNeverReadsThePastWhenItGoesOn(t *testing.T) {
 	dir, p := t.TempDir(), newParty(t, 0)
 	for _, id := range []string{"m1", "m2", "m3"} {
-		p.members = append(p.members, coord.Member{ID: id, Addr: freeAddr(t)})
+		p.members = append(p.members, coord.Member{ID: id, Addr: ports.Addr(t)})
 	}
 	child := p.members[2]
 	proc := startProcess(t, processOptions{child.ID, child.Addr, filepath.Join(dir, child.ID), p.members, "k"})

@@ -17,6 +17,7 @@ import (
 
 	"redoubt/internal/coord"
 	"redoubt/internal/coord/coordtest"
+	"redoubt/test/ports"
 )
 
 func TestMain(m *testing.M) {
@@ -113,15 +114,6 @@ func (c *testConn) Close() error {
 	return c.Conn.Close()
 }
 
-func freeAddr(t testing.TB) string {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	return ln.Addr().String()
-}
-
 func testLog(t testing.TB) *slog.Logger {
 	if os.Getenv("STORE_LOG") == "" {
 		return nil
@@ -132,7 +124,7 @@ func testLog(t testing.TB) *slog.Logger {
 func newParty(t testing.TB, n int) *party {
 	p := &party{t: t}
 	for i := range n {
-		p.members = append(p.members, coord.Member{ID: fmt.Sprint("m", i+1), Addr: freeAddr(t)})
+		p.members = append(p.members, coord.Member{ID: fmt.Sprint("m", i+1), Addr: ports.Addr(t)})
 	}
 	dir := t.TempDir()
 	for _, m := range p.members {
