@@ -55,35 +55,53 @@ func (b *slotBook) latest() (*slots.Map, coord.Rev) {
 	return b.now, b.rev
 }
 
-// changeSlots changes the document of the slots: by what change makes of the present one. It is tried again when somebody else wrote.
+// changeSlots changes the document of the slots: by what change makes of the present one; nil from it changes nothing.
 func (m *member) changeSlots(ctx context.Context, change func(*slots.Map) (*slots.Map, error)) error {
-	key := topo.KeySlots + m.deploy.Name
-	for range swapTries {
+	key, again := topo.KeySlots+m.deploy.Name, false
+	doc, err := m.rewrite(ctx, key, func() ([]byte, coord.Rev, error) {
+		if again { // somebody else wrote
+			if known, err := m.readSlots(ctx, key, nil); err != nil || !known {
+				return nil, 0, errors.Join(errors.New("the slots cannot be read"), err)
+			}
+		}
+		again = true
 		now, rev := m.slots.latest()
 		if now == nil {
-			return errors.New("it is not known yet which shard has which slots")
+			return nil, 0, errors.New("it is not known yet which shard has which slots")
 		}
 		next, err := change(now)
 		if err != nil || next == nil {
-			return err
+			return nil, 0, err
 		}
-		value := next.Encode()
-		got, err := m.store.Swap(ctx, key, value, rev)
-		if err == nil {
-			return m.slots.offer(coord.Doc{Key: key, Value: value, Rev: got})
-		}
-		if !errors.Is(err, coord.ErrConflict) {
-			return err
-		}
-		if known, err := m.readSlots(ctx, key, nil); err != nil || !known {
-			return errors.Join(errors.New("the slots cannot be read"), err)
-		}
+		return next.Encode(), rev, nil
+	})
+	if err != nil || doc.Value == nil {
+		return err
 	}
-	return coord.ErrConflict
+	return m.slots.offer(doc)
 }
 
 // swapTries bounds how often a document is written anew because others write it.
 const swapTries = 20
+
+// rewrite replaces an agreed document by what next makes of its latest version, and asks next again whenever somebody else wrote meanwhile.
+// nil from it changes nothing, and the document that rewrite returns is empty then.
+func (m *member) rewrite(ctx context.Context, key string, next func() (value []byte, old coord.Rev, err error)) (coord.Doc, error) {
+	for range swapTries {
+		value, old, err := next()
+		if err != nil || value == nil {
+			return coord.Doc{}, err
+		}
+		rev, err := m.store.Swap(ctx, key, value, old)
+		if err == nil {
+			return coord.Doc{Key: key, Value: value, Rev: rev}, nil
+		}
+		if !errors.Is(err, coord.ErrConflict) {
+			return coord.Doc{}, err
+		}
+	}
+	return coord.Doc{}, coord.ErrConflict
+}
 
 // errNotOurs ends a batch in this process: another member has gone on with it.
 var errNotOurs = errors.New("another member goes on with this batch")

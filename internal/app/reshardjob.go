@@ -192,9 +192,10 @@ func (m *member) readJob(ctx context.Context) (*job, error) {
 
 // changeJob changes the document by what change makes of a copy of the present one (nil: there is none). A nil result changes nothing.
 func (m *member) changeJob(ctx context.Context, change func(*job) (*job, error)) (*job, error) {
-	for range swapTries {
+	var result *job
+	doc, err := m.rewrite(ctx, topo.KeyReshard+m.deploy.Name, func() ([]byte, coord.Rev, error) {
 		if _, err := m.readJob(ctx); err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		now, rev, _ := m.jobs.get()
 		var was *job
@@ -204,22 +205,20 @@ func (m *member) changeJob(ctx context.Context, change func(*job) (*job, error))
 		}
 		next, err := change(was)
 		if err != nil || next == nil {
-			return now, err
+			result = now
+			return nil, 0, err
 		}
-		next.Format = jobFormat
+		next.Format, result = jobFormat, next
 		value, err := json.Marshal(next)
 		if err != nil {
-			return nil, fmt.Errorf("encode what is to be moved: %w", err)
+			return nil, 0, fmt.Errorf("encode what is to be moved: %w", err)
 		}
-		got, err := m.store.Swap(ctx, topo.KeyReshard+m.deploy.Name, value, rev)
-		if err == nil {
-			return next, m.jobs.offer(coord.Doc{Value: value, Rev: got})
-		}
-		if !errors.Is(err, coord.ErrConflict) {
-			return nil, err
-		}
+		return value, rev, nil
+	})
+	if err != nil || doc.Value == nil {
+		return result, err
 	}
-	return nil, coord.ErrConflict
+	return result, m.jobs.offer(doc)
 }
 
 func newMoverSecret() string {

@@ -258,28 +258,24 @@ func (b *ringBook) takeBack(ctx context.Context, stamp uint64) {
 
 // change changes the document by what edit does to a copy of it; false from it changes nothing.
 func (b *ringBook) change(ctx context.Context, edit func(*ringDoc) bool) (ringDoc, error) {
-	for range swapTries {
+	var now, next ringDoc
+	doc, err := b.m.rewrite(ctx, b.key(), func() ([]byte, coord.Rev, error) {
 		if err := b.read(ctx); err != nil {
-			return ringDoc{}, err
+			return nil, 0, err
 		}
-		now, rev, _, _ := b.get()
-		next := now.clone()
+		var rev coord.Rev
+		now, rev, _, _ = b.get()
+		next = now.clone()
 		if !edit(&next) {
-			return now, nil
+			return nil, 0, nil
 		}
 		value, err := json.Marshal(next)
-		if err != nil {
-			return now, err
-		}
-		got, err := b.m.store.Swap(ctx, b.key(), value, rev)
-		if err == nil {
-			return next, b.offer(&coord.Doc{Key: b.key(), Value: value, Rev: got})
-		}
-		if !errors.Is(err, coord.ErrConflict) {
-			return now, err
-		}
+		return value, rev, err
+	})
+	if err != nil || doc.Value == nil {
+		return now, err
 	}
-	return ringDoc{}, coord.ErrConflict
+	return next, b.offer(&doc)
 }
 
 // stamp numbers what this member knows.

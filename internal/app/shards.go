@@ -209,30 +209,27 @@ func (r reshardOrders) AddShard(ctx context.Context, s api.ShardSpec) error {
 	})
 }
 
-// changeShards changes the document by what change makes of the present one. It is tried again when somebody else wrote.
+// changeShards changes the document by what change makes of the present one.
 func (m *member) changeShards(ctx context.Context, change func(*shardList) error) error {
-	for range swapTries {
+	doc, err := m.rewrite(ctx, m.shardsKey(), func() ([]byte, coord.Rev, error) {
 		if err := m.readShards(ctx); err != nil {
-			return err
+			return nil, 0, err
 		}
 		list, rev := m.roster.get()
 		if err := change(&list); err != nil {
-			return err
+			return nil, 0, err
 		}
 		list.Format = shardsFormat
 		value, err := json.Marshal(list)
 		if err != nil {
-			return fmt.Errorf("encode the list of shards: %w", err)
+			return nil, 0, fmt.Errorf("encode the list of shards: %w", err)
 		}
-		got, err := m.store.Swap(ctx, m.shardsKey(), value, rev)
-		if err == nil {
-			return m.roster.offer(&coord.Doc{Value: value, Rev: got})
-		}
-		if !errors.Is(err, coord.ErrConflict) {
-			return err
-		}
+		return value, rev, nil
+	})
+	if err != nil {
+		return err
 	}
-	return coord.ErrConflict
+	return m.roster.offer(&doc)
 }
 
 // checkShard completes what is asked for, and refuses what cannot be.
