@@ -81,7 +81,7 @@ func TestAClientThatIsSlowToTakeALongValueDoesNotHoldUpThoseThatComeLater(t *tes
 	slow.send("GET", "long")
 	waitFor(t, "replies wait for the client, and no more are read", func() bool {
 		for _, c := range s.p.everybody() {
-			if before := c.out.pending(); before > streamAhead {
+			if before := c.out.pending(); before >= streamAhead {
 				return !until(2*streamPatience, func() bool { return c.out.pending() != before })
 			}
 		}
