@@ -6,7 +6,6 @@ import (
 	"crypto/sha1"
 	"encoding/hex"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -17,6 +16,7 @@ import (
 
 	"redoubt/internal/route"
 	"redoubt/internal/slots"
+	"redoubt/test/ports"
 )
 
 func idOf(name string) string {
@@ -27,14 +27,9 @@ func idOf(name string) string {
 // bareCluster starts primaries of a real cluster with equal parts of the slots, and waits until they serve.
 func bareCluster(t testing.TB, n int) []string {
 	t.Helper()
-	free := make([]net.Listener, 2*n)
-	ports := make([]int, 2*n)
-	for i := range free {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		free[i], ports[i] = l, l.Addr().(*net.TCPAddr).Port
+	port := make([]int, 2*n)
+	for i := range port {
+		port[i] = ports.Free(t)
 	}
 	names := make([]string, n)
 	for i := range names {
@@ -42,9 +37,6 @@ func bareCluster(t testing.TB, n int) []string {
 	}
 	even := slots.Even(names...)
 	var addrs []string
-	for _, l := range free {
-		_ = l.Close()
-	}
 	for i := range n {
 		dir := t.TempDir()
 		var conf strings.Builder
@@ -53,13 +45,13 @@ func bareCluster(t testing.TB, n int) []string {
 			if k == i {
 				flags = "myself,master"
 			}
-			fmt.Fprintf(&conf, "%s 127.0.0.1:%d@%d %s - 0 0 %d connected %s\n", idOf(names[k]), ports[k], ports[n+k], flags, k+1, even.Ranges(k)[0])
+			fmt.Fprintf(&conf, "%s 127.0.0.1:%d@%d %s - 0 0 %d connected %s\n", idOf(names[k]), port[k], port[n+k], flags, k+1, even.Ranges(k)[0])
 		}
 		fmt.Fprintf(&conf, "vars currentEpoch %d lastVoteEpoch 0\n", n)
 		if err := os.WriteFile(filepath.Join(dir, "nodes.conf"), []byte(conf.String()), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		addrs = append(addrs, startAt(t, ports[i], dir, "--cluster-enabled", "yes", "--cluster-port", strconv.Itoa(ports[n+i]), "--cluster-require-full-coverage", "no"))
+		addrs = append(addrs, startAt(t, port[i], dir, "--cluster-enabled", "yes", "--cluster-port", strconv.Itoa(port[n+i]), "--cluster-require-full-coverage", "no"))
 	}
 	for _, a := range addrs {
 		w := dial(t, a)
@@ -103,6 +95,7 @@ func faceOf(m *slots.Map) *Topology {
 }
 
 func TestAClusterIsOneServer(t *testing.T) {
+	t.Parallel()
 	f, addrs := clusterFront(t, 3)
 	w := f.client(t)
 	var names, pairs []string
@@ -172,6 +165,7 @@ func TestAClusterIsOneServer(t *testing.T) {
 
 // TestACommandOverSlotsIsRefusedAsByAServer: b and f are on one server (slots 3300 and 3168).
 func TestACommandOverSlotsIsRefusedAsByAServer(t *testing.T) {
+	t.Parallel()
 	f, addrs := clusterFront(t, 3)
 	w, direct := f.client(t), dial(t, addrs[0])
 	for _, c := range []string{"RENAME b f", "SINTERSTORE b f", "PFCOUNT b f", "BLPOP b f 1", "EVAL return(1) 2 b f", "WATCH b f", "SDIFF b f", "LMOVE b f LEFT LEFT", "COPY b f",
@@ -188,6 +182,7 @@ func TestACommandOverSlotsIsRefusedAsByAServer(t *testing.T) {
 }
 
 func TestATransactionIsOfOneSlot(t *testing.T) {
+	t.Parallel()
 	f, _ := clusterFront(t, 3)
 	w := f.client(t)
 	w.want("+OK\r\n", "MULTI")
@@ -211,6 +206,7 @@ func TestATransactionIsOfOneSlot(t *testing.T) {
 }
 
 func TestWhatWouldChangeTheClusterIsRefused(t *testing.T) {
+	t.Parallel()
 	f, _ := clusterFront(t, 1)
 	w := f.client(t)
 	for _, c := range []string{"RESET", "RESET HARD", "FAILOVER TAKEOVER", "SETSLOT 1 STABLE", "FORGET x", "MEET 127.0.0.1 1", "ADDSLOTS 1", "DELSLOTS 1", "FLUSHSLOTS", "REPLICATE x",
@@ -222,6 +218,7 @@ func TestWhatWouldChangeTheClusterIsRefused(t *testing.T) {
 }
 
 func TestAClusterAwareClientIsToldTheTopology(t *testing.T) {
+	t.Parallel()
 	f, _ := clusterFront(t, 2)
 	w := f.client(t)
 	node := func(host, id string) string {
@@ -259,6 +256,7 @@ func TestAClusterAwareClientIsToldTheTopology(t *testing.T) {
 }
 
 func TestWithoutAFaceItIsNoCluster(t *testing.T) {
+	t.Parallel()
 	f, _ := clusterFront(t, 2, func(o *Options) { o.Cluster.Face = nil })
 	w := f.client(t)
 	for _, c := range []string{"SLOTS", "SHARDS", "NODES", "INFO", "MYID", "KEYSLOT x", "RESET HARD"} {
@@ -273,6 +271,7 @@ func TestWithoutAFaceItIsNoCluster(t *testing.T) {
 // TestMessagesComeOnce: servers of a cluster tell each other what is published, so a pattern lives on one shard only; what they say
 // of keys they keep to themselves.
 func TestMessagesComeOnce(t *testing.T) {
+	t.Parallel()
 	f, addrs := clusterFront(t, 3)
 	for _, a := range addrs {
 		dial(t, a).want("+OK\r\n", "CONFIG SET notify-keyspace-events Kg$")
@@ -308,6 +307,7 @@ func TestMessagesComeOnce(t *testing.T) {
 
 // TestARedirectionNeverReachesAClient: the slot map lies behind: a slot is on its way from the first shard to the second.
 func TestARedirectionNeverReachesAClient(t *testing.T) {
+	t.Parallel()
 	var now atomic.Pointer[slots.Map]
 	now.Store(slots.Even("s0", "s1"))
 	f, addrs := clusterFront(t, 2, func(o *Options) { o.Cluster.Map = now.Load; o.Limits.Redirect = 2 * time.Second })
@@ -353,6 +353,7 @@ func TestARedirectionNeverReachesAClient(t *testing.T) {
 
 // TestARedirectionEnds: a slot that nobody serves is given up after a time, and the client goes on.
 func TestARedirectionEnds(t *testing.T) {
+	t.Parallel()
 	f, addrs := clusterFront(t, 2, func(o *Options) { o.Limits.Redirect = 300 * time.Millisecond })
 	dial(t, addrs[0]).want("+OK\r\n", "CLUSTER DELSLOTS 3300")
 	w := f.client(t)
@@ -372,6 +373,7 @@ func TestARedirectionEnds(t *testing.T) {
 }
 
 func TestAKeyOfNoShardIsAskedForAgain(t *testing.T) {
+	t.Parallel()
 	var now atomic.Pointer[slots.Map]
 	f, _ := clusterFront(t, 1, func(o *Options) { o.Cluster.Map = now.Load })
 	w := f.client(t)

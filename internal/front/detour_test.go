@@ -42,6 +42,7 @@ func (m *member) detours() (n int) {
 
 // Commands on a detour hold up what their clients say next, whoever drives them, and nobody else.
 func TestADetourThroughProxies(t *testing.T) {
+	t.Parallel()
 	m, now := startCluster(t, time.Minute)
 	const clients = 8
 	var turned []*wire
@@ -102,6 +103,7 @@ func TestADetourThroughProxies(t *testing.T) {
 
 // A client that is disconnected, or a front that ends, waits for no detour.
 func TestADetourEndsWithItsClient(t *testing.T) {
+	t.Parallel()
 	m, _ := startCluster(t, time.Hour)
 	w, other := m.client(t), m.client(t)
 	id := strings.Trim(w.do("CLIENT", "ID"), ":\r\n")
@@ -121,6 +123,7 @@ func TestADetourEndsWithItsClient(t *testing.T) {
 
 // A reply that is larger than what is read at once, or than what a connection in memory takes, comes whole.
 func TestALongReplyByADetour(t *testing.T) {
+	t.Parallel()
 	m, now := startCluster(t, time.Minute)
 	long := strings.Repeat("0123456789", 100_000)
 	dial(t, m.addrs[1]).do("SET", "b", long)

@@ -128,6 +128,7 @@ func says(text string) func(net.Conn, []string) {
 }
 
 func TestRepliesKeepTheOrderOfTheCommands(t *testing.T) {
+	t.Parallel()
 	f, a, b := fakes(t)
 	late := make(chan struct{})
 	a.says(func(c net.Conn, _ []string) { <-late; says("$1\r\na\r\n")(c, nil) })
@@ -152,6 +153,7 @@ func TestRepliesKeepTheOrderOfTheCommands(t *testing.T) {
 }
 
 func TestAnErrorOfOneShardIsTheAnswer(t *testing.T) {
+	t.Parallel()
 	f, a, b := fakes(t)
 	w := f.client(t)
 	for _, c := range []struct{ command, a, b, want string }{
@@ -236,6 +238,7 @@ func TestALongReplyPassesInBoundedMemory(t *testing.T) {
 }
 
 func TestAClientThatReadsNothingBeforeItHasSaidAll(t *testing.T) {
+	t.Parallel()
 	f, a, b := fakes(t, func(o *Options) { o.Limits.Pipeline = 1000 })
 	value := bulk(strings.Repeat("v", 4000))
 	a.says(says(value))
@@ -263,6 +266,7 @@ func TestAClientThatReadsNothingBeforeItHasSaidAll(t *testing.T) {
 }
 
 func TestAClientThatTakesNothingIsDisconnected(t *testing.T) {
+	t.Parallel()
 	f, a, _ := fakes(t, func(o *Options) { o.Limits.Output = 1 << 20 })
 	a.says(says(bulk(strings.Repeat("v", 10_000))))
 	w := f.client(t)
@@ -284,6 +288,7 @@ func TestAReplyThatIsPutTogetherIsBounded(t *testing.T) {
 }
 
 func TestLimitsAreTheServers(t *testing.T) {
+	t.Parallel()
 	f, a, _ := fakes(t, func(o *Options) {
 		o.Limits.Clients, o.Limits.Query, o.Limits.Bulk, o.Limits.Pipeline = 2, 100_000, 1000, 10
 	})
@@ -317,6 +322,7 @@ func TestLimitsAreTheServers(t *testing.T) {
 }
 
 func TestAConnectionThatEndsEndsItsClient(t *testing.T) {
+	t.Parallel()
 	f, _, b := fakes(t)
 	w, other := f.client(t), f.client(t)
 	other.want("+OK\r\n", "SET b 1")
@@ -342,6 +348,7 @@ func TestAConnectionThatEndsEndsItsClient(t *testing.T) {
 }
 
 func TestAShardThatCannotBeReachedIsNamed(t *testing.T) {
+	t.Parallel()
 	f, a, _ := fakes(t, func(o *Options) {
 		o.Shards[1].Dial = func(context.Context) (net.Conn, error) { return nil, errors.New("refused") }
 	})
@@ -356,6 +363,7 @@ func TestAShardThatCannotBeReachedIsNamed(t *testing.T) {
 }
 
 func TestSilentClientsAndStrangersAreDisconnected(t *testing.T) {
+	t.Parallel()
 	f, _, b := fakes(t, func(o *Options) { o.Limits.Idle = time.Second })
 	b.says(func(net.Conn, []string) {})
 	silent, waiting := f.client(t), f.client(t) // who waits for something is not silent
@@ -408,6 +416,7 @@ func TestNothingIsLeftBehind(t *testing.T) {
 }
 
 func TestWrongOptionsAreNamed(t *testing.T) {
+	t.Parallel()
 	if _, err := New(Options{Shards: []Shard{{Name: "a"}, {Name: "a"}}, Limits: Limits{Query: -1}}); err == nil ||
 		strings.Count(err.Error(), "front: ") != 6 {
 		t.Fatal(err)
@@ -416,6 +425,7 @@ func TestWrongOptionsAreNamed(t *testing.T) {
 
 // A write that one shard carried out and another refused is neither done nor not done.
 func TestAWriteThatIsRefusedInPartHasAnUnknownOutcome(t *testing.T) {
+	t.Parallel()
 	f, a, b := fakes(t)
 	w := f.client(t)
 	w.want("+OK\r\n", "SET a 1")

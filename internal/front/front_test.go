@@ -36,6 +36,7 @@ func sorted(f string) string {
 }
 
 func TestCrossShardCommandsAnswerLikeOneServer(t *testing.T) {
+	t.Parallel()
 	for _, proto := range []string{"2", "3"} {
 		f, _ := servers(t, 3)
 		many, one := f.client(t), dial(t, startServer(t))
@@ -72,6 +73,7 @@ func TestCrossShardCommandsAnswerLikeOneServer(t *testing.T) {
 }
 
 func TestKeysOfSeveralShardsAreRefusedElsewhere(t *testing.T) {
+	t.Parallel()
 	f, _ := servers(t, 2)
 	w := f.client(t)
 	a, b := keyOn(2, 0, "a"), keyOn(2, 1, "b")
@@ -105,6 +107,7 @@ func replaceKeys(command, a, b string) string {
 }
 
 func TestOneErrorStandsForTheWholeCommand(t *testing.T) {
+	t.Parallel()
 	f, addrs := servers(t, 3)
 	w := f.client(t)
 	keys := []string{keyOn(3, 0, "x"), keyOn(3, 1, "x"), keyOn(3, 2, "x")}
@@ -122,6 +125,7 @@ func TestOneErrorStandsForTheWholeCommand(t *testing.T) {
 }
 
 func TestAScanSeesEveryKeyOnce(t *testing.T) {
+	t.Parallel()
 	f, _ := servers(t, 3)
 	w := f.client(t)
 	const n = 3000
@@ -161,6 +165,7 @@ func TestAScanSeesEveryKeyOnce(t *testing.T) {
 }
 
 func TestScriptsAreKnownWhereverTheirKeysAre(t *testing.T) {
+	t.Parallel()
 	f, addrs := servers(t, 2)
 	w := f.client(t)
 	a, b := keyOn(2, 0, "a"), keyOn(2, 1, "b")
@@ -196,6 +201,7 @@ func TestScriptsAreKnownWhereverTheirKeysAre(t *testing.T) {
 }
 
 func TestInfoIsOfAllShards(t *testing.T) {
+	t.Parallel()
 	f, _ := servers(t, 3)
 	w := f.client(t)
 	load(w)
@@ -224,6 +230,7 @@ func TestInfoIsOfAllShards(t *testing.T) {
 }
 
 func TestTheConnectionsStateIsOnEachShard(t *testing.T) {
+	t.Parallel()
 	f, addrs := servers(t, 2)
 	w := f.client(t)
 	a, b := keyOn(2, 0, "a"), keyOn(2, 1, "b")
@@ -264,6 +271,7 @@ func TestTheConnectionsStateIsOnEachShard(t *testing.T) {
 }
 
 func TestAPasswordIsCheckedByTheShards(t *testing.T) {
+	t.Parallel()
 	var shards []Shard
 	for _, name := range []string{"a", "b"} {
 		addr := startServer(t, "--requirepass", "secret")
@@ -307,6 +315,7 @@ func TestAPasswordIsCheckedByTheShards(t *testing.T) {
 }
 
 func TestClientsAreThoseOfTheFront(t *testing.T) {
+	t.Parallel()
 	f, _ := servers(t, 2)
 	w, o := f.client(t), f.client(t)
 	b := keyOn(2, 1, "b")

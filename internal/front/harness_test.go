@@ -21,6 +21,7 @@ import (
 	"redoubt/internal/proxy"
 	"redoubt/internal/resp"
 	"redoubt/internal/route"
+	"redoubt/test/ports"
 )
 
 // until polls a condition.
@@ -42,17 +43,9 @@ func startServer(t testing.TB, args ...string) string {
 	if err != nil {
 		t.Skip("redis-server is not installed")
 	}
-	for range 5 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		addr := l.Addr().String()
-		_ = l.Close()
-		_, port, _ := net.SplitHostPort(addr)
-		if tryServer(t, bin, port, t.TempDir(), args) {
-			return addr
-		}
+	port := ports.Free(t)
+	if tryServer(t, bin, strconv.Itoa(port), t.TempDir(), args) {
+		return "127.0.0.1:" + strconv.Itoa(port)
 	}
 	t.Fatal("redis-server did not start")
 	return ""

@@ -66,6 +66,7 @@ func inside(words []string, key string) []string {
 
 // TestRandomPipelinesAreAnsweredLikeByOneServer compares byte for byte, in both protocols, with several clients at once.
 func TestRandomPipelinesAreAnsweredLikeByOneServer(t *testing.T) {
+	t.Parallel()
 	f, _ := servers(t, 3)
 	rounds := 150
 	if v, err := strconv.Atoi(os.Getenv("REDOUBT_ROUNDS")); err == nil {

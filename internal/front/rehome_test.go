@@ -13,6 +13,7 @@ import (
 // TestClientsAreLedAwayFromAShardThatIsRemoved: the first shard goes, when it has no keys; those who listen there go on listening, what concerns
 // all shards concerns the others, and what concerns none is answered by another one.
 func TestClientsAreLedAwayFromAShardThatIsRemoved(t *testing.T) {
+	t.Parallel()
 	var first atomic.Int32 // the shard of names that begin with a
 	f, addrs := servers(t, 3, func(o *Options) {
 		o.Place = func(key []byte) int {

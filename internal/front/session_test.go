@@ -12,6 +12,7 @@ import (
 )
 
 func TestATransactionIsOfOneShard(t *testing.T) {
+	t.Parallel()
 	f, _ := servers(t, 2)
 	w, other := f.client(t), f.client(t)
 	a, b := keyOn(2, 0, "a"), keyOn(2, 1, "b")
@@ -52,6 +53,7 @@ func TestATransactionIsOfOneShard(t *testing.T) {
 }
 
 func TestWhatFollowsABlockingCommandWaits(t *testing.T) {
+	t.Parallel()
 	f, _ := servers(t, 2)
 	w, other := f.client(t), f.client(t)
 	a, b := keyOn(2, 0, "a"), keyOn(2, 1, "b")
@@ -84,6 +86,7 @@ func TestWhatFollowsABlockingCommandWaits(t *testing.T) {
 }
 
 func TestWaitIsTheLeastOfTheShardsWrittenTo(t *testing.T) {
+	t.Parallel()
 	f, addrs := servers(t, 2)
 	w := f.client(t)
 	a, b := keyOn(2, 0, "a"), keyOn(2, 1, "b")
@@ -98,6 +101,7 @@ func TestWaitIsTheLeastOfTheShardsWrittenTo(t *testing.T) {
 }
 
 func TestSubscriptionsAreOfAllShards(t *testing.T) {
+	t.Parallel()
 	for _, proto := range []string{"2", "3"} {
 		f, _ := servers(t, 2)
 		w, other := f.client(t), f.client(t)
@@ -164,6 +168,7 @@ func TestSubscriptionsAreOfAllShards(t *testing.T) {
 }
 
 func TestTrackingIsOfAllShards(t *testing.T) {
+	t.Parallel()
 	f, _ := servers(t, 2)
 	w, other := f.client(t), f.client(t)
 	a, b := keyOn(2, 0, "a"), keyOn(2, 1, "b")
@@ -192,6 +197,7 @@ func TestTrackingIsOfAllShards(t *testing.T) {
 }
 
 func TestTheLastRepliesReachAClientThatSendsNoMore(t *testing.T) {
+	t.Parallel()
 	f, _ := servers(t, 2)
 	w := f.client(t)
 	for range 50 {
@@ -211,6 +217,7 @@ func TestTheLastRepliesReachAClientThatSendsNoMore(t *testing.T) {
 }
 
 func TestKeyPositionsAreTheServers(t *testing.T) {
+	t.Parallel()
 	f, addrs := servers(t, 1)
 	w := dial(t, addrs[0])
 	table := f.o.Table()
@@ -245,6 +252,7 @@ func TestKeyPositionsAreTheServers(t *testing.T) {
 
 // A message that is longer than what a shard may be ahead of the order waits for nobody's turn.
 func TestALongMessageArrives(t *testing.T) {
+	t.Parallel()
 	for _, proto := range []string{"2", "3"} {
 		f, _ := servers(t, 2)
 		w, other := f.client(t), f.client(t)

@@ -439,8 +439,10 @@ func TestWhatOnceDifferedDoesNot(t *testing.T) {
 }
 
 func TestSessionsAreAnsweredAsByTheServer(t *testing.T) {
+	t.Parallel()
 	for _, quorum := range []bool{false, true} {
 		t.Run("quorum="+strconv.FormatBool(quorum), func(t *testing.T) {
+			t.Parallel()
 			r := newRivals(t, quorum)
 			from, n := *sequenceFrom, *sequences
 			if *sequenceSeed != 0 {
