@@ -153,12 +153,11 @@ func TestClusterQuorumThroughAStopOfEverything(t *testing.T) {
 		s := d.waitHealthy(60 * time.Second)
 		ws := d.ledger(fmt.Sprint("stop", i))
 		wait(500 * time.Millisecond)
+		var all []node
 		for _, sh := range s.Deployments[0].Shards {
-			for _, n := range sh.Nodes {
-				_ = syscall.Kill(n.AgentPID, syscall.SIGKILL)
-				_ = syscall.Kill(n.PID, syscall.SIGKILL)
-			}
+			all = append(all, sh.Nodes...)
 		}
+		killWritten(t, all)
 		for _, w := range ws {
 			w.finish()
 		}

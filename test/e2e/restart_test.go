@@ -75,10 +75,7 @@ func TestColdStartAfterEverythingWasKilledAtOnce(t *testing.T) {
 		}
 		acked = i + 1
 	}
-	for _, n := range s.nodes() {
-		signal(t, n.AgentPID, syscall.SIGKILL)
-		signal(t, n.PID, syscall.SIGKILL)
-	}
+	killWritten(t, s.nodes())
 	begun := time.Now()
 	d.start()
 	after := d.waitHealthy(30 * time.Second)
