@@ -124,8 +124,10 @@ func (e *env) runUp(ctx context.Context, f upFlags, given ...bool) error {
 			fmt.Fprintf(e.err, "%s runs already, as process %d\n", m.ID, i.PID)
 		}
 	}
-	if err := e.awaitServing(ctx, f, p); err != nil {
+	started, err := e.awaitServing(ctx, f, p)
+	if err != nil {
 		if f.foreground && ctx.Err() != nil { // interrupted while it was starting
+			end(started)
 			return errors.Join(err, e.stopAll(context.WithoutCancel(ctx), f.dir, p))
 		}
 		return err
@@ -165,7 +167,24 @@ func portsFree(members []planMember, servers bool) error {
 // child is a member that this command started.
 type child struct {
 	planMember
-	exited chan error // gets the result of Wait
+	process *os.Process
+	exited  chan error // gets the result of Wait
+}
+
+// end interrupts members that this command has started, and waits for their ends: those that have just begun are in no record yet, by
+// which stopAll could find them.
+func end(started []child) {
+	for _, c := range started {
+		_ = c.process.Signal(syscall.SIGINT)
+	}
+	late := time.After(downGrace)
+	for _, c := range started {
+		select {
+		case <-c.exited:
+		case <-late:
+			return // stopAll kills it: by now it is in its record
+		}
+	}
 }
 
 // running reports whether the member's process is there, by the record in its directory.
@@ -210,8 +229,8 @@ func (e *env) startMembers(dir string, p plan, already []child) ([]child, error)
 			return started, fmt.Errorf("start %s: %w", m.ID, err)
 		}
 		fmt.Fprintf(e.err, "started %s as process %d\n", m.ID, cmd.Process.Pid)
-		c := child{m, make(chan error, 1)}
-		go func() { c.exited <- cmd.Wait() }() // ends with the member, or with this short-lived command
+		c := child{m, cmd.Process, make(chan error, 1)}
+		go func() { c.exited <- cmd.Wait(); close(c.exited) }() // ends with the member, or with this short-lived command
 		started = append(started, c)
 	}
 	return started, nil
@@ -220,9 +239,9 @@ func (e *env) startMembers(dir string, p plan, already []child) ([]child, error)
 // dying is how long a killed process may still hold its ports after it is seen to be gone: its threads end one by one.
 const dying = 2 * time.Second
 
-// awaitServing starts the members that do not run, and polls the API until the shard serves and every member reports.
+// awaitServing starts the members that do not run, and polls the API until the shard serves and every member reports. It returns those that it started.
 // A member that was found running may have been dying: it is started when it is gone.
-func (e *env) awaitServing(ctx context.Context, f upFlags, p plan) error {
+func (e *env) awaitServing(ctx context.Context, f upFlags, p plan) (started []child, err error) {
 	ctx, cancel := context.WithTimeout(ctx, f.wait)
 	defer cancel()
 	var addrs []string
@@ -234,20 +253,19 @@ func (e *env) awaitServing(ctx context.Context, f upFlags, p plan) error {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	said, able := "", time.Now()
-	var started []child
 	for {
 		late, err := e.startMembers(f.dir, p, started)
 		started = append(started, late...)
 		if err == nil {
 			able = time.Now()
 		} else if time.Since(able) > dying {
-			return err
+			return started, err
 		}
 		st, err := client.Status(ctx)
 		now := "waiting for a member to answer"
 		if err == nil {
 			if serving(st) && everybody(st, f.dir, p) {
-				return nil
+				return started, nil
 			}
 			now = progress(st, p)
 		}
@@ -258,16 +276,16 @@ func (e *env) awaitServing(ctx context.Context, f upFlags, p plan) error {
 		for _, c := range started {
 			select {
 			case err := <-c.exited:
-				return fail(ExitFailed, "%s ended (%v)%s", c.ID, err, tails(f.dir, []planMember{c.planMember}))
+				return started, fail(ExitFailed, "%s ended (%v)%s", c.ID, err, tails(f.dir, []planMember{c.planMember}))
 			default:
 			}
 		}
 		select {
 		case <-ctx.Done():
 			if errors.Is(ctx.Err(), context.Canceled) {
-				return ctx.Err()
+				return started, ctx.Err()
 			}
-			return fail(ExitFailed, "the deployment does not serve after %s (%s); it is left running: see `redoubt explain --dir %s`, or stop it with `redoubt down --dir %s`%s", f.wait, said, f.dir, f.dir, tails(f.dir, p.Members))
+			return started, fail(ExitFailed, "the deployment does not serve after %s (%s); it is left running: see `redoubt explain --dir %s`, or stop it with `redoubt down --dir %s`%s", f.wait, said, f.dir, f.dir, tails(f.dir, p.Members))
 		case <-tick.C:
 		}
 	}

@@ -130,7 +130,7 @@ func (c *crew) writeUntilDead(from int, at ...string) int {
 	}
 	client := redis.NewClient(&redis.Options{Addr: c.at(0, through), MaxRetries: -1, DialTimeout: time.Second, ReadTimeout: 5 * time.Second})
 	defer client.Close()
-	stop := make(chan struct{})
+	stop, begun := make(chan struct{}), make(chan struct{})
 	done := make(chan int)
 	go func() {
 		n := from
@@ -140,9 +140,16 @@ func (c *crew) writeUntilDead(from int, at ...string) int {
 				done <- n
 				return
 			}
+			if n == from {
+				close(begun)
+			}
 			n++
 		}
 	}()
+	select {
+	case <-begun:
+	case <-time.After(5 * time.Second):
+	}
 	wait(300 * time.Millisecond)
 	for _, cmd := range c.members {
 		_ = cmd.Process.Signal(syscall.SIGSTOP)

@@ -38,6 +38,7 @@ func roundsOr(few int) int {
 
 func TestMain(m *testing.M) {
 	flag.Parse()
+	_ = flag.Set("test.parallel", "2") // each story has machines to itself, of which some are judged by their speed
 	os.Exit(m.Run())
 }
 

@@ -14,7 +14,7 @@ import (
 
 // TestForegroundDeploymentEndsWithItsCommand: interrupted when it serves, and interrupted while it starts.
 func TestForegroundDeploymentEndsWithItsCommand(t *testing.T) {
-	for _, after := range []time.Duration{-1, 300 * time.Millisecond} { // -1: when it serves
+	for _, after := range []time.Duration{-1, 20 * time.Millisecond, 40 * time.Millisecond, 60 * time.Millisecond, 300 * time.Millisecond} { // -1: when it serves
 		d := &deployment{t: t, bin: binary(t), dir: t.TempDir(), base: freeBase(t)}
 		t.Cleanup(func() { _ = exec.Command(d.bin, "down", "--dir", d.dir, "--yes").Run() })
 		var errs bytes.Buffer
@@ -50,7 +50,13 @@ func TestForegroundDeploymentEndsWithItsCommand(t *testing.T) {
 				return err == syscall.ESRCH, fmt.Sprintf("process %d is left (%v)", pid, err)
 			})
 		}
-		if out, err := d.run("status"); err == nil {
+		for end := time.Now().Add(time.Second); after > 0 && time.Now().Before(end); wait(50 * time.Millisecond) { // one that is left takes a moment
+			if out, err := d.run("status"); err == nil {
+				t.Errorf("interrupted after %s, a member still answers:\n%s", after, out)
+				break
+			}
+		}
+		if out, err := d.run("status"); after < 0 && err == nil {
 			t.Errorf("a member still answers:\n%s", out)
 		}
 		for range 2 { // stopping what is stopped is no error
