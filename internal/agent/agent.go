@@ -57,6 +57,7 @@ type Agent struct {
 	known     coord.Rev      // the document that the latest order came from
 	unread    bool           // … which waits for the read that confirms it
 	hastened  hasty          // what hasten has seen
+	expected  coord.Rev      // the switchover to this node that anticipate has seen
 	aware     bool           // a read has returned a document
 	settings  redis.Settings
 	checkedAt time.Duration // uptime of the latest Configure
@@ -134,6 +135,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer a.writable.Store(false)
 	for ctx.Err() == nil {
 		changed := a.o.View.Next()
+		a.anticipate()
 		if a.hasten(ctx) {
 			a.wait(ctx, changed, readSoon)
 			continue

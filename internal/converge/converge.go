@@ -168,6 +168,7 @@ var rules = [...]rule{
 	{"lease-over", leaseOver, just(Fence)},
 	{"pledged", pledged, nil},
 	{"promise", unpromisedFencing, promise},
+	{"promise-ahead", electedNext, promiseAhead},
 	{"unanswered", notAnswering, nil},
 	{"freeze", mustFreeze, just(Freeze)},
 	{"elected-unread", electedButUnread, awaitRead},
@@ -266,6 +267,17 @@ func unpromisedFencing(in *Input) (bool, string) {
 }
 
 func promise(in *Input) Order { return Order{Do: Promise, Epoch: in.a().Epoch} }
+
+// electedNext: a switchover to this node is under way, and the primary still drains. Whatever comes of it has a higher epoch, so
+// that epoch is promised already: the disk is not waited for once nobody can write. It makes no witness of this node, which
+// has not frozen; but it ends a pledge, so one that was given is kept first.
+func electedNext(in *Input) (bool, string) {
+	a := in.a()
+	due := a.Phase == topo.PhaseDraining && a.Primary != in.Self && a.Elected != nil && a.Elected.Node == in.Self && in.Promised <= a.Epoch
+	return due && !in.Pledged.Binds(a.Phase, a.Epoch+1, in.Promised, in.Now), in.say("a switchover to this node is under way: epoch %d is next", a.Epoch+1)
+}
+
+func promiseAhead(in *Input) Order { return Order{Do: Promise, Epoch: in.a().Epoch + 1} }
 
 func fenceOrdered(in *Input) (bool, string) {
 	return in.a().Phase == topo.PhaseFencing && in.mayBeWritable(), in.say("epoch %d: nobody may write", in.a().Epoch)

@@ -24,9 +24,11 @@ func (p Pledge) binds(epoch, promised topo.Epoch, now time.Duration) bool {
 }
 
 // Binds reports whether this node may not promise epoch in phase p now. Only an election asks for a promise that a pledge
-// forbids. A promotion was decided without this node: the old primary had fenced itself.
+// forbids, and a switchover that may still become one: what is promised ahead would release the node from its pledge. A
+// promotion was decided without this node: the old primary had fenced itself.
 func (p Pledge) Binds(phase topo.Phase, epoch, promised topo.Epoch, now time.Duration) bool {
-	return phase == topo.PhaseFencing && p.binds(epoch, promised, now)
+	early := phase == topo.PhaseDraining && !invariant.Planted("promise-ahead-of-pledge")
+	return (phase == topo.PhaseFencing || early) && p.binds(epoch, promised, now)
 }
 
 // pledged: other members rely on this node's word that it is not frozen for an election before the pledge ends.

@@ -16,7 +16,7 @@ import (
 
 // TestScenarios plays the stories in testdata: one agent, n1, in a shard of three.
 //
-//	order epoch=5 phase=serving primary=n1 run=r1 [elected=A:100] [history=1:A:0:0,5:B:90:1] [async] [change=…] [pushed] [unaware]   the agreed document, with
+//	order epoch=5 phase=serving primary=n1 run=r1 [elected=A:100[:n1]] [history=1:A:0:0,5:B:90:1] [async] [change=…] [pushed] [unaware]   the agreed document, with
 //	    histories as epoch:replid:start:parent; pushed: not read yet
 //	none                                                                     no document is known
 //	self [promised=5] [now=10s] [lease=11s] [insync=5] [salvaged=A:120] [pledged=5:400ms]      the agent; pledged: to
@@ -125,8 +125,11 @@ func order(a storytest.Args) *topo.Shard {
 		s.Assigned.Begin(c)
 	}
 	if v := a.Str("elected", ""); v != "" {
-		id, off, _ := strings.Cut(v, ":")
-		s.Assigned.Elected = &topo.Elected{Node: s.Assigned.Primary, RunID: s.Assigned.RunID, ReplID: id, Offset: storytest.Num(a.T, off)}
+		f := strings.Split(v, ":")
+		s.Assigned.Elected = &topo.Elected{Node: s.Assigned.Primary, RunID: s.Assigned.RunID, ReplID: f[0], Offset: storytest.Num(a.T, f[1])}
+		if len(f) > 2 {
+			s.Assigned.Elected.Node = topo.NodeID(f[2])
+		}
 	}
 	return s
 }

@@ -55,6 +55,7 @@ const (
 	roundTime  = 5 * time.Second        // one round
 	hurry      = 50 * time.Millisecond  // after a round that did not succeed
 	hurryMax   = 2 * time.Second
+	moveTime   = 300 * time.Millisecond // a planned move that takes longer is told of
 )
 
 // New makes a registrar.

@@ -49,7 +49,13 @@ func start(t *testing.T, s *kubeapi.Server) *world {
 // agree writes a new version of the shard's document.
 func (w *world) agree(epoch topo.Epoch, phase topo.Phase, primary topo.NodeID) {
 	w.t.Helper()
-	w.shard.Assigned = topo.Assigned{Term: 1, Epoch: epoch, Phase: phase, Primary: primary, RunID: "r", Why: "the test says so", History: []topo.HistoryEntry{{Epoch: 1, ReplID: "x", Node: primary}}}
+	w.move(epoch, phase, primary, nil)
+}
+
+// move is agree while an operator wants something.
+func (w *world) move(epoch topo.Epoch, phase topo.Phase, primary topo.NodeID, wanted *topo.Intent) {
+	w.t.Helper()
+	w.shard.Assigned = topo.Assigned{Intent: wanted, Term: 1, Epoch: epoch, Phase: phase, Primary: primary, RunID: "r", Why: "the test says so", History: []topo.HistoryEntry{{Epoch: 1, ReplID: "x", Node: primary}}}
 	var err error
 	if w.rev, err = w.store.Member("n1").Swap(w.ctx, key, w.shard.Encode(), w.rev); err != nil {
 		w.t.Fatal(err)

@@ -41,6 +41,8 @@ type teller struct {
 	last   *view.Snapshot // what was told of; nil: nothing, or a round did not succeed
 	latest picture        // that this member has told of
 	next   time.Duration  // uptime of the next round that nothing has asked for
+	move   string         // the latest planned move that was seen …
+	moveAt time.Duration  // … and the uptime since when
 	pause  time.Duration  // after a round that does not succeed
 }
 
@@ -77,7 +79,20 @@ func (t *teller) look(now time.Duration) bool {
 		return false
 	}
 	snap := t.part.View.Load()
-	return snap != nil && (t.changed() || now >= t.next)
+	return snap != nil && !t.moves(snap, now) && (t.changed() || now >= t.next)
+}
+
+// moves reports whether a planned move is under way that is worth waiting for: who is primary after it is told then. The dozen
+// requests of a round would stand in the way of the two writes for which all clients wait.
+func (t *teller) moves(snap *view.Snapshot, now time.Duration) bool {
+	a := snap.Shard.Assigned
+	if a.Intent == nil || a.Phase == topo.PhaseFencing {
+		return false
+	}
+	if t.move != a.Intent.ID {
+		t.move, t.moveAt = a.Intent.ID, now
+	}
+	return now-t.moveAt < moveTime
 }
 
 // changed reports whether there is something newer than what the cluster was told.

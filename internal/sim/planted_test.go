@@ -64,6 +64,7 @@ func TestPlantedBugsAreFound(t *testing.T) {
 		{"agree-without-promise", 5000, two},
 		{"some-pledges-suffice", 5000, two},
 		{"pledge-not-on-disk", 5000, two},
+		{"promise-ahead-of-pledge", 5000, two},
 		{"grow-before-proxies-confirmed", 5000, lost},
 		{"remove-without-barrier", 5000, lost},
 		{"shrink-after-ack", 10000, lost},

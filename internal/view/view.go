@@ -65,13 +65,14 @@ type View struct {
 	log   *slog.Logger
 	last  atomic.Pointer[Snapshot]
 
+	ahead   chan struct{} // ReadAhead was called; capacity one
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced at every new revision or confirmation
 }
 
 // New returns a view of the document under key.
 func New(docs coord.Docs, c clock.Clock, key string, log *slog.Logger) *View {
-	return &View{docs: docs, clock: c, key: key, log: log, changed: make(chan struct{})}
+	return &View{docs: docs, clock: c, key: key, log: log, ahead: make(chan struct{}, 1), changed: make(chan struct{})}
 }
 
 // Load returns the latest snapshot; nil before the document was first seen.
@@ -89,6 +90,21 @@ func (v *View) Next() <-chan struct{} {
 // early to renew a lease with, once it is answered.
 const readsAtOnce = 8
 
+// A switchover to a node of this process is over within that time, or it is not worth so many reads.
+const (
+	aheadEvery = 3 * time.Millisecond
+	aheadReads = 50
+)
+
+// ReadAhead has the document read now, and often for a moment while a switchover drains the primary. It does not wait. Safe for
+// concurrent use.
+func (v *View) ReadAhead() {
+	select {
+	case v.ahead <- struct{}{}:
+	default:
+	}
+}
+
 // Run keeps the view current until ctx ends: pushes arrive at once, and two linearizable reads in every beat confirm them.
 func (v *View) Run(ctx context.Context) error {
 	pushed := v.docs.Watch(ctx, v.key)
@@ -96,6 +112,10 @@ func (v *View) Run(ctx context.Context) error {
 	interval := topo.LANTiming().Beat.D() / 2
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
+	often := time.NewTicker(aheadEvery)
+	often.Stop()
+	defer often.Stop()
+	ahead := 0 // reads that ReadAhead has left to make
 	reading := 0
 	again := false
 	start := func() {
@@ -123,6 +143,15 @@ func (v *View) Run(ctx context.Context) error {
 				start() // confirm a new revision at once: a lease counts from a read, never from a push; nobody gets one by draining
 			}
 		case <-tick.C:
+			start()
+		case <-v.ahead:
+			ahead = aheadReads
+			often.Reset(aheadEvery)
+			start()
+		case <-often.C:
+			if ahead--; ahead == 0 || v.Load().Shard.Assigned.Phase != topo.PhaseDraining {
+				often.Stop()
+			}
 			start()
 		case <-done:
 			reading--

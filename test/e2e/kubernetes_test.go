@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -299,8 +300,8 @@ func rollingUpdate(t *testing.T, s *kubeapi.Server, ring int) {
 // namesKept is how long a process remembers what a name led to: five seconds for names of files in Go. In a cluster it is what CoreDNS keeps.
 const namesKept = 5500 * time.Millisecond
 
-// restart ends a pod, starts it with another address and waits until it is ready.
-func (p *pods) restart(i int, ws []*writer) {
+// restart ends a pod, starts it with another address, waits until it is ready and returns the longest time without a write.
+func (p *pods) restart(i int, ws []*writer) time.Duration {
 	p.t.Helper()
 	id, was := p.id(i), p.d.waitHealthy(30*time.Second)
 	begun := time.Now()
@@ -319,6 +320,7 @@ func (p *pods) restart(i int, ws []*writer) {
 	if longest > 2*time.Second {
 		p.t.Errorf("%s was missed for %s", id, longest)
 	}
+	return longest
 }
 
 func TestARollingUpdateOverTheSmallAPIServer(t *testing.T) { rollingUpdate(t, kubeapi.Small(t), 0) }
@@ -341,6 +343,12 @@ func TestARollingUpdateOfARing(t *testing.T) {
 // overManifests plays a rolling update over the real API server, with the rights that the manifests give.
 func overManifests(t *testing.T, ring int) {
 	t.Helper()
+	rollingUpdate(t, withManifests(t), ring)
+}
+
+// withManifests is the real API server with what the manifests apply.
+func withManifests(t *testing.T) *kubeapi.Server {
+	t.Helper()
 	s := kubeapi.Real(t)
 	manifests, err := os.ReadFile("../../deploy/kubernetes/redoubt.yaml")
 	if err != nil {
@@ -350,5 +358,30 @@ func overManifests(t *testing.T, ring int) {
 	if out, err := s.Kubectl(t, manifests, "apply", "-f", "-"); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	rollingUpdate(t, s, ring)
+	return s
+}
+
+// TestPrimariesHandOverOverKubernetes ends the primary's pod, again and again, as a rolling update does.
+func TestPrimariesHandOverOverKubernetes(t *testing.T) {
+	if !*everyone {
+		t.Skip("make show-kubernetes")
+	}
+	p := startPods(t, withManifests(t), 0)
+	p.told(p.d.waitHealthy(40 * time.Second))
+	addr := p.addr(-1, 0)
+	ws := startWriters(t, "over", addr)
+	var outages []time.Duration
+	for range 5 {
+		at := slices.Index([]string{p.id(0), p.id(1), p.id(2)}, p.d.waitHealthy(30*time.Second).primary())
+		outages = append(outages, p.restart(at, ws))
+	}
+	for _, w := range ws {
+		w.finish()
+	}
+	v := judge(t, addr, ws)
+	figures(t, "the primary's pod is restarted", outages, v)
+	if v.errors > 0 {
+		t.Errorf("clients have seen %d errors: %v", v.errors, v.messages)
+	}
+	requireNothingLost(t, v)
 }

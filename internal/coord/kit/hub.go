@@ -56,6 +56,14 @@ func (h *Hub) Rev(key string) coord.Rev {
 	return h.known[key].Rev
 }
 
+// Latest returns the latest version of a document that was learned, which is nobody's to change; its revision is zero if there is
+// none.
+func (h *Hub) Latest(key string) coord.Doc {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.known[key]
+}
+
 // Watch begins a watch that ends with ctx or the store.
 func (h *Hub) Watch(ctx context.Context, key string) <-chan coord.Doc {
 	w := &sub{ch: make(chan coord.Doc, 1)}

@@ -76,11 +76,57 @@ func (s *Store) answer(ctx context.Context, g *office, f kit.Frame) kit.Frame {
 	switch f.Kind {
 	case kit.KindGet:
 		d, err := g.read(ctx, f.Key)
+		if err == nil {
+			d = s.newest(ctx, d)
+		}
 		return kit.Outcome(err, kit.Frame{Key: d.Key, Value: d.Value, Rev: uint64(d.Rev)})
 	case kit.KindAll:
 		return kit.Frame{Value: kit.EncodeBeats(g.beats.All())}
 	default:
 		return kit.Outcome(fmt.Errorf("request %d is unknown to this version; upgrade all members", f.Kind), kit.Frame{})
+	}
+}
+
+// holdMax bounds how long an answer waits for a swap of the controller's own.
+const holdMax = 50 * time.Millisecond
+
+// newest is the answer to a question about d, which a round has shown since the question arrived. If this process is about to replace
+// the document, it waits for that. What is newer than d was written after the question had arrived, too, so the question may be
+// answered with it: who waits for the controller's next word then hears it together with the read that confirms it.
+func (s *Store) newest(ctx context.Context, d coord.Doc) coord.Doc {
+	s.mu.Lock()
+	written, limit := s.writing[d.Key], s.hold
+	s.mu.Unlock()
+	if written != nil {
+		t := time.NewTimer(limit)
+		defer t.Stop()
+		select {
+		case <-written:
+		case <-t.C:
+		case <-ctx.Done():
+		}
+	}
+	if known := s.hub.Latest(d.Key); known.Rev > d.Rev {
+		return known
+	}
+	return d
+}
+
+// beginWrite notes that this process is about to replace a document; what it returns notes the end. Of two swaps of one document at a
+// time only the first is noted.
+func (s *Store) beginWrite(key string) (end func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.writing[key] != nil {
+		return func() {}
+	}
+	written := make(chan struct{})
+	s.writing[key] = written
+	return func() {
+		s.mu.Lock()
+		delete(s.writing, key)
+		s.mu.Unlock()
+		close(written)
 	}
 }
 
@@ -109,6 +155,7 @@ func (s *Store) Swap(ctx context.Context, key string, value []byte, old coord.Re
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.opts.Timing.Request)
 	defer cancel()
+	defer s.beginWrite(key)() // after everybody was told
 	rev, err := s.back.Swap(ctx, key, value, old)
 	if err != nil {
 		if gone := s.gone(); gone != nil && !errors.Is(err, coord.ErrUnsure) {

@@ -32,10 +32,22 @@ type outlook struct {
 	m *memory
 
 	mu       sync.Mutex
-	cut      bool // nothing gets through
-	unsure   bool // swaps happen and say that they may not have
-	readonly bool // swaps are refused
-	swaps    int  // that were carried out
+	cut      bool    // nothing gets through
+	unsure   bool    // swaps happen and say that they may not have
+	readonly bool    // swaps are refused
+	swaps    int     // that were carried out
+	slow     *sluice // nil: swaps are not held up
+}
+
+// sluice holds a swap of one document up, before and after it is carried out.
+type sluice struct {
+	key           string
+	begun         chan struct{} // closed when a swap has come
+	write, answer chan struct{} // closed to let it go on
+}
+
+func newSluice(key string) *sluice {
+	return &sluice{key, make(chan struct{}), make(chan struct{}), make(chan struct{})}
 }
 
 func (o *outlook) set(do func(*outlook)) {
@@ -73,6 +85,14 @@ func (o *outlook) Read(ctx context.Context, keys ...string) (map[string]coord.Do
 func (o *outlook) Swap(ctx context.Context, key string, value []byte, old coord.Rev) (coord.Rev, error) {
 	if err := o.away(ctx); err != nil {
 		return 0, err
+	}
+	o.mu.Lock()
+	slow := o.slow
+	o.mu.Unlock()
+	if slow != nil && slow.key == key {
+		close(slow.begun)
+		<-slow.write
+		defer func() { <-slow.answer }()
 	}
 	o.m.mu.Lock()
 	defer o.m.mu.Unlock()

@@ -92,8 +92,10 @@ type Store struct {
 	inbox    kit.Inbox
 	left     departure
 
-	mu        sync.Mutex
+	mu        sync.Mutex // guards what follows
 	following map[string]bool
+	writing   map[string]chan struct{} // documents that this process replaces now; closed when it has
+	hold      time.Duration            // how long an answer waits for that
 }
 
 // departure tells that this member takes no part any more.
@@ -138,7 +140,7 @@ func Open(back coord.Backend, opts Options) (*Store, error) {
 	var name [16]byte
 	_, _ = rand.Read(name[:]) // never fails
 	s := &Store{opts: opts, log: opts.Log.With("member", opts.ID), run: hex.EncodeToString(name[:]), back: back, hub: kit.NewHub(),
-		port: port, inbox: kit.NewInbox(), following: map[string]bool{}}
+		port: port, inbox: kit.NewInbox(), following: map[string]bool{}, writing: map[string]chan struct{}{}, hold: holdMax}
 	s.advertise = cmp.Or(opts.AdvertiseAddr, port.Addr())
 	s.left.done = make(chan struct{})
 	s.lines.Dial, s.lines.Idle = func(addr, member string, timeout time.Duration) (net.Conn, error) {
