@@ -28,7 +28,7 @@ func TestReadsOfADrainAreAheadOfThePromotion(t *testing.T) {
 		usual := count(100 * time.Millisecond)
 		w.view.ReadAhead()
 		w.view.ReadAhead() // once is enough
-		if n := count(100 * time.Millisecond); n < usual+30 || n > usual+40 {
+		if n := count(100 * time.Millisecond); n < usual+18 || n > usual+24 {
 			t.Errorf("%d reads within 100 ms of a drain, %d before", n, usual)
 		}
 		<-time.After(100 * time.Millisecond)

@@ -92,8 +92,8 @@ const readsAtOnce = 8
 
 // A switchover to a node of this process is over within that time, or it is not worth so many reads.
 const (
-	aheadEvery = 3 * time.Millisecond
-	aheadReads = 50
+	aheadEvery = 5 * time.Millisecond
+	aheadReads = 30
 )
 
 // ReadAhead has the document read now, and often for a moment while a switchover drains the primary. It does not wait. Safe for
