@@ -379,7 +379,7 @@ func TestPrimariesHandOverOverKubernetes(t *testing.T) {
 		w.finish()
 	}
 	v := judge(t, addr, ws)
-	figures(t, "the primary's pod is restarted", outages, v)
+	t.Logf("the primary's pod is restarted: longest time without a write %s; %d acknowledged, %d lost, %d duplicated, %d errors", medianWorst(outages), v.acked, v.lost, v.duplicated, v.errors)
 	if v.errors > 0 {
 		t.Errorf("clients have seen %d errors: %v", v.errors, v.messages)
 	}
