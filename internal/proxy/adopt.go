@@ -138,12 +138,12 @@ func (p *Proxy) adopt(g Given, stays bool) (err error) {
 func (p *Proxy) restoreSession(s *session, r *Record) {
 	now := p.tick.Load()
 	s.born = time.Now().Add(-time.Duration(r.AgeMS) * time.Millisecond)
-	s.proto, s.db, s.authed, s.user, s.pass = r.Proto, r.DB, r.Authed, r.User, r.Pass
+	s.proto, s.db, s.authed, s.user, s.pass = r.Proto, r.DB, r.Authed, string(r.User), string(r.Pass)
 	s.protoA.Store(int32(r.Proto))
 	s.dbA.Store(int32(r.DB))
 	s.quiet, s.skip, s.multi, s.poison, s.lax = r.Quiet, r.Skip, r.Multi, r.Poison, r.Lax
 	s.name, s.lib, s.libVer = r.Name, r.Lib, r.LibVer
-	s.vis.user, s.vis.far, s.vis.near = r.Shown, r.SaidFar, r.SaidOur
+	s.vis.user, s.vis.far, s.vis.near = string(r.Shown), r.SaidFar, r.SaidOur
 	s.vis.noEvict.Store(r.NoEvict)
 	s.vis.noTouch.Store(r.NoTouch)
 	s.vis.seen.Store(now - r.IdleS)
@@ -212,7 +212,7 @@ func (st *state) restoreFrom(own *Own) {
 			st.subs[kind] = map[string]struct{}{}
 		}
 		for _, name := range names {
-			st.subs[kind][name] = struct{}{}
+			st.subs[kind][string(name)] = struct{}{}
 		}
 	}
 	if t := own.Txn; t != nil {

@@ -334,8 +334,8 @@ func (s *session) pack(own *Own) *Given {
 	s.closed.Store(true)
 	r := &Record{
 		ID: s.id, Readonly: s.ro, AgeMS: time.Since(s.born).Milliseconds(), IdleS: now - s.vis.seen.Load(),
-		Proto: s.proto, DB: s.db, Authed: s.authed, User: s.user, Pass: s.pass, Quiet: s.quiet, Skip: s.skip, Multi: s.multi, Poison: s.poison, Lax: s.lax,
-		Maint: s.maint.Load(), Told: s.told, Name: s.name, Lib: s.lib, LibVer: s.libVer, Shown: s.vis.user,
+		Proto: s.proto, DB: s.db, Authed: s.authed, User: octets(s.user), Pass: octets(s.pass), Quiet: s.quiet, Skip: s.skip, Multi: s.multi, Poison: s.poison, Lax: s.lax,
+		Maint: s.maint.Load(), Told: s.told, Name: s.name, Lib: s.lib, LibVer: s.libVer, Shown: octets(s.vis.user),
 		NoEvict: s.vis.noEvict.Load(), NoTouch: s.vis.noTouch.Load(), Far: s.sock.far, Door: s.sock.door, SaidFar: s.vis.far, SaidOur: s.vis.near,
 		Preface: s.preface, Begun: s.begun, Wrote: s.wrote.Load(), WroteAt: s.wroteAt.Load(), Input: slices.Clone(s.buf[s.r:s.w]), Own: own,
 	}
@@ -445,7 +445,7 @@ func (st *state) record() *Own {
 	o := &Own{Watch: st.watch, Lost: st.lost, Monitor: st.monitor, Tracking: st.tracking, DB: st.db}
 	for kind, subs := range st.subs {
 		for name := range subs {
-			o.Subs[kind] = append(o.Subs[kind], name)
+			o.Subs[kind] = append(o.Subs[kind], octets(name))
 		}
 		slices.Sort(o.Subs[kind])
 	}

@@ -12,7 +12,21 @@ import (
 
 // RecordFormat is the version of Record. Every change of it, also an added field, takes a new number: a reader that
 // ignored what it does not know would serve a client as somebody else.
-const RecordFormat = 1
+const RecordFormat = 2
+
+// octets is text of a client's own: any bytes. A JSON string would only carry what is UTF-8.
+type octets string
+
+// MarshalJSON implements json.Marshaler.
+func (o octets) MarshalJSON() ([]byte, error) { return json.Marshal([]byte(o)) }
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (o *octets) UnmarshalJSON(b []byte) error {
+	var raw []byte
+	err := json.Unmarshal(b, &raw)
+	*o = octets(raw)
+	return err
+}
 
 // ErrRecord: a record is of another format, or damaged.
 var ErrRecord = errors.New("the record of a client cannot be used")
@@ -30,8 +44,8 @@ type Record struct {
 	Proto  int    `json:"proto"`
 	DB     int    `json:"db,omitempty"`
 	Authed bool   `json:"authed,omitempty"`
-	User   string `json:"user,omitempty"`
-	Pass   string `json:"pass,omitempty"`
+	User   octets `json:"user,omitempty"`
+	Pass   octets `json:"pass,omitempty"`
 	Quiet  bool   `json:"quiet,omitempty"`
 	Skip   bool   `json:"skip,omitempty"`
 	Multi  bool   `json:"multi,omitempty"`
@@ -43,7 +57,7 @@ type Record struct {
 	Name    string         `json:"name,omitempty"`
 	Lib     string         `json:"lib,omitempty"`
 	LibVer  string         `json:"lib_ver,omitempty"`
-	Shown   string         `json:"shown,omitempty"` // user, as CLIENT LIST shows it
+	Shown   octets         `json:"shown,omitempty"` // user, as CLIENT LIST shows it
 	Last    string         `json:"last,omitempty"`  // command
 	LastSub string         `json:"last_sub,omitempty"`
 	NoEvict bool           `json:"no_evict,omitempty"`
@@ -64,7 +78,7 @@ type Record struct {
 
 // Own is what the server knows about a client on a connection of its own.
 type Own struct {
-	Subs     [kinds][]string `json:"subs"`
+	Subs     [kinds][]octets `json:"subs"`
 	Watch    bool            `json:"watch,omitempty"`
 	Lost     bool            `json:"lost,omitempty"`
 	Monitor  bool            `json:"monitor,omitempty"`

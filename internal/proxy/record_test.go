@@ -13,12 +13,12 @@ import (
 
 func fullRecord() *Record {
 	return &Record{
-		ID: 7, Readonly: true, AgeMS: 1234, IdleS: 5, DueS: 6, Proto: 3, DB: 9, Authed: true, User: "ann", Pass: "pä\x00ss", Quiet: true, Skip: true,
-		Multi: true, Poison: true, Lax: true, Maint: true, Told: 11, Name: "n", Lib: "l", LibVer: "1", Shown: "ann", Last: "CLIENT", LastSub: "LIST", NoEvict: true, NoTouch: true,
+		ID: 7, Readonly: true, AgeMS: 1234, IdleS: 5, DueS: 6, Proto: 3, DB: 9, Authed: true, User: "ann\xff", Pass: "pä\x00\xfess", Quiet: true, Skip: true,
+		Multi: true, Poison: true, Lax: true, Maint: true, Told: 11, Name: "n", Lib: "l", LibVer: "1", Shown: "ann\xff", Last: "CLIENT", LastSub: "LIST", NoEvict: true, NoTouch: true,
 		Far: netip.MustParseAddrPort("127.0.0.1:1234"), Door: "/x", SaidFar: netip.MustParseAddrPort("[::1]:5"), Preface: HeaderOptional, Begun: true,
 		Wrote: 3, WroteAt: 99, Input: []byte("*1\r\n$4\r\nPI\x00\xff"),
 		Own: &Own{
-			Subs: [kinds][]string{{"a", "b"}, {"p*"}, nil}, Watch: true, Lost: true, Monitor: true, Tracking: [][]byte{[]byte("CLIENT"), []byte("TRACKING")}, DB: -1,
+			Subs: [kinds][]octets{{"a", "b\xff"}, {"p*"}, nil}, Watch: true, Lost: true, Monitor: true, Tracking: [][]byte{[]byte("CLIENT"), []byte("TRACKING")}, DB: -1,
 			Txn:      &Txn{Log: [][]byte{[]byte("MULTI")}, DB: 2, Broken: true},
 			Upstream: &Upstream{Epoch: 4, Node: "n1", Addr: "h:1", Process: "r", History: "h", RunID: "r2", ClientID: "8", Input: []byte("$5\r\n")},
 		},
@@ -58,8 +58,8 @@ func TestARecordOfAnotherFormatIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	for what, bad := range map[string][]byte{
-		"a later format":   bytes.Replace(b, []byte(`"format":1`), []byte(`"format":2`), 1),
-		"no format":        bytes.Replace(b, []byte(`"format":1,`), nil, 1),
+		"a later format":   bytes.Replace(b, []byte(`"format":2`), []byte(`"format":3`), 1),
+		"no format":        bytes.Replace(b, []byte(`"format":2,`), nil, 1),
 		"an unknown field": bytes.Replace(b, []byte(`"id":7`), []byte(`"id":7,"news":1`), 1),
 		"no id":            bytes.Replace(b, []byte(`"id":7`), []byte(`"id":0`), 1),
 		"protocol 4":       bytes.Replace(b, []byte(`"proto":3`), []byte(`"proto":4`), 1),
@@ -73,8 +73,8 @@ func TestARecordOfAnotherFormatIsRefused(t *testing.T) {
 			t.Errorf("%s: %+v %v", what, r, err)
 		}
 	}
-	_, err = DecodeRecord(bytes.Replace(b, []byte(`"format":1`), []byte(`"format":2`), 1))
-	if err == nil || !strings.Contains(err.Error(), "it has format 2, this version knows 1") {
+	_, err = DecodeRecord(bytes.Replace(b, []byte(`"format":2`), []byte(`"format":3`), 1))
+	if err == nil || !strings.Contains(err.Error(), "it has format 3, this version knows 2") {
 		t.Errorf("the message does not name the versions: %v", err)
 	}
 }
