@@ -70,6 +70,7 @@ type client struct {
 	detour   Stream // on which the command at the head of the queue is tried again; nil: none
 	retried  []*conn
 	frames   [][]byte // of joined, while it runs
+	away     bool     // it goes on in another process
 	rehomes  bool     // a shard was removed, or a subscription has lost its shard: the loop sees to it
 	adrift   []drifting
 
@@ -80,6 +81,9 @@ type client struct {
 	born time.Time
 
 	// Owned by who drives the client.
+	stays   bool       // what is known about it is too large to be handed over
+	back    []byte     // a command that blocked, and is to be given again
+	carried []departed // connections that have left already; changed with mu held
 	scratch []byte
 	bad     error // of the protocol: the client ends with it
 	where   []int
@@ -249,6 +253,10 @@ func (c *client) commands() (handled, error) {
 		}
 		n++
 		c.handle(v, c.parser.Args, raw)
+		if len(c.carried) > 0 {
+			c.putBack()
+			return someOf, nil
+		}
 		lim.Unauth = !c.authed
 		if n == atOnce || c.onLoop && c.full {
 			return someOf, nil
@@ -317,6 +325,9 @@ func (c *client) settle() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for c.head < len(c.queue) && !c.over {
+		if c.blocked > 0 && c.f.mover.Load() != nil && c.takeBack() {
+			return true
+		}
 		if c.blocked == 0 || !c.hint || !c.roomToRead() {
 			c.sleep()
 			continue

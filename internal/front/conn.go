@@ -25,20 +25,21 @@ type conn struct {
 	wrote bool // a command that may write was sent; owned by who drives the client
 
 	// Guarded by client.mu. What plain commands touch comes first: of many clients it is cold, and so it is in few lines of the processor's cache.
-	gone   bool   // it is not used any more
-	paused bool   // it is not read from, because its shard is far enough ahead
-	ahead  bool   // something has come that is not taken, as own found it
-	keeps  bool   // it holds a state that another connection would not have: WATCH, MULTI, tracking
-	owed   int    // replies that the queue expects of it
-	subs   int    // subscriptions that the shard has confirmed
-	view   []byte // what has arrived and is not taken: view[pos:]
-	store  []byte // the memory of view, unless that is what was just read
-	pos    int
-	size   int // of the complete reply at pos; 0: not known
-	out    outlet
-	scan   resp.Scanner
-	id     []byte // of the connection at the shard, as digits; nil: not known
-	last   []byte // a cluster's: the latest command, in case it is to be tried again; empty: it is not
+	gone    bool   // it is not used any more
+	paused  bool   // it is not read from, because its shard is far enough ahead
+	ahead   bool   // something has come that is not taken, as own found it
+	keeps   bool   // it holds a state that another connection would not have: WATCH, MULTI, tracking
+	owed    int    // replies that the queue expects of it
+	subs    int    // subscriptions that the shard has confirmed
+	departs bool   // it goes on in another process: its end is no loss
+	view    []byte // what has arrived and is not taken: view[pos:]
+	store   []byte // the memory of view, unless that is what was just read
+	pos     int
+	size    int // of the complete reply at pos; 0: not known
+	out     outlet
+	scan    resp.Scanner
+	id      []byte // of the connection at the shard, as digits; nil: not known
+	last    []byte // a cluster's: the latest command, in case it is to be tried again; empty: it is not
 }
 
 // name returns the name of its shard.
@@ -86,13 +87,20 @@ func (k *conn) connect() error {
 	if k.sock, err = take(k.event); err != nil {
 		return err
 	}
-	k.out = outlet{mu: &c.mu, sock: k.sock, moved: c.stir}
-	k.sock.Hear(k.hear)
-	if c.over {
+	if k.begin(); c.over {
 		k.gone = true
 		k.sock.Close()
+		c.conns[k.i] = nil
 		return errors.New("the client is gone")
 	}
+	return nil
+}
+
+// begin makes the connection, whose stream is known, the client's. The caller holds c.mu.
+func (k *conn) begin() {
+	c := k.c
+	k.out = outlet{mu: &c.mu, sock: k.sock, moved: c.stir}
+	k.sock.Hear(k.hear)
 	for len(c.conns) <= k.i {
 		c.conns = append(c.conns, nil)
 	}
@@ -100,7 +108,6 @@ func (k *conn) connect() error {
 		c.counts = append(c.counts, 0)
 	}
 	c.conns[k.i] = k
-	return nil
 }
 
 // reachShard returns what makes a new connection to a shard, on the client's loop, at once. Where shards are dialled, that is done here.
@@ -140,7 +147,11 @@ func (k *conn) event() {
 		if n > 0 {
 			k.arrived(chunk[:n])
 		}
-		if err != nil {
+		switch {
+		case err == nil:
+		case k.departs:
+			c.left(k)
+		default:
 			c.lost(k)
 		}
 		if n < len(chunk) {

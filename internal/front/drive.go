@@ -53,6 +53,9 @@ func (c *client) turn() {
 	if rehomes && !over {
 		c.rehome()
 	}
+	if !over && c.f.mover.Load() != nil && c.leaveOnLoop() {
+		return
+	}
 	if over || !c.handleOnLoop() {
 		c.drive()
 	}
@@ -163,6 +166,9 @@ func (c *client) serve() {
 			how, c.bad = c.commands()
 		}
 		c.flush()
+		if (c.f.mover.Load() != nil || len(c.carried) > 0) && c.leaves() {
+			return
+		}
 		switch {
 		case c.bad != nil:
 			if c.settle() {

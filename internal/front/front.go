@@ -43,7 +43,10 @@ type Options struct {
 	Listener net.Listener // closed by Run
 	Loops    Loops        // run for longer than Run
 	// Join returns a new connection to a shard on a loop, at once; event is as for Loops.Take. Default: shards are dialled.
-	Join    func(shard, loop int, event func()) (Stream, error)
+	Join func(shard, loop int, event func()) (Stream, error)
+	// Rejoin goes on with a connection to a shard that Stream.Depart has taken out of another process, or this one: it owns file. Without it, clients with
+	// something at a shard are not handed over.
+	Rejoin  func(shard, loop int, event func(), record []byte, file int) (Stream, error)
 	FirstID uint64       // of the first client, less one
 	Log     *slog.Logger // default: slog.Default
 }
@@ -127,9 +130,13 @@ type Front struct {
 	still atomic.Pointer[chan struct{}] // nil: commands are given to shards
 	stats struct{ commands, split atomic.Uint64 }
 
-	scratches []scratch // by loop
+	scratches []scratch               // by loop
+	running   chan struct{}           // closed by Run
+	mover     atomic.Pointer[leaving] // a hand-over of clients to another process; nil: none
+	moving    sync.RWMutex            // held for reading by who begins to give a client away
 
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex    // guards what follows
+	shut    chan struct{} // closed when clients are let in again; nil: they are
 	clients map[uint64]*client
 	lastID  uint64
 }
@@ -154,7 +161,7 @@ func New(o Options) (*Front, error) {
 		t := route.Builtin()
 		o.Table = func() *route.Table { return t }
 	}
-	f := &Front{o: o, log: o.Log, start: time.Now(), lore: newLore(len(o.Shards)), clients: map[uint64]*client{}, lastID: o.FirstID}
+	f := &Front{o: o, log: o.Log, start: time.Now(), lore: newLore(len(o.Shards)), clients: map[uint64]*client{}, running: make(chan struct{}), lastID: o.FirstID}
 	f.known.Store(&o.Shards)
 	for range o.Loops.Len() {
 		f.scratches = append(f.scratches, scratch{input: make([]byte, scratchSize), reply: make([]byte, scratchSize)})
@@ -198,6 +205,7 @@ func (f *Front) Run(ctx context.Context) error {
 	failed := make(chan error, 1)
 	f.wg.Go(func() { failed <- f.accept() })
 	f.wg.Go(f.sweep)
+	close(f.running)
 	var err error
 	select {
 	case <-ctx.Done():
@@ -219,6 +227,9 @@ const acceptPause = 10 * time.Millisecond
 func (f *Front) accept() error {
 	for {
 		conn, err := f.o.Listener.Accept()
+		if err != nil && f.awaitDoor(err) {
+			continue
+		}
 		if err != nil {
 			var passing interface{ Temporary() bool }
 			if f.ctx.Err() == nil && errors.As(err, &passing) && passing.Temporary() {

@@ -36,35 +36,70 @@ type member struct {
 	proxies []*proxy.Proxy
 	addrs   []string
 	docs    []topo.Shard
+	change  []func(*Options, *proxy.Options)
 }
 
 // startMember starts n shards.
 func startMember(t testing.TB, n int, change ...func(*Options, *proxy.Options)) *member {
 	t.Helper()
-	m := &member{t: t, store: memstore.New(clock.Real{}, "m")}
+	m := &member{t: t, store: memstore.New(clock.Real{}, "m"), change: change}
+	po := proxy.Options{}
+	for _, c := range change {
+		c(&Options{}, &po)
+	}
+	if po.Cluster {
+		m.addrs = bareCluster(t, n)
+	}
+	for i := range n {
+		if !po.Cluster {
+			m.addrs = append(m.addrs, startServer(t))
+		}
+		m.docs = append(m.docs, topo.Shard{Format: topo.Format, ID: "s" + strconv.Itoa(i), Spec: topo.Spec{Deployment: "d", Durability: topo.Async, Timing: topo.LANTiming(),
+			Nodes: []topo.Node{{ID: "n", Addr: m.addrs[i]}}}})
+		m.serve(i)
+	}
+	m.run(nil, 0)
+	return m
+}
+
+// heir is a second member of the same shards, with the port of the first one, as another process would be.
+func (m *member) heir() *member {
+	m.t.Helper()
+	file, err := m.Front.o.Listener.(*net.TCPListener).File()
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	defer file.Close()
+	l, err := net.FileListener(file)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	h := &member{t: m.t, store: m.store, addrs: m.addrs, docs: m.docs, change: m.change}
+	h.run(l, m.Front.LastID()+1000)
+	for i, p := range h.proxies {
+		if !until(5*time.Second, func() bool { return p.Stats().Sending }) {
+			m.t.Fatalf("shard %d does not go on", i)
+		}
+	}
+	return h
+}
+
+// run starts the proxies, and a front of them.
+func (m *member) run(l net.Listener, first uint64) {
+	t := m.t
 	drive := runLoops(t)
 	ctx, stop := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	t.Cleanup(func() { stop(); running.Wait() })
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
-	fo, po := Options{}, proxy.Options{Clock: clock.Real{}, ID: "p", Listen: proxy.ListenNowhere, Engine: drive.Engine, Log: log}
-	for _, c := range change {
+	fo, po := Options{}, proxy.Options{Clock: clock.Real{}, ID: "p", Listen: proxy.ListenNowhere, Engine: drive.Engine, Log: log, FirstID: first}
+	for _, c := range m.change {
 		c(&fo, &po)
 	}
-	if po.Cluster {
-		m.addrs = bareCluster(t, n)
-	}
 	var shards []Shard
-	for i := range n {
-		id := "s" + strconv.Itoa(i)
-		if !po.Cluster {
-			m.addrs = append(m.addrs, startServer(t))
-		}
-		addr := m.addrs[i]
-		m.docs = append(m.docs, topo.Shard{Format: topo.Format, ID: id, Spec: topo.Spec{Deployment: "d", Durability: topo.Async, Timing: topo.LANTiming(),
-			Nodes: []topo.Node{{ID: "n", Addr: addr}}}})
+	for _, d := range m.docs {
 		o := po
-		o.View = view.New(m.store.Member("m"), o.Clock, topo.KeyShard+id, log)
+		o.View = view.New(m.store.Member("m"), o.Clock, topo.KeyShard+d.ID, log)
 		p, err := proxy.New(o)
 		if err != nil {
 			t.Fatal(err)
@@ -73,8 +108,7 @@ func startMember(t testing.TB, n int, change ...func(*Options, *proxy.Options)) 
 		running.Go(func() { _ = o.View.Run(ctx) })
 		running.Go(func() { _ = p.Run(ctx) })
 		<-p.Running()
-		m.serve(i)
-		shards = append(shards, Shard{Name: id})
+		shards = append(shards, Shard{Name: d.ID})
 	}
 	table, ok := route.FromCommand([]byte(dial(t, m.addrs[0]).do("COMMAND")))
 	if !ok {
@@ -86,10 +120,16 @@ func startMember(t testing.TB, n int, change ...func(*Options, *proxy.Options)) 
 			fo.Place = o.Place
 		}
 		*o = fo
-		o.Loops, o.Table = drive, func() *route.Table { return table }
+		if l != nil {
+			_ = o.Listener.Close()
+			o.Listener = l
+		}
+		o.Loops, o.Table, o.FirstID = drive, func() *route.Table { return table }, first
 		o.Join = func(shard, loop int, event func()) (Stream, error) { return m.proxies[shard].Join(loop, event) }
+		o.Rejoin = func(shard, loop int, event func(), record []byte, file int) (Stream, error) {
+			return m.proxies[shard].Rejoin(loop, event, record, file)
+		}
 	})
-	return m
 }
 
 // serve has a shard's document say that its server is the primary.

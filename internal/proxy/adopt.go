@@ -93,35 +93,38 @@ func (p *Proxy) LastID() uint64 {
 // Run must have been called.
 func (p *Proxy) Adopt(g Given) error { return p.adopt(g, false) }
 
-func (p *Proxy) adopt(g Given, stays bool) (err error) {
+func (p *Proxy) adopt(g Given, stays bool) error {
 	<-p.running
-	r := g.Record
-	defer func() {
-		if err != nil {
-			_ = unix.Close(g.Client)
-			if g.Upstream >= 0 {
-				_ = unix.Close(g.Upstream)
-			}
-		}
-	}()
 	if g.Client < 0 {
+		closeAll(g.Upstream)
 		return errors.New("a client came without its socket")
 	}
 	if err := unix.SetNonblock(g.Client, true); err != nil {
+		closeAll(g.Client, g.Upstream)
 		return os.NewSyscallError("fcntl", err)
 	}
-	c := &sock{fd: g.Client, far: r.Far, door: r.Door}
+	c := &sock{fd: g.Client, far: g.Record.Far, door: g.Record.Door}
+	_, err := p.readmit(c, g, stays)
+	return err
+}
+
+// readmit goes on with a client at this end of its connection. It owns the descriptors from now on, also when it fails.
+func (p *Proxy) readmit(c *sock, g Given, stays bool) (*session, error) {
+	r := g.Record
 	p.mu.Lock()
-	if p.ctx.Err() != nil {
-		p.mu.Unlock()
-		return p.ctx.Err()
+	defer p.mu.Unlock()
+	err := p.ctx.Err()
+	if err == nil && p.sessions[r.ID] != nil {
+		err = fmt.Errorf("there is a client %d already", r.ID)
 	}
-	if p.sessions[r.ID] != nil {
-		p.mu.Unlock()
-		return fmt.Errorf("there is a client %d already", r.ID)
+	if err != nil {
+		closeAll(g.Client, g.Upstream)
+		return nil, err
 	}
 	p.lastID = max(p.lastID, r.ID)
-	c.loop = p.loops[r.ID%uint64(len(p.loops))]
+	if c.loop == nil {
+		c.loop = p.loops[r.ID%uint64(len(p.loops))]
+	}
 	s := newSession(p, c, r.ID, r.Readonly)
 	p.restoreSession(s, r)
 	s.huge = stays
@@ -129,10 +132,20 @@ func (p *Proxy) adopt(g Given, stays bool) (err error) {
 	p.wg.Add(1) // until s.end
 	if r.Own != nil {
 		p.adoptLane(s, r.Own, g.Upstream)
+	} else {
+		closeAll(g.Upstream)
 	}
-	p.mu.Unlock()
 	c.loop.post(s.resume)
-	return nil
+	return s, nil
+}
+
+// closeAll closes descriptors; negative ones are none.
+func closeAll(fds ...int) {
+	for _, fd := range fds {
+		if fd >= 0 {
+			_ = unix.Close(fd)
+		}
+	}
 }
 
 func (p *Proxy) restoreSession(s *session, r *Record) {

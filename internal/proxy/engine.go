@@ -142,6 +142,13 @@ func (st *Stream) Close() {
 	st.c.loop.post(func() { st.c.loop.forget(st.c) })
 }
 
+// Release has the loop let go of a connection that was taken: then is called there with its descriptor, which it owns. No event comes any more.
+func (st *Stream) Release(then func(fd int)) {
+	st.gone.Store(true)
+	lp := st.c.loop
+	lp.post(func() { then(lp.unwatch(st.c)) }) // loops outlive their clients
+}
+
 // Join makes a new client of this proxy, on a loop of the engine that it shares: one that came by the read-write port, so to speak.
 // Its connection is memory. Run must have been called, see Running. event is as for Engine.Take.
 func (p *Proxy) Join(loop int, event func()) (*Stream, error) {

@@ -213,20 +213,13 @@ func (p *Proxy) Stay() {
 		l.nudge()
 	}
 	for _, s := range p.everybody() {
-		s.sock.loop.post(func() {
-			if s.leaving {
-				s.leaving = false
-				s.event(unix.EPOLLIN)
-			} else if w := s.sock.wait.Load(); w != nil {
-				poke(w.in)
-			}
-		})
+		s.sock.loop.post(s.goOn)
 	}
 }
 
 // leaveLoop lets the client go if the loop drives it and nothing of it is in flight. On the loop only.
 func (s *session) leaveLoop() {
-	m := s.p.mover.Load()
+	m := s.hander()
 	if m == nil || s.huge || s.over || s.closed.Load() || s.eof || s.bad != nil {
 		return
 	}
@@ -264,7 +257,7 @@ func (s *session) depart() departure {
 	p := s.p
 	p.moving.RLock()
 	defer p.moving.RUnlock()
-	m := p.mover.Load()
+	m := s.hander()
 	if m == nil || s.huge || s.eof || s.bad != nil || s.closed.Load() || s.w-s.r > inputMax {
 		return staysHere
 	}

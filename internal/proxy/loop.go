@@ -305,6 +305,10 @@ func (lp *loop) forget(c *sock) {
 // unwatch ends events of c and returns its descriptor, which is the caller's now. Another process may have the same
 // socket, so that closing it would not take it out of the set. On the loop only.
 func (lp *loop) unwatch(c *sock) int {
+	if c.pipe != nil {
+		lp.forget(c) // what was said before still arrives at the other end
+		return -1
+	}
 	if c.fd < len(lp.ends) {
 		lp.ends[c.fd] = endpoint{}
 	}

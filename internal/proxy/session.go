@@ -81,6 +81,7 @@ type session struct {
 	lib    string
 	libVer string
 	ready  chan struct{}
+	alone  atomic.Pointer[leaving] // a client of Join: its own hand-over; nil: none
 }
 
 const (
@@ -249,7 +250,7 @@ func (s *session) fill() (more, back bool) {
 	}
 	w := s.sock.waiter()
 	for {
-		if s.p.mover.Load() != nil && w.gone != nil {
+		if s.hander() != nil && w.gone != nil {
 			switch s.depart() {
 			case hasLeft:
 				return false, true
