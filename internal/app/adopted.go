@@ -401,7 +401,7 @@ func (m *member) keepAdopted(ctx context.Context) error {
 // adopted reads what the cluster was like.
 func (m *member) adopted(ctx context.Context) (topo.Adopted, coord.Rev, error) {
 	var a topo.Adopted
-	doc, err := m.store.Get(ctx, topo.KeyAdopted+m.deploy.Name)
+	doc, err := m.shared.Get(ctx, topo.KeyAdopted+m.deploy.Name)
 	if err != nil {
 		return a, 0, err
 	}

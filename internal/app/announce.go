@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 
 	"redoubt/internal/address"
 	"redoubt/internal/api"
@@ -29,6 +30,11 @@ func (m *member) openBoard() error {
 	b, err := view.NewBoard(view.BoardOptions{Deployment: m.deploy.Name, Mode: m.deploy.Mode, Parts: parts, Beats: m.store, Clock: m.clock})
 	if err != nil {
 		return fmt.Errorf("set up what is announced: %w", err)
+	}
+	for _, u := range m.all() {
+		if !slices.Contains(m.units, u) {
+			b.Add(m.boardPart(u))
+		}
 	}
 	m.board = b
 	return nil

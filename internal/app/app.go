@@ -81,6 +81,8 @@ type member struct {
 	store     coord.Store
 	ballast   []byte                      // never touched: the heap counts as that much larger
 	hall      *scope.Hall                 // the store as the shards of a ring share it; nil: there is one shard
+	shared    *source                     // what the agreed slots, ring and jobs are read from; the store, but during a hand-over
+	succeeds  atomic.Bool                 // an earlier process of this member still hands clients over
 	units     []*unit                     // one for each shard of the file
 	later     atomic.Pointer[[]*unit]     // mode cluster: those of shards that came later; nil: none
 	released  chan struct{}               // closed when an adopted cluster was handed back
@@ -138,6 +140,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		defer o.Predecessor.close()
 		m.claim, err = o.Predecessor.take(o)
 		m.inherited, m.firstID = o.Predecessor.left, o.Predecessor.first
+		m.succeeds.Store(true)
 	} else {
 		m.claim, err = claim(o.Config.Member.Dir, o.File)
 	}
@@ -198,12 +201,13 @@ func (m *member) start(ctx context.Context) error {
 	if m.store, err = openStore(ctx, c, m.clock, m.log); err != nil {
 		return err
 	}
+	m.shared = newSource(m.store)
 	m.voters.Store(int64(len(c.Store.Members)))
 	if err := m.open(); err != nil {
 		return err
 	}
 	if m.o.Predecessor != nil {
-		if err := errors.Join(m.units[0].awaitFresh(ctx), m.resumeCustody(ctx)); err != nil {
+		if err := errors.Join(m.awaitAgreed(ctx), m.resumeCustody(ctx)); err != nil {
 			return err
 		}
 	}
@@ -223,22 +227,20 @@ func (m *member) start(ctx context.Context) error {
 	if err := m.startFront(); err != nil {
 		return err
 	}
-	for _, u := range m.units {
-		if err := u.startNode(ctx); err != nil {
-			return err
-		}
+	begin := m.startNodes
+	if m.o.Predecessor != nil {
+		begin = m.takeNodes
+	}
+	if err := begin(ctx); err != nil {
+		return err
 	}
 	if err := m.startRest(); err != nil {
 		return err
 	}
 	m.inherited.close()
 	m.inherited = inheritance{}
-	if p := m.o.Predecessor; p != nil {
-		if err := p.send(whatUp, struct{}{}); err != nil {
-			return fmt.Errorf("take over from process %d: %w", p.offer.PID, err)
-		}
-		p.up = true
-		m.parts.start("succession", m.units[0].succeed)
+	if m.o.Predecessor != nil {
+		return m.startSuccession(ctx)
 	}
 	return nil
 }
@@ -249,7 +251,7 @@ func (m *member) startRest() error {
 	if gone, ok := m.store.(leaver); ok {
 		m.parts.start("store", func(ctx context.Context) error { return m.stay(ctx, gone) })
 	}
-	for _, u := range m.units {
+	for _, u := range m.all() {
 		if err := u.startRest(); err != nil {
 			return err
 		}
@@ -267,11 +269,13 @@ func (m *member) startRest() error {
 	m.parts.start("report", m.report)
 	if m.slots != nil {
 		m.hall.Of(m.deploy.Name).Answer(m.answerMoves)
-		m.parts.start("shards", m.keepShards)
 		m.parts.start("reshard", m.carry)
 	}
 	if m.ring != nil {
 		m.startRing()
+	}
+	if err := m.startShards(); err != nil {
+		return err
 	}
 	return m.startKube()
 }
@@ -309,7 +313,7 @@ func (m *member) startFaces() error {
 	if m.deploy.OnOrder() {
 		adoption = &api.Adoption{Docs: m.store, Deployment: m.deploy.Name, Spec: m.deploy.Spec()}
 	}
-	for _, u := range m.units {
+	for _, u := range m.all() {
 		shards = append(shards, u.face())
 	}
 	var handBack func(context.Context, string) error
@@ -402,7 +406,7 @@ func (m *member) stop(ctx context.Context) error {
 		u.parts.stopAll(m.log)
 	}
 	m.parts.stopAll(m.log)
-	if m.hall != nil {
+	if m.hall != nil && m.store != nil {
 		m.hall.Close()
 	}
 	if m.store != nil {

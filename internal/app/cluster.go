@@ -139,7 +139,7 @@ func (m *member) keepSlots(ctx context.Context) error {
 		return fmt.Errorf("the slots of the shards: %w", err)
 	}
 	key := topo.KeySlots + m.deploy.Name
-	pushed := m.store.Watch(ctx, key)
+	pushed := m.shared.Watch(ctx, key)
 	tick := time.NewTicker(seedEvery)
 	defer tick.Stop()
 	known := false
@@ -175,10 +175,10 @@ func (m *member) keepSlots(ctx context.Context) error {
 func (m *member) readSlots(ctx context.Context, key string, first *slots.Map) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	doc, err := m.store.Get(ctx, key)
+	doc, err := m.shared.Get(ctx, key)
 	switch {
 	case errors.Is(err, coord.ErrNotFound) && first != nil:
-		if _, err := m.store.Swap(ctx, key, first.Encode(), 0); err == nil {
+		if _, err := m.shared.Swap(ctx, key, first.Encode(), 0); err == nil {
 			m.log.Info("gave the shards their slots", "shards", len(first.Shards()))
 		}
 		return false, nil // a conflict or an unknown outcome: look again

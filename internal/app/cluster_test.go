@@ -37,7 +37,7 @@ func clusterMember(t *testing.T, store coord.Store) *member {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &member{o: Options{Config: c}, log: slog.New(slog.DiscardHandler), clock: clock.Real{}, deploy: c.Deployments[0], store: store, slots: newSlotBook(), jobs: newJobBook(), roster: newShardBook()}
+	return &member{o: Options{Config: c}, log: slog.New(slog.DiscardHandler), clock: clock.Real{}, deploy: c.Deployments[0], store: store, shared: newSource(store), slots: newSlotBook(), jobs: newJobBook(), roster: newShardBook()}
 }
 
 // TestAllMembersHaveOneSlotMap: whoever comes first writes it, everybody has it, and a change reaches everybody.

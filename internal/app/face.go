@@ -56,7 +56,7 @@ func (f *clusterFace) run(ctx context.Context) error {
 	defer tick.Stop()
 	for {
 		asking, cancel := context.WithTimeout(ctx, time.Second)
-		beats, err := f.m.store.All(asking)
+		beats, err := f.m.shared.All(asking)
 		cancel()
 		if err == nil || f.now.Load() == nil {
 			f.now.Store(f.topology(beats))

@@ -18,14 +18,18 @@ import (
 
 // hatchFormat is the version of what passes between two processes of one member. The older one names its version; the newer
 // one refuses what it does not know.
-const hatchFormat = 1
+// A member with several shards has a format of its own: a program that does not know it refuses.
+const (
+	hatchFormat = 1
+	hatchShards = 2
+)
 
 // HatchEnv names the descriptor of the hatch in the environment of a process that is to take a member over.
 const HatchEnv = "REDOUBT_HANDOVER_FD"
 
 const (
 	hatchFrameMax = 8 << 20
-	hatchFilesMax = 8
+	hatchFilesMax = 64
 	hatchPatience = 5 * time.Second // for the other process to take a frame
 )
 
@@ -40,6 +44,8 @@ const (
 	whatUp     what = 'u' // new: store, agent and faces run; give me the clients
 	whatScript what = 'l' // old: a script that clients use
 	whatClient what = 's' // old: a client, with its sockets
+	whatLore   what = 'm' // old, several shards: a script or functions that clients use
+	whatFront  what = 'c' // old, several shards: a client, with its sockets
 	whatDone   what = 'd' // old: no more clients come
 	whatAsk    what = 'q' // old: read the store for me
 	whatAnswer what = 'a' // new

@@ -19,6 +19,7 @@ import (
 	"redoubt/internal/config"
 	"redoubt/internal/coord"
 	"redoubt/internal/coord/memstore"
+	"redoubt/internal/front"
 	"redoubt/internal/proxy"
 )
 
@@ -92,9 +93,18 @@ func TestFramesArriveWholeWithTheirFiles(t *testing.T) {
 func TestAHeirRefusesWhatItDoesNotKnow(t *testing.T) {
 	c := config.Default()
 	c.Member.ID, c.Member.Dir = "n1", "/d"
+	c.Deployments = []config.Deployment{{Mode: "single"}}
 	good := offer{Format: hatchFormat, Record: proxy.RecordFormat, Member: "n1", Dir: "/d"}
-	if err := (&Predecessor{offer: good}).check(c); err != nil {
-		t.Fatal(err)
+	shards := offer{Format: hatchShards, Record: proxy.RecordFormat, Member: "n1", Dir: "/d", Front: front.RecordFormat}
+	for mode, o := range map[string]offer{"single": good, "ring": shards, "cluster": shards} {
+		of := c
+		of.Deployments = []config.Deployment{{Mode: mode}}
+		if err := (&Predecessor{offer: o}).check(of); err != nil {
+			t.Errorf("%s: %v", mode, err)
+		}
+		if err := (&Predecessor{offer: offer{Format: hatchFormat + hatchShards - o.Format, Record: o.Record, Member: "n1", Dir: "/d", Front: front.RecordFormat - o.Front}}).check(of); err == nil {
+			t.Errorf("%s: what is handed over of another mode is taken", mode)
+		}
 	}
 	for want, change := range map[string]func(*offer){
 		"hands over in format 2": func(o *offer) { o.Format = 2 },
@@ -155,7 +165,7 @@ func TestTheOldProcessReadsThroughTheNewOne(t *testing.T) {
 			if err != nil || f.decode(&q) != nil {
 				return
 			}
-			_ = young.send(whatAnswer, answerFor(ctx, store, q))
+			_ = young.send(whatAnswer, (&member{store: store}).answerFor(ctx, q))
 		}
 	})
 	src.set(r)

@@ -10,9 +10,13 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"redoubt/internal/config"
+	"redoubt/internal/front"
 	"redoubt/internal/proxy"
 )
 
@@ -31,7 +35,7 @@ type Predecessor struct {
 	offer offer
 	first uint64 // id of clients
 	left  inheritance
-	up    bool // this process is the member
+	up    atomic.Bool // this process is the member
 }
 
 // Inherit returns the process that started this one to take its member over; nil when this is an ordinary start.
@@ -77,8 +81,8 @@ func (p *Predecessor) Refuse(why error) {
 func (p *Predecessor) check(c config.Config) error {
 	o := p.offer
 	switch {
-	case o.Format != hatchFormat || o.Record != proxy.RecordFormat:
-		return fmt.Errorf("it hands over in format %d with records of format %d, this program knows %d and %d: stop the member and start it again", o.Format, o.Record, hatchFormat, proxy.RecordFormat)
+	case o.Format != formatFor(c) || o.Record != proxy.RecordFormat || o.Front != frontRecords(c):
+		return fmt.Errorf("it hands over in format %d with records of format %d and %d, this program knows %d, %d and %d for this mode: stop the member and start it again", o.Format, o.Record, o.Front, formatFor(c), proxy.RecordFormat, frontRecords(c))
 	case o.Member != c.Member.ID || o.Dir != c.Member.Dir:
 		return fmt.Errorf("it is member %s in %s, but the configuration is that of %s in %s: stop the member and start it again", o.Member, o.Dir, c.Member.ID, c.Member.Dir)
 	}
@@ -133,9 +137,53 @@ func (u *unit) awaitFresh(ctx context.Context) error {
 	}
 }
 
+// awaitAgreed waits until what is agreed is known for certain, of all shards.
+func (m *member) awaitAgreed(ctx context.Context) error {
+	for _, u := range m.units {
+		if err := u.awaitFresh(ctx); err != nil {
+			return err
+		}
+	}
+	if m.slots == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, freshTime)
+	defer cancel()
+	if err := m.slots.await(ctx); err != nil {
+		return fmt.Errorf("take over: the agreed slots of the shards could not be read: %w", err)
+	}
+	_, err := m.readJob(ctx)
+	return err
+}
+
+// startSuccession tells the earlier process that this one is the member, once clients are served.
+func (m *member) startSuccession(ctx context.Context) error {
+	p := m.o.Predecessor
+	if m.front != nil {
+		t := time.NewTimer(freshTime)
+		defer t.Stop()
+		select {
+		case <-m.front.Running():
+		case err := <-m.parts.failed:
+			return err
+		case <-t.C:
+			return errors.New("take over: it is not known where keys are")
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	if err := p.send(whatUp, struct{}{}); err != nil {
+		return fmt.Errorf("take over from process %d: %w", p.offer.PID, err)
+	}
+	p.up.Store(true)
+	m.parts.start("succession", m.succeed)
+	return nil
+}
+
 // succeed serves the earlier process until it has nothing left to hand over: reads of the store, clients.
-func (u *unit) succeed(ctx context.Context) error {
-	p := u.o.Predecessor
+func (m *member) succeed(ctx context.Context) error {
+	p := m.o.Predecessor
+	defer m.succeeds.Store(false)
 	defer p.close()
 	stop := context.AfterFunc(ctx, p.close)
 	defer stop()
@@ -146,9 +194,9 @@ func (u *unit) succeed(ctx context.Context) error {
 	for {
 		f, err := p.receive()
 		if err != nil {
-			u.log.Info("the earlier process is gone", "pid", p.offer.PID, "clients", clients)
+			m.log.Info("the earlier process is gone", "pid", p.offer.PID, "clients", clients)
 			if ctx.Err() == nil && !errors.Is(err, io.EOF) {
-				u.log.Warn("the hand-over ended early", "err", err)
+				m.log.Warn("the hand-over ended early", "err", err)
 			}
 			return nil
 		}
@@ -158,34 +206,55 @@ func (u *unit) succeed(ctx context.Context) error {
 			if f.decode(&q) == nil {
 				room <- struct{}{}
 				asks.Go(func() {
-					_ = p.send(whatAnswer, answerFor(ctx, u.store, q)) // an answer that is not taken is asked for again
+					_ = p.send(whatAnswer, m.answerFor(ctx, q)) // an answer that is not taken is asked for again
 					<-room
 				})
 			}
-		case whatScript:
-			var body []byte
-			if f.decode(&body) == nil && u.proxy != nil {
-				u.proxy.Learn(body)
-			}
-		case whatClient:
-			if err := u.adopt(f); err != nil {
-				u.log.Error("a client could not be taken over", "err", err)
+		case whatScript, whatLore:
+			m.learn(f)
+		case whatClient, whatFront:
+			if err := m.adopt(f); err != nil {
+				m.log.Error("a client could not be taken over", "err", err)
 				continue
 			}
 			clients++
 		case whatDone:
-			u.log.Info("took over the clients", "from", p.offer.PID, "clients", clients)
+			m.log.Info("took over the clients", "from", p.offer.PID, "clients", clients)
 		}
-		if f.what != whatClient {
+		if f.what != whatClient && f.what != whatFront {
 			f.close()
 		}
 	}
 }
 
+// learn remembers what clients have loaded.
+func (m *member) learn(f frame) {
+	if f.what == whatScript {
+		var body []byte
+		if p := m.units[0].proxy; f.decode(&body) == nil && p != nil {
+			p.Learn(body)
+		}
+		return
+	}
+	var l lore
+	if f.decode(&l) != nil {
+		return
+	}
+	if l.Shard == "" && m.front != nil {
+		m.front.Learn(l.Body, l.Functions)
+	} else if u := m.unitOf(l.Shard); u != nil && u.proxy != nil {
+		u.proxy.Learn(l.Body)
+	}
+}
+
 // adopt goes on with a client.
-func (u *unit) adopt(f frame) error {
+func (m *member) adopt(f frame) error {
+	if f.what == whatFront {
+		return m.adoptAtFront(f)
+	}
+	p := m.units[0].proxy
 	r, err := proxy.DecodeRecord(f.body)
-	if err == nil && (u.proxy == nil || len(f.files) == 0) {
+	if err == nil && (p == nil || len(f.files) == 0) {
 		err = fmt.Errorf("client %d came with %d sockets, and there may be no proxy here", r.ID, len(f.files))
 	}
 	if err != nil {
@@ -196,5 +265,30 @@ func (u *unit) adopt(f frame) error {
 	if len(f.files) > 1 {
 		g.Upstream = f.files[1]
 	}
-	return u.proxy.Adopt(g)
+	return p.Adopt(g)
+}
+
+// adoptAtFront goes on with a client of the front. Its descriptors come in the order of its record.
+func (m *member) adoptAtFront(f frame) error {
+	r, err := front.DecodeRecord(f.body)
+	if err == nil && (m.front == nil || len(f.files) == 0) {
+		err = fmt.Errorf("client %d came with %d sockets, and there may be no front here", r.ID, len(f.files))
+	}
+	if err != nil {
+		f.close()
+		return err
+	}
+	g, next := front.Given{Record: r, Client: f.files[0]}, 1
+	for _, s := range r.Shards {
+		fd := -1
+		if s.File && next < len(f.files) {
+			fd = f.files[next]
+			next++
+		}
+		g.Shards = append(g.Shards, fd)
+	}
+	for _, fd := range f.files[next:] {
+		_ = unix.Close(fd)
+	}
+	return m.front.Adopt(g)
 }

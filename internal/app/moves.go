@@ -92,7 +92,7 @@ func (m *member) rewrite(ctx context.Context, key string, next func() (value []b
 		if err != nil || value == nil {
 			return coord.Doc{}, err
 		}
-		rev, err := m.store.Swap(ctx, key, value, old)
+		rev, err := m.shared.Swap(ctx, key, value, old)
 		if err == nil {
 			return coord.Doc{Key: key, Value: value, Rev: rev}, nil
 		}

@@ -50,7 +50,7 @@ func (m *member) startMuster() {
 		return
 	}
 	m.registrar = &registrar{m: m}
-	for _, u := range m.units {
+	for _, u := range m.all() {
 		m.registrar.admit(u)
 	}
 	m.parts.start("muster", m.registrar.run)

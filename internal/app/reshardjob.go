@@ -151,7 +151,7 @@ func (b *jobBook) setTrouble(text string) {
 // keepJobs keeps this member's copy current until ctx ends.
 func (m *member) keepJobs(ctx context.Context) error {
 	key := topo.KeyReshard + m.deploy.Name
-	pushed := m.store.Watch(ctx, key)
+	pushed := m.shared.Watch(ctx, key)
 	tick := time.NewTicker(slotsEvery)
 	defer tick.Stop()
 	for {
@@ -176,7 +176,7 @@ func (m *member) keepJobs(ctx context.Context) error {
 func (m *member) readJob(ctx context.Context) (*job, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	doc, err := m.store.Get(ctx, topo.KeyReshard+m.deploy.Name)
+	doc, err := m.shared.Get(ctx, topo.KeyReshard+m.deploy.Name)
 	switch {
 	case errors.Is(err, coord.ErrNotFound):
 		return nil, nil

@@ -51,7 +51,10 @@ func (m *member) startFront() error {
 	for _, u := range m.units {
 		shards = append(shards, front.Shard{Name: u.deploy.ID()})
 	}
-	ln, err := net.Listen("tcp", c.Proxy.Listen)
+	ln, err := m.inherited.listener("front", c.Proxy.Listen)
+	if err == nil && ln == nil {
+		ln, err = net.Listen("tcp", c.Proxy.Listen)
+	}
 	if err != nil {
 		return fmt.Errorf("open the proxy's port: %w", err)
 	}
@@ -60,7 +63,11 @@ func (m *member) startFront() error {
 		Join: func(shard, loop int, event func()) (front.Stream, error) {
 			return m.opened()[shard].proxy.Join(loop, event)
 		},
-		Limits: front.Limits{Clients: c.Proxy.Clients, Query: int(c.Proxy.QueryBytes), Output: int(c.Proxy.OutputBytes)},
+		Rejoin: func(shard, loop int, event func(), record []byte, file int) (front.Stream, error) {
+			return m.opened()[shard].proxy.Rejoin(loop, event, record, file)
+		},
+		FirstID: m.firstID,
+		Limits:  front.Limits{Clients: c.Proxy.Clients, Query: int(c.Proxy.QueryBytes), Output: int(c.Proxy.OutputBytes)},
 	}
 	var face *clusterFace
 	var placed *placement

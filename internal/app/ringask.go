@@ -60,6 +60,9 @@ func (b *ringBook) beStill(ctx context.Context, stamp uint64) (why string) {
 			return err.Error()
 		}
 	}
+	if b.m.succeeds.Load() { // what that process has sent and still sends is not known here
+		return "an earlier process of this member still hands its clients over"
+	}
 	b.mu.Lock()
 	c := b.doc.Change
 	if b.doc.Stamp != stamp || c == nil || c.Stage != ringClosing || b.doc.shuts(b.me) || b.m.front != nil && (!b.begun || b.gen != b.doc.Gen) {

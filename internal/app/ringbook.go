@@ -62,7 +62,7 @@ func (b *ringBook) get() (d ringDoc, rev coord.Rev, known bool, changed <-chan s
 
 // read reads the document. When it returns, this member acts by nothing older.
 func (b *ringBook) read(ctx context.Context) error {
-	doc, err := b.m.store.Get(ctx, b.key())
+	doc, err := b.m.shared.Get(ctx, b.key())
 	switch {
 	case errors.Is(err, coord.ErrNotFound):
 		return b.offer(nil)
@@ -163,7 +163,7 @@ func (b *ringBook) adopt() bool {
 
 // keep keeps the copy current, and goes on when that is allowed, until ctx ends.
 func (b *ringBook) keep(ctx context.Context) error {
-	pushed := b.m.store.Watch(ctx, b.key())
+	pushed := b.m.shared.Watch(ctx, b.key())
 	tick := time.NewTicker(slotsEvery)
 	defer tick.Stop()
 	if err := b.read(ctx); err != nil && ctx.Err() == nil {
@@ -321,6 +321,14 @@ func (u *unit) ringMover() func() string {
 type ringed struct {
 	supplier
 	book *ringBook
+}
+
+// supplied is what the shard's view and proxy read, by the store as s.
+func (u *unit) supplied(s supplier) supplier {
+	if u.ring != nil {
+		return ringed{s, u.ring}
+	}
+	return s
 }
 
 // Get implements coord.Docs.

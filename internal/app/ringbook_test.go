@@ -22,7 +22,7 @@ func ringMember(t *testing.T, store coord.Store) *member {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := &member{o: Options{Config: c}, log: slog.New(slog.DiscardHandler), clock: clock.Real{}, deploy: c.Deployments[0], store: store, roster: newShardBook()}
+	m := &member{o: Options{Config: c}, log: slog.New(slog.DiscardHandler), clock: clock.Real{}, deploy: c.Deployments[0], store: store, shared: newSource(store), roster: newShardBook()}
 	m.ring = newRingBook(m)
 	return m
 }
@@ -109,5 +109,38 @@ func TestALeaseIsOneToActByTheRing(t *testing.T) {
 		if _, err := docs.Get(ctx, "shard/big-a"); err != nil || m.ring.stamp() != stamp {
 			t.Fatalf("behind a read the ring of stamp %d is known (%v), and there is %d", m.ring.stamp(), err, stamp)
 		}
+	}
+}
+
+// TestAMemberWithAnEarlierProcessDoesNotSayThatItIsStill: what that process has on its way nobody else knows.
+func TestAMemberWithAnEarlierProcessDoesNotSayThatItIsStill(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	cl := memstore.New(clock.Real{}, "n1", "n2")
+	driver, holder := ringMember(t, cl.Member("n1")), ringMember(t, cl.Member("n2"))
+	if _, err := (ringOrders{driver}).begin(ctx, "test", "weights", "", func(now []ringShard) ([]ringShard, error) {
+		return append(now, ringShard{"c", "c", 1}), nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	d := &ringDriver{carrier: &carrier{m: driver}, b: driver.ring}
+	p := &ringPlan{me: "first"}
+	if _, err := driver.ring.change(ctx, func(doc *ringDoc) bool { doc.Change.Driver = p.me; return true }); err != nil {
+		t.Fatal(err)
+	}
+	if !driver.keysMove() || holder.keysMove() {
+		t.Error("a member is not handed over while it knows that the ring changes")
+	}
+	stamp, err := d.close(ctx, p, map[string]ringReply{"n2": {Me: holder.ring.me}}, nil, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	holder.succeeds.Store(true)
+	if r := holder.ring.obey(ctx, ringQuestion{Still: stamp}); r.Still || r.Why == "" {
+		t.Errorf("while clients are handed over: %+v", r)
+	}
+	holder.succeeds.Store(false)
+	if r := holder.ring.obey(ctx, ringQuestion{Still: stamp}); !r.Still {
+		t.Errorf("afterwards: %+v", r)
 	}
 }

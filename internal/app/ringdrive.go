@@ -40,8 +40,6 @@ var errNotDriver = errors.New("another member goes on with this change of the ri
 
 func (m *member) startRing() {
 	m.hall.Of(m.deploy.Name).Answer(m.answerRing)
-	m.parts.start("ring", m.ring.keep)
-	m.parts.start("shards", m.keepShards)
 	m.parts.start("ring change", m.driveRing)
 }
 

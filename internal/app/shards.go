@@ -86,6 +86,22 @@ func (m *member) readShards(ctx context.Context) error {
 	return m.roster.offer(&doc)
 }
 
+// startShards follows the list, where there is one. A process that takes a member over has to have all of them before it is the member.
+func (m *member) startShards() error {
+	if m.roster == nil {
+		return nil
+	}
+	if p := m.o.Predecessor; p != nil && !p.up.Load() {
+		ctx, cancel := context.WithTimeout(context.Background(), freshTime)
+		defer cancel()
+		if err := errors.Join(m.readShards(ctx), m.openLater(ctx)); err != nil {
+			return fmt.Errorf("take over the shards that came later: %w", err)
+		}
+	}
+	m.parts.start("shards", m.keepShards)
+	return nil
+}
+
 // keepShards opens the shards that came later, until ctx ends.
 func (m *member) keepShards(ctx context.Context) error {
 	pushed := m.store.Watch(ctx, m.shardsKey())
@@ -97,12 +113,8 @@ func (m *member) keepShards(ctx context.Context) error {
 				m.log.Debug("read the list of shards", "err", err)
 			}
 		}
+		_ = m.openLater(ctx) // said, and tried again by a start of the member
 		list, _ := m.roster.get()
-		for _, s := range list.Added {
-			if m.unitOf(m.deploy.Name+"-"+s.Name) == nil && !slices.Contains(list.Removed, s.Name) {
-				m.openShard(ctx, s)
-			}
-		}
 		for _, name := range list.Removed {
 			if u := m.unitOf(m.deploy.Name + "-" + name); u != nil && m.parted(name) {
 				m.closeShard(ctx, u)
@@ -122,6 +134,18 @@ func (m *member) keepShards(ctx context.Context) error {
 	}
 }
 
+// openLater opens the shards that came later, as far as they are known and not open yet.
+func (m *member) openLater(ctx context.Context) error {
+	list, _ := m.roster.get()
+	var errs []error
+	for _, s := range list.Added {
+		if m.unitOf(m.deploy.Name+"-"+s.Name) == nil && !slices.Contains(list.Removed, s.Name) {
+			errs = append(errs, m.openShard(ctx, s))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // unitOf returns what this member has for a shard; nil: it does not know it.
 func (m *member) unitOf(id string) *unit {
 	all := m.all()
@@ -132,16 +156,20 @@ func (m *member) unitOf(id string) *unit {
 }
 
 // openShard opens what this member has for a shard. What does not work is said, and tried again by a start of the member.
-func (m *member) openShard(ctx context.Context, s api.ShardSpec) {
+func (m *member) openShard(ctx context.Context, s api.ShardSpec) (err error) {
 	d := m.deploy.UnitOf(shardOf(s))
+	wrong := func(text string, why error) {
+		m.log.Error(text, "shard", d.ID(), "err", why)
+		err = errors.Join(err, why)
+	}
 	if err := m.hall.Add(d.ID()); err != nil {
-		m.log.Error("a shard cannot be opened", "shard", d.ID(), "err", err)
-		return
+		wrong("a shard cannot be opened", err)
+		return err
 	}
 	u := m.newUnit(d, &stack{failed: m.parts.failed})
 	u.start("view", u.view.Run)
 	if err := u.startProxy(); err != nil {
-		m.log.Error("the proxy of a shard cannot be started", "shard", d.ID(), "err", err)
+		wrong("the proxy of a shard cannot be started", err)
 	}
 	if u.proxy != nil {
 		select {
@@ -157,8 +185,14 @@ func (m *member) openShard(ctx context.Context, s api.ShardSpec) {
 	if m.front != nil {
 		m.front.AddShard(front.Shard{Name: d.ID()})
 	}
+	if p := m.o.Predecessor; p != nil && !p.up.Load() {
+		if err := u.awaitFresh(ctx); err != nil {
+			wrong("a shard cannot be taken over", err)
+			return err
+		}
+	}
 	if err := u.startNode(ctx); err != nil {
-		m.log.Error("the server of a shard cannot be started: mend that and start this member again", "shard", d.ID(), "err", err)
+		wrong("the server of a shard cannot be started: mend that and start this member again", err)
 	} else if m.registrar != nil {
 		m.registrar.admit(u)
 	}
@@ -166,10 +200,11 @@ func (m *member) openShard(ctx context.Context, s api.ShardSpec) {
 		m.board.Add(m.boardPart(u))
 	}
 	if err := u.startRest(); err != nil {
-		m.log.Error("a shard cannot be controlled from here", "shard", d.ID(), "err", err)
+		wrong("a shard cannot be controlled from here", err)
 	}
 	m.showShards()
 	m.log.Info("a shard has come", "shard", d.ID(), "nodes", len(d.Nodes), "here", d.Node != nil)
+	return err
 }
 
 // showShards has the API show the shards that there are.

@@ -127,6 +127,8 @@ func (s *source) Arrived() <-chan struct{} {
 type question struct {
 	N   uint64 `json:"n"`
 	Key string `json:"key,omitempty"` // of a document; empty: the reports
+
+	Shard string `json:"shard,omitempty"` // as which the reports are read; empty: as the whole store
 }
 
 type reply struct {
@@ -163,8 +165,9 @@ func (r *relay) answered(f frame) {
 	}
 }
 
-func (r *relay) ask(ctx context.Context, key string) (reply, error) {
-	n, ch := r.n.Add(1), make(chan reply, 1)
+func (r *relay) ask(ctx context.Context, q question) (reply, error) {
+	q.N = r.n.Add(1)
+	n, ch := q.N, make(chan reply, 1)
 	r.mu.Lock()
 	r.to[n] = ch
 	r.mu.Unlock()
@@ -173,7 +176,7 @@ func (r *relay) ask(ctx context.Context, key string) (reply, error) {
 		delete(r.to, n)
 		r.mu.Unlock()
 	}()
-	if err := r.h.send(whatAsk, question{n, key}); err != nil {
+	if err := r.h.send(whatAsk, q); err != nil {
 		return reply{}, coord.ErrUnavailable
 	}
 	ctx, cancel := context.WithTimeout(ctx, relayTime)
@@ -190,7 +193,7 @@ func (r *relay) ask(ctx context.Context, key string) (reply, error) {
 
 // Get implements coord.Docs.
 func (r *relay) Get(ctx context.Context, key string) (coord.Doc, error) {
-	a, err := r.ask(ctx, key)
+	a, err := r.ask(ctx, question{Key: key})
 	return a.Doc, err
 }
 
@@ -209,7 +212,21 @@ func (r *relay) Send(context.Context, string, []byte, time.Duration) error {
 
 // All implements coord.Beats.
 func (r *relay) All(ctx context.Context) (map[string]coord.Beat, error) {
-	a, err := r.ask(ctx, "")
+	a, err := r.ask(ctx, question{})
+	return a.Beats, err
+}
+
+// of is the relay as one shard sees the store.
+func (r *relay) of(shard string) supplier { return shardRelay{r, shard} }
+
+type shardRelay struct {
+	*relay
+	shard string
+}
+
+// All implements coord.Beats.
+func (r shardRelay) All(ctx context.Context) (map[string]coord.Beat, error) {
+	a, err := r.ask(ctx, question{Shard: r.shard})
 	return a.Beats, err
 }
 
@@ -217,7 +234,11 @@ func (r *relay) All(ctx context.Context) (map[string]coord.Beat, error) {
 func (r *relay) Arrived() <-chan struct{} { return nil }
 
 // answerFor reads the store for the old process.
-func answerFor(ctx context.Context, s supplier, q question) reply {
+func (m *member) answerFor(ctx context.Context, q question) reply {
+	var s supplier = m.store
+	if of := m.hall; of != nil && q.Shard != "" && of.Of(q.Shard) != nil {
+		s = of.Of(q.Shard)
+	}
 	ctx, cancel := context.WithTimeout(ctx, relayTime)
 	defer cancel()
 	a := reply{N: q.N}

@@ -47,19 +47,7 @@ type unit struct {
 func (m *member) open() error {
 	shards := m.deploy.Units()
 	if m.deploy.Sharded() {
-		shared, ok := m.store.(scope.Shared)
-		if !ok {
-			return fmt.Errorf("a deployment with mode %s needs a store that several shards can share", m.deploy.Mode)
-		}
-		var ids []string
-		for _, d := range shards {
-			ids = append(ids, d.ID())
-		}
-		if m.deploy.Mode == "cluster" || m.deploy.Ring.EjectAfter == 0 { // for what concerns all shards
-			ids = append(ids, m.deploy.Name)
-		}
-		var err error
-		if m.hall, err = scope.Open(shared, ids...); err != nil {
+		if err := m.openHall(); err != nil {
 			return err
 		}
 	}
@@ -83,7 +71,31 @@ func (m *member) open() error {
 		m.units = append(m.units, u)
 		u.start("view", u.view.Run)
 	}
+	if m.ring != nil {
+		m.parts.start("ring", m.ring.keep)
+	}
 	return nil
+}
+
+// openHall has the shards share the store.
+func (m *member) openHall() error {
+	shared, ok := m.store.(scope.Shared)
+	if !ok {
+		return fmt.Errorf("a deployment with mode %s needs a store that several shards can share", m.deploy.Mode)
+	}
+	var ids []string
+	for _, d := range m.deploy.Units() {
+		ids = append(ids, d.ID())
+	}
+	for _, u := range m.opened()[len(m.units):] {
+		ids = append(ids, u.deploy.ID())
+	}
+	if m.deploy.Mode == "cluster" || m.deploy.Ring.EjectAfter == 0 { // for what concerns all shards
+		ids = append(ids, m.deploy.Name)
+	}
+	var err error
+	m.hall, err = scope.Open(shared, ids...)
+	return err
 }
 
 func (m *member) newUnit(d config.Unit, parts *stack) *unit {
@@ -91,11 +103,7 @@ func (m *member) newUnit(d config.Unit, parts *stack) *unit {
 	if m.hall != nil {
 		u.store, u.log = m.hall.Of(d.ID()), m.log.With("shard", d.ID())
 	}
-	var docs supplier = u.store
-	if m.ring != nil {
-		docs = ringed{u.store, m.ring}
-	}
-	u.source = newSource(docs)
+	u.source = newSource(u.supplied(u.store))
 	u.view = view.New(u.source, m.clock, topo.KeyShard+d.ID(), u.log)
 	return u
 }
@@ -161,6 +169,16 @@ func (u *unit) face() api.Shard {
 		s.Load = u.proxy.Watch
 	}
 	return s
+}
+
+// startNodes starts or finds the servers beside this member, in turn.
+func (m *member) startNodes(ctx context.Context) error {
+	for _, u := range m.units {
+		if err := u.startNode(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (u *unit) startNode(ctx context.Context) error {
@@ -275,7 +293,7 @@ func (u *unit) stopNode(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, serverStop)
 	defer cancel()
 	defer u.node.Close()
-	if p := u.o.Predecessor; p != nil && !p.up {
+	if p := u.o.Predecessor; p != nil && !p.up.Load() {
 		return nil // the earlier process takes it back
 	}
 	if u.deploy.Node.Kind == "attached" && u.slots != nil && u.handedBack() {

@@ -6,13 +6,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
-	"strings"
 	"syscall"
 	"time"
 
+	"redoubt/internal/api"
+	"redoubt/internal/config"
+	"redoubt/internal/front"
 	"redoubt/internal/proxy"
 	"redoubt/internal/topo"
 )
@@ -25,6 +26,8 @@ const (
 	heirUp      = 10 * time.Second       // for it to take over, where no primary depends on it
 	heirMargin  = 150 * time.Millisecond // before the end of the primary's lease, for the old agent to be back
 	heirLeast   = 300 * time.Millisecond // for the new process, of the primary's lease
+	heirMoment  = 3 * time.Second        // for the leases of all primaries to have most of their time left
+	heirPause   = 200 * time.Millisecond // the same, while their agents are away already
 	resignTime  = 2 * time.Second
 	reclaimTime = 10 * time.Second // to open the store again
 	idsApart    = 1 << 20          // clients that the old process may still accept while the new one comes up
@@ -70,6 +73,23 @@ type offer struct {
 	Dir     string `json:"dir"`
 	PID     int    `json:"pid"`
 	Version string `json:"version"`
+	Front   int    `json:"front,omitempty"` // several shards: format of the records of the front's clients
+}
+
+// formatFor is the format of what is handed over of a member with this configuration.
+func formatFor(c config.Config) int {
+	if c.Deployments[0].Sharded() {
+		return hatchShards
+	}
+	return hatchFormat
+}
+
+// frontRecords is the format of the records of the front's clients; 0: there is no front.
+func frontRecords(c config.Config) int {
+	if c.Deployments[0].Sharded() {
+		return front.RecordFormat
+	}
+	return 0
 }
 
 // ready is the new process's answer.
@@ -105,6 +125,13 @@ func (m *member) upgrade(ctx context.Context, o upgradeOrder) bool {
 	}
 	defer h.hangUp()
 	defer func() { inheritance{h.ports, h.files}.close() }()
+	m.resign(ctx)
+	if err := m.awaitMoment(ctx, heirMoment); err != nil {
+		m.log.Error("not handed over; this process goes on", "err", err)
+		h.end()
+		o.tell(0, err)
+		return false
+	}
 	o.tell(h.cmd.Process.Pid, nil)
 	began := m.clock.Uptime()
 	if err := m.yield(ctx, h); err != nil {
@@ -118,25 +145,46 @@ func (m *member) upgrade(ctx context.Context, o upgradeOrder) bool {
 		m.takeBack(ctx, h)
 		return false
 	}
+	m.endServing()
 	return true
 }
 
 // mayUpgrade returns why a hand-over would not be hitless now.
 func (m *member) mayUpgrade() error {
-	s := m.units[0].view.Load()
 	switch {
 	case m.waits():
 		return errors.New("the servers are not Redoubt's at the moment: stop this member, and start it again")
-	case m.hall != nil:
-		return errors.New("a member with several shards is not handed over in this version: stop it, which moves its primaries to other members, and start it again")
 	case len(m.o.Command) == 0:
 		return errors.New("this process does not know how it was started")
-	case !s.Fresh(m.clock.Uptime()):
-		return errors.New("the agreed state could not be confirmed lately: the store has no majority that this member can reach")
-	case s.Shard.Assigned.Phase != topo.PhaseServing && s.Shard.Assigned.Phase != topo.PhaseNew:
-		return fmt.Errorf("the shard is in phase %s: wait until it serves", s.Shard.Assigned.Phase)
+	case m.hall != nil && m.succeeds.Load(): // see ringBook.beStill
+		return errors.New("an earlier process of this member still hands its clients over: wait until it has ended")
+	}
+	for _, u := range m.all() {
+		switch s := u.view.Load(); {
+		case !s.Fresh(m.clock.Uptime()):
+			return errors.New("the agreed state could not be confirmed lately: the store has no majority that this member can reach")
+		case s.Shard.Assigned.Phase != topo.PhaseServing && s.Shard.Assigned.Phase != topo.PhaseNew:
+			return fmt.Errorf("shard %s is in phase %s: wait until it serves", u.deploy.ID(), s.Shard.Assigned.Phase)
+		}
+	}
+	if m.keysMove() {
+		return errors.New("keys are being moved between shards: wait until that is done, or end it (redoubt reshard pause or cancel)")
 	}
 	return nil
+}
+
+// keysMove reports whether slots are being moved, or a ring is being changed.
+func (m *member) keysMove() bool {
+	if m.slots != nil {
+		j, _, _ := m.jobs.get()
+		moves, err := movesOf(m.slots.Map())
+		return j != nil && j.State == api.ReshardRunning || len(moves) > 0 || err != nil
+	}
+	if m.ring == nil {
+		return false
+	}
+	d, _, _, _ := m.ring.get()
+	return d.Change != nil
 }
 
 // prepareHeir starts the new process and waits until it has found nothing wrong. Nothing is changed before.
@@ -164,7 +212,11 @@ func (m *member) prepareHeir(ctx context.Context) (*heir, error) {
 		h.end()
 		return nil, err
 	}
-	if err := m.copyPorts(h); err != nil {
+	err = m.mayUpgrade() // that took a while
+	if err == nil {
+		err = m.copyPorts(h)
+	}
+	if err != nil {
 		h.end()
 		return nil, err
 	}
@@ -174,7 +226,7 @@ func (m *member) prepareHeir(ctx context.Context) (*heir, error) {
 // introduce tells the new process who this one is, and waits for what it says to that and to its configuration.
 func (m *member) introduce(ctx context.Context, h *heir) error {
 	c := m.o.Config
-	if err := h.send(whatOffer, offer{hatchFormat, proxy.RecordFormat, c.Member.ID, c.Member.Dir, os.Getpid(), m.o.Version}); err != nil {
+	if err := h.send(whatOffer, offer{formatFor(c), proxy.RecordFormat, c.Member.ID, c.Member.Dir, os.Getpid(), m.o.Version, frontRecords(c)}); err != nil {
 		return fmt.Errorf("the new process gave no answer: %w", err)
 	}
 	f, err := m.hear(ctx, h, time.Now().Add(heirReady))
@@ -243,264 +295,9 @@ func (h *heir) end() {
 	<-h.gone
 }
 
-// copyPorts copies every listening socket, so that nobody is refused while neither process listens.
-func (m *member) copyPorts(h *heir) error {
-	add := func(name, addr string, f *os.File) {
-		h.ports = append(h.ports, name+" "+addr)
-		h.files = append(h.files, f)
-	}
-	if p := m.units[0].proxy; p != nil {
-		ports, err := p.Ports()
-		if err != nil {
-			return err
-		}
-		for _, p := range ports {
-			add("proxy", p.Addr, p.File)
-		}
-	}
-	if late := m.lateSentinel.Load(); late != nil {
-		m.sentinel = late
-	}
-	for _, face := range []struct {
-		name, addr string
-		file       func() (*os.File, error)
-		on         bool
-	}{
-		{"sentinel", m.o.Config.Sentinel.Listen, m.sentinel.File, m.sentinel != nil}, {"api", m.o.Config.API.Listen, m.api.File, m.api != nil},
-		{"checks", m.o.Config.API.ChecksListen, m.api.ChecksFile, m.api != nil && m.o.Config.API.ChecksListen != ""},
-	} {
-		if !face.on {
-			continue
-		}
-		f, err := face.file()
-		if err != nil {
-			return err
-		}
-		add(face.name, face.addr, f)
-	}
-	return nil
-}
-
-// yield gives up everything but the proxy, and returns when the new process has taken over. The primary's lease goes on
-// meanwhile: if it is about to end, it is an error, so that this agent comes back and carries out what it must.
-func (m *member) yield(ctx context.Context, h *heir) error {
-	u := m.units[0] // there is one: see mayUpgrade
-	m.resign(ctx)
-	m.parts.stopAll(m.log, "view", "proxy")
-	deadline := time.Now().Add(heirUp)
-	if s := u.view.Load(); u.node != nil && string(s.Shard.Assigned.Primary) == u.deploy.Node.ID {
-		left := s.ReadStart + s.Shard.Spec.Timing.Lease.D() - m.clock.Uptime() - heirMargin
-		if left < heirLeast {
-			return fmt.Errorf("the primary's lease ends in %s", left+heirMargin)
-		}
-		deadline = time.Now().Add(left)
-	}
-	if u.node != nil {
-		if err := u.node.Close(); err != nil {
-			return fmt.Errorf("let go of the server: %w", err)
-		}
-		u.node = nil
-	}
-	u.source.set(nil)
-	err := m.store.Close()
-	m.store = nil
-	if err != nil {
-		return fmt.Errorf("close the store: %w", err)
-	}
-	var files []int
-	for _, f := range append([]*os.File{m.claim.f}, h.files...) {
-		fd, err := fdOf(f)
-		if err != nil {
-			return err
-		}
-		files = append(files, fd)
-	}
-	to := takeover{Ports: h.ports}
-	if u.proxy != nil {
-		to.FirstID = u.proxy.LastID() + idsApart
-	}
-	if err := h.send(whatGo, to, files...); err != nil {
-		return err
-	}
-	u.source.set(h.relay)
-	f, err := m.hear(ctx, h, deadline)
-	if err == nil && f.what != whatUp {
-		err = fmt.Errorf("it said %c", f.what)
-	}
-	return err
-}
-
-// resign hands control over to another member, so that nobody has to elect one because this one is away.
-func (m *member) resign(ctx context.Context) {
-	if m.store.Controller() != m.o.Config.Member.ID || m.voters.Load() < 2 {
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, resignTime)
-	defer cancel()
-	lease, err := m.store.Campaign(ctx)
-	if err == nil {
-		err = lease.Release(ctx)
-	}
-	if err != nil {
-		m.log.Warn("handing over control before the hand-over", "err", err)
-	}
-}
-
-// giveClients hands over client by client. Those that cannot be given away in time are disconnected when this process ends.
-func (m *member) giveClients(ctx context.Context, h *heir) error {
-	p := m.units[0].proxy
-	if p == nil {
-		notify(m.log, fmt.Sprintf("MAINPID=%d", h.cmd.Process.Pid))
-		return h.send(whatDone, struct{}{})
-	}
-	for _, s := range p.Scripts() {
-		if err := h.send(whatScript, s); err != nil {
-			return err
-		}
-	}
-	began, given := m.clock.Uptime(), 0
-	ctx, cancel := context.WithTimeout(ctx, m.o.Config.Proxy.UpgradeDrain.D())
-	defer cancel()
-	hurried := make(chan struct{})
-	defer func() { <-hurried }()
-	go func() { // ends with ctx
-		defer close(hurried)
-		select {
-		case <-ctx.Done():
-		case mode := <-m.o.Stop: // whoever asks this process means the member
-			_ = h.cmd.Process.Signal(mode.signal())
-			cancel()
-		case _, more := <-h.frames:
-			if !more {
-				cancel()
-			}
-		}
-	}()
-	left, err := p.Leave(ctx, func(g proxy.Given) error {
-		body, err := g.Record.Encode()
-		if err != nil {
-			return err
-		}
-		if len(body) > hatchFrameMax {
-			return proxy.ErrTooLarge
-		}
-		given++
-		if g.Upstream >= 0 {
-			return h.send(whatClient, jsonText(body), g.Client, g.Upstream)
-		}
-		return h.send(whatClient, jsonText(body), g.Client)
-	})
-	cancel()
-	if err == nil {
-		err = h.send(whatDone, struct{}{})
-	}
-	if err != nil {
-		return err
-	}
-	p.GaveAway()
-	notify(m.log, fmt.Sprintf("MAINPID=%d", h.cmd.Process.Pid))
-	m.log.Info("clients were handed over", "given", given, "left", left, "took", m.clock.Uptime()-began)
-	return nil
-}
-
-// jsonText is encoded already.
-type jsonText []byte
-
-// MarshalJSON implements json.Marshaler.
-func (t jsonText) MarshalJSON() ([]byte, error) { return t, nil }
-
-// takeBack makes this process the member again. The agent comes first: it must be back before the primary's lease ends.
-// The new process is stopped until this agent's guard is in place, because its own would fence a primary whose agent dies.
-func (m *member) takeBack(ctx context.Context, h *heir) {
-	u := m.units[0]
-	_ = h.cmd.Process.Signal(syscall.SIGSTOP)
-	if m.store == nil {
-		u.source.set(nil)
-	}
-	m.inherited = inheritance{h.ports, h.files}
-	defer func() { m.inherited = inheritance{} }()
-	var errs []error
-	if u.node != nil { // it was not given up yet, but its agent was
-		errs = append(errs, u.node.Close())
-		u.node = nil
-	}
-	errs = append(errs, u.startNode(ctx))
-	h.end()
-	errs = append(errs, m.claim.write(m.o.File), m.reopen(ctx))
-	if err := errors.Join(errs...); err != nil {
-		select {
-		case m.parts.failed <- fmt.Errorf("take the member back: %w", err):
-		default:
-		}
-		return
-	}
-	if u.proxy != nil {
-		u.proxy.Stay()
-	}
-	m.log.Info("this process is the member again")
-}
-
-// reopen starts again what yield has stopped, but for the node.
-func (m *member) reopen(ctx context.Context) error {
-	until := time.Now().Add(reclaimTime)
-	for m.store == nil {
-		s, err := openStore(ctx, m.o.Config, m.clock, m.log)
-		if err == nil {
-			m.store = s
-			break
-		}
-		if time.Now().After(until) || ctx.Err() != nil {
-			return err
-		}
-		t := time.NewTimer(20 * time.Millisecond)
-		<-t.C
-	}
-	u := m.units[0]
-	u.store = m.store
-	u.source.set(m.store)
-	return m.startRest()
-}
-
 func (s StopMode) signal() os.Signal {
 	if s == StopHandover {
 		return syscall.SIGTERM
 	}
 	return syscall.SIGINT
-}
-
-// inheritance are listening sockets that were open before.
-type inheritance struct {
-	ports []string // name and address, with a space between them
-	files []*os.File
-}
-
-// of returns what was inherited under a name, with its addresses.
-func (i inheritance) of(name string) []proxy.Port {
-	var some []proxy.Port
-	for n, p := range i.ports {
-		if face, addr, _ := strings.Cut(p, " "); face == name && n < len(i.files) {
-			some = append(some, proxy.Port{Addr: addr, File: i.files[n]})
-		}
-	}
-	return some
-}
-
-// listener returns the inherited port of a face; nil: there is none at this address.
-func (i inheritance) listener(name, addr string) (net.Listener, error) {
-	for _, port := range i.of(name) {
-		if port.Addr == addr {
-			l, err := net.FileListener(port.File)
-			if err != nil {
-				return nil, fmt.Errorf("take over the port of the %s: %w", name, err)
-			}
-			return l, nil
-		}
-	}
-	return nil, nil
-}
-
-func (i inheritance) close() {
-	for _, f := range i.files {
-		_ = f.Close()
-	}
 }

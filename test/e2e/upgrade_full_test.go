@@ -46,3 +46,23 @@ func TestUpgradeOfAFullMember(t *testing.T) {
 		}
 	}
 }
+
+// memberPID reads the record in the member's directory.
+func memberPID(t *testing.T, d *deployment, m string) int {
+	t.Helper()
+	rest, file := "", filepath.Join(d.dir, "member-"+strings.TrimPrefix(m, "n"), "data", "redoubt-member.json")
+	d.until(5*time.Second, "the member's record is whole", func() (bool, string) { // it is written in place
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var whole bool
+		_, rest, whole = strings.Cut(string(b), `"pid":`)
+		return whole && strings.Contains(rest, "}"), string(b)
+	})
+	pid, err := strconv.Atoi(strings.TrimSpace(strings.FieldsFunc(rest, func(r rune) bool { return r == ',' || r == '}' })[0]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pid
+}

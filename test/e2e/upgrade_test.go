@@ -28,6 +28,7 @@ type crowd struct {
 	t       *testing.T
 	addr    string
 	name    string
+	dbs     int // databases that the idle ones use
 	idle    []redis.Conn
 	ids     []string
 	ports   []string
@@ -72,11 +73,17 @@ func do(c redis.Conn, args ...string) (any, error) {
 // gather connects everybody, so many of them idle.
 func gather(t *testing.T, addr, name string, idle int) *crowd {
 	t.Helper()
-	c := &crowd{t: t, addr: addr, name: name, heard: make(chan error, 1), popped: make(chan error, 1)}
+	return gatherIn(t, addr, name, idle, 3)
+}
+
+// gatherIn is gather for a deployment with so many databases.
+func gatherIn(t *testing.T, addr, name string, idle, dbs int) *crowd {
+	t.Helper()
+	c := &crowd{t: t, addr: addr, name: name, dbs: dbs, heard: make(chan error, 1), popped: make(chan error, 1)}
 	for i := range idle {
 		idle, port := dialPlain(t, addr)
 		must(t, idle, "CLIENT", "SETNAME", fmt.Sprintf("idle-%s-%d", name, i))
-		must(t, idle, "SELECT", strconv.Itoa(i%3))
+		must(t, idle, "SELECT", strconv.Itoa(i%dbs))
 		c.idle, c.ports = append(c.idle, idle), append(c.ports, port)
 		c.ids = append(c.ids, fmt.Sprint(must(t, idle, "CLIENT", "ID")))
 	}
@@ -230,7 +237,7 @@ func (c *crowd) check(pub redis.Conn) {
 			t.Fatalf("idle client %d of %s is client %s now, was %s", i, c.name, id, c.ids[i])
 		}
 		info, err := redis.String(idle.Do("CLIENT", "INFO"))
-		if err != nil || !strings.Contains(info, fmt.Sprintf(" name=idle-%s-%d ", c.name, i)) || !strings.Contains(info, " addr="+c.ports[i]+" ") || !strings.Contains(info, fmt.Sprintf(" db=%d ", i%3)) {
+		if err != nil || !strings.Contains(info, fmt.Sprintf(" name=idle-%s-%d ", c.name, i)) || !strings.Contains(info, " addr="+c.ports[i]+" ") || !strings.Contains(info, fmt.Sprintf(" db=%d ", i%c.dbs)) {
 			t.Fatalf("idle client %d of %s: %q %v, from %s", i, c.name, info, err, c.ports[i])
 		}
 	}
@@ -398,21 +405,6 @@ func verify(t *testing.T, c redis.Conn, key string, n int) {
 			return
 		}
 	}
-}
-
-// memberPID reads the record in the member's directory.
-func memberPID(t *testing.T, d *deployment, m string) int {
-	t.Helper()
-	b, err := os.ReadFile(filepath.Join(d.dir, "member-"+strings.TrimPrefix(m, "n"), "data", "redoubt-member.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, rest, _ := strings.Cut(string(b), `"pid":`)
-	pid, err := strconv.Atoi(strings.TrimSpace(strings.FieldsFunc(rest, func(r rune) bool { return r == ',' || r == '}' })[0]))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return pid
 }
 
 // TestUpgradeIsRefused: a configuration that cannot be used, and a program that is no Redoubt, change nothing.
