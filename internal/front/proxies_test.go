@@ -427,3 +427,27 @@ func TestIdleClientsAreCheap(t *testing.T) {
 		t.Fatalf("%d goroutines were %d, %d descriptors were %d", runtime.NumGoroutine(), goroutines, files(), descriptors)
 	}
 }
+
+// A client's way to a shard within the process is there at once: nothing is asked of the shard's proxy that a goroutine would have to handle, and
+// CLIENT UNBLOCK still finds whom it means.
+func TestTheWayToAShardCostsNoCommand(t *testing.T) {
+	m := startMember(t, 3)
+	w, other := m.client(t), m.client(t)
+	other.want("$-1\r\n", "GET "+keyOn(3, 1, "k")) // so that this shard's numbers are not those of the front
+	for shard := range 3 {
+		key := keyOn(3, shard, "k")
+		before := m.proxies[shard].Stats().Commands
+		w.want("$-1\r\n", "GET "+key)
+		if got := m.proxies[shard].Stats().Commands - before; got != 1 {
+			t.Fatalf("%d commands for one GET, by shard %d", got, shard)
+		}
+	}
+	w.send("BLPOP", keyOn(3, 1, "list"), "0")
+	if !until(5*time.Second, func() bool { return other.do("CLIENT", "UNBLOCK", "1") == ":1\r\n" }) {
+		t.Fatal("it was not unblocked")
+	}
+	if got := w.next(); got != "*-1\r\n" {
+		t.Fatalf("%q", got)
+	}
+	w.want("$-1\r\n", "GET "+keyOn(3, 1, "k"))
+}

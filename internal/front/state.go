@@ -75,7 +75,9 @@ func (c *client) introduce(k *conn) {
 		c.pushLocked(expect{op: opDrop, from: k}, s.raw)
 		k.keeps = k.keeps || s.key == "TRACKING"
 	}
-	say(opID, "CLIENT", "ID")
+	if k.id = k.sock.ID(); k.id == nil {
+		say(opID, "CLIENT", "ID") // which the shard's proxy handles in a goroutine, as everything that is no plain read or write
+	}
 }
 
 // open returns the connections that there are, that of the home shard first, which is opened if need be.

@@ -31,6 +31,7 @@ type Stream interface {
 	// Hear has f called on the loop with replies, so many whole ones, in place of an event to read them; f returns false if they have to be
 	// read all the same. b is valid until it returns. To be called before anything is written.
 	Hear(f func(b []byte, replies int) bool)
+	ID() []byte // of the client at the other end, as digits, as CLIENT ID would say; nil: it is not known here
 	// Depart takes the other end out of its shard, for Options.Rejoin. What it had to say can still be read, and then the end. input is a command that
 	// blocked there, and does so no more; file a descriptor, -1: none. False: that did not succeed within patience, and nothing has changed. It waits.
 	Depart(patience time.Duration) (record []byte, file int, input []byte, ok bool)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strconv"
 	"sync"
 	"sync/atomic"
 
@@ -126,6 +127,14 @@ func (st *Stream) Last(f func()) { st.c.loop.last = append(st.c.loop.last, f) }
 
 // Late is Last for the next round, which begins without waiting for events. On the loop only.
 func (st *Stream) Late(f func()) { st.c.loop.late = append(st.c.loop.late, f) }
+
+// ID returns the number of the client that the other end is, as CLIENT ID says it; nil where that end is not within the process, or was refused.
+func (st *Stream) ID() []byte {
+	if st.far == nil {
+		return nil
+	}
+	return strconv.AppendUint(nil, st.far.id, 10)
+}
 
 // Shut ends both directions; the other side still gets what was written. The event comes.
 func (st *Stream) Shut() {
