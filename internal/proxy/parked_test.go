@@ -3,6 +3,7 @@
 package proxy
 
 import (
+	"io"
 	"net"
 	"strings"
 	"syscall"
@@ -142,4 +143,22 @@ func TestASubscriptionThatWasGivenUpIsNone(t *testing.T) {
 	s.serve(s.nodes[0])
 	c.want("ann", "CLIENT", "GETNAME")
 	waitFor(t, "its connection serves others", func() bool { return s.p.Stats().Pinned == 0 })
+}
+
+// A subscriber that says no more is owed its replies as others are, also when they take a moment.
+func TestASubscriberThatClosesItsSideGetsItsReplies(t *testing.T) {
+	t.Parallel()
+	s := newShard(t, 0, nil)
+	c := s.client()
+	c.want("*3 $10 psubscribe $1 * :1", "PSUBSCRIBE", "*")
+	s.nodes[0].signal(syscall.SIGSTOP)
+	c.send("SET", "a", "b")
+	c.send("ZADD", "z", "1", "a")
+	_ = c.c.(*net.TCPConn).CloseWrite()
+	<-time.After(250 * time.Millisecond) // longer than a client is waited for that has left
+	s.nodes[0].signal(syscall.SIGCONT)
+	all, err := io.ReadAll(c.r)
+	if n := strings.Count(string(all), "-ERR Can't execute"); n != 2 || err != nil {
+		t.Errorf("%d of 2 replies: %q, %v", n, all, err)
+	}
 }

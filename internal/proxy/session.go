@@ -153,8 +153,10 @@ func (s *session) await(limit int64) bool {
 			switch {
 			case !s.eof:
 				gone = s.sock.waiter().gone
-			case s.lane.key.own:
+			case s.lane.key.own && s.lane.blocking.Load() > 0:
 				return false
+			default:
+				patience.Reset(100 * time.Millisecond)
 			}
 		case <-gone:
 			s.kill()
