@@ -20,12 +20,8 @@ import (
 // openBoard makes what the announcing faces show.
 func (m *member) openBoard() error {
 	var parts []view.Part
-	for i, u := range m.units {
-		p := m.boardPart(u)
-		if m.deploy.Mode == "ring" {
-			p.RingName, p.Weight = m.deploy.Shards[i].RingName, m.deploy.Shards[i].Weight
-		}
-		parts = append(parts, p)
+	for _, u := range m.units {
+		parts = append(parts, m.boardPart(u))
 	}
 	b, err := view.NewBoard(view.BoardOptions{Deployment: m.deploy.Name, Mode: m.deploy.Mode, Parts: parts, Beats: m.store, Clock: m.clock})
 	if err != nil {
@@ -41,11 +37,31 @@ func (m *member) openBoard() error {
 }
 
 func (m *member) boardPart(u *unit) view.Part {
-	p := view.Part{ID: u.deploy.ID(), Name: u.deploy.Shard, View: u.view, RingName: cmp.Or(u.deploy.Shard, u.deploy.ID()), Weight: 1}
+	p := view.Part{ID: u.deploy.ID(), Name: u.deploy.Shard, View: u.view, Ring: u.ringPlace}
 	if m.slots != nil {
 		p.Slots = u.slotsText
 	}
 	return p
+}
+
+// ringPlace is the shard's label and weight in the ring that is agreed, or in that of the member's file as long as nothing else is. Where
+// there is no ring it is as if it were one of equals.
+func (u *unit) ringPlace() (label string, weight int) {
+	if u.member.deploy.Mode != "ring" {
+		return cmp.Or(u.deploy.Shard, u.deploy.ID()), 1
+	}
+	shards := u.ringOfFile()
+	if u.ring != nil {
+		if doc, _, known, _ := u.ring.get(); known && len(doc.Shards) > 0 {
+			shards = doc.Shards
+		}
+	}
+	for _, s := range shards {
+		if s.Name == u.deploy.Shard {
+			return s.Label, int(s.Weight)
+		}
+	}
+	return u.deploy.Shard, 0 // it has no keys yet, or none any more
 }
 
 // startDiscovery starts the faces that announce what the board shows, where the configuration asks for any.

@@ -144,3 +144,28 @@ func TestAMemberWithAnEarlierProcessDoesNotSayThatItIsStill(t *testing.T) {
 		t.Errorf("afterwards: %+v", r)
 	}
 }
+
+// What is told to proxies that people keep is the agreed ring: a shard of the file that was removed must not shift the names and weights of the others.
+func TestTheBoardNamesTheAgreedRing(t *testing.T) {
+	cl := memstore.New(clock.Real{}, "n1")
+	m := ringMember(t, cl.Member("n1"))
+	for _, d := range m.deploy.Units() {
+		m.units = append(m.units, m.newUnit(d, &m.parts))
+	}
+	gone, stays := m.units[0], m.units[1]
+	if label, weight := stays.ringPlace(); label != stays.deploy.Shard || weight != 1 {
+		t.Errorf("before anything was agreed: %s, %d", label, weight)
+	}
+	if _, err := m.ring.change(t.Context(), func(doc *ringDoc) bool {
+		doc.Format, doc.Shards = ringFormat, []ringShard{{stays.deploy.Shard, "label", 3}}
+		return true
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if label, weight := stays.ringPlace(); label != "label" || weight != 3 {
+		t.Errorf("the shard that stays: %s, %d", label, weight)
+	}
+	if _, weight := gone.ringPlace(); weight != 0 {
+		t.Errorf("the shard that was removed has weight %d", weight)
+	}
+}

@@ -46,7 +46,7 @@ func newRig(t *testing.T) *rig {
 	r.store = r.cluster.Member("m1")
 	v := view.New(r.store, clock.Real{}, topo.KeyShard+"mymaster-0", slog.New(slog.DiscardHandler))
 	var err error
-	if r.board, err = view.NewBoard(view.BoardOptions{Deployment: "mymaster", Mode: "ring", Parts: []view.Part{{ID: "mymaster-0", View: v, RingName: "alpha", Weight: 3}}, Beats: r.store, Clock: clock.Real{}}); err != nil {
+	if r.board, err = view.NewBoard(view.BoardOptions{Deployment: "mymaster", Mode: "ring", Parts: []view.Part{{ID: "mymaster-0", View: v, Ring: func() (string, int) { return "alpha", 3 }}}, Beats: r.store, Clock: clock.Real{}}); err != nil {
 		t.Fatal(err)
 	}
 	r.start(v.Run)

@@ -31,13 +31,12 @@ const (
 
 // Part is one shard that a board shows.
 type Part struct {
-	ID       string // among all that the store knows
-	Name     string // within the deployment; empty: ID
-	View     *View
-	Slots    func() string // mode cluster; nil: none
-	RingName string        // mode ring
-	Weight   int           // mode ring
-	gone     bool
+	ID    string // among all that the store knows
+	Name  string // within the deployment; empty: ID
+	View  *View
+	Slots func() string                    // mode cluster; nil: none
+	Ring  func() (name string, weight int) // its place in a ring, for proxies that people keep; nil: none
+	gone  bool
 }
 
 // BoardOptions are what a board needs.
@@ -257,7 +256,10 @@ func (b *Board) Look() Picture {
 
 // look is what may be announced of the shard at now.
 func (part Part) look(reported map[topo.NodeID]Seen, now time.Duration) (ShardPicture, bool) {
-	s := ShardPicture{ID: part.ID, Name: part.Name, RingName: part.RingName, Weight: part.Weight, Replicas: []Place{}, Nodes: []Place{}}
+	s := ShardPicture{ID: part.ID, Name: part.Name, Replicas: []Place{}, Nodes: []Place{}}
+	if part.Ring != nil {
+		s.RingName, s.Weight = part.Ring()
+	}
 	if part.Slots != nil {
 		s.Slots = part.Slots()
 	}

@@ -82,7 +82,14 @@ func (d *deployment) storeReads() (sum int) {
 	return sum
 }
 
-func TestServiceOverKubernetes(t *testing.T) { overStore(t, "kubernetes") }
+// TestServiceOverKubernetes: as over other stores. The API server is one process: it is away when it hangs, and while it is started again.
+func TestServiceOverKubernetes(t *testing.T) {
+	s := kubeapi.Real(t)
+	d := up(t, "--store", kubeURL(s, "e2e", ""))
+	tellStories(t, d, "kubernetes")
+	outageOf(t, d, "kubernetes: the API server stopped", s.Stop, s.Continue)
+	outageOf(t, d, "kubernetes: the API server killed, and started again", s.Kill, func() { s.Start(t) })
+}
 
 // pods are a StatefulSet of three, redis-0 to redis-2, and one of a Deployment, proxy-0, as processes of this machine: each time one of the
 // set starts, its name leads to another address.

@@ -121,15 +121,25 @@ func (d *deployment) empty() {
 // overStore does to a deployment over a store outside what production does.
 func overStore(t *testing.T, kind string) {
 	d, c := upOver(t, kind)
+	tellStories(t, d, kind)
+	losesNodes(t, d, c)
+	every := func(do func(i int)) func() {
+		return func() {
+			for i := range c.Size() {
+				do(i)
+			}
+		}
+	}
+	outageOf(t, d, kind+": all nodes of the store stopped", every(c.Stop), every(c.Continue))
+}
+
+func tellStories(t *testing.T, d *deployment, kind string) {
+	t.Helper()
 	for _, story := range stories {
 		d.empty()
 		outages, v := repeat(t, d, roundsOr(1), story.within, story.pick(d), func(s status) (time.Time, func()) { return story.hit(t, d, s) })
 		figures(t, kind+": "+story.name, outages, v)
 		requireNothingLost(t, v)
-	}
-	if c != nil {
-		losesNodes(t, d, c)
-		outageOf(t, d, c)
 	}
 }
 
@@ -160,8 +170,8 @@ func losesNodes(t *testing.T, d *deployment, c *outside.Cluster) {
 	}
 }
 
-// outageOf stops all nodes of the store: the primary goes on by the promises of the others.
-func outageOf(t *testing.T, d *deployment, c *outside.Cluster) {
+// outageOf has the store be away for a while: the primary goes on by the promises of the others.
+func outageOf(t *testing.T, d *deployment, what string, stop, goOn func()) {
 	t.Helper()
 	before := d.waitHealthy(20 * time.Second)
 	var ws []*writer
@@ -169,9 +179,7 @@ func outageOf(t *testing.T, d *deployment, c *outside.Cluster) {
 		ws = append(ws, goRedisWriter(fmt.Sprint("p", i), fmt.Sprint("outage:", i), redis.NewClient(&redis.Options{Addr: d.proxyAddr(i)})))
 		waitAcked(t, ws[i], 20)
 	}
-	for i := range c.Size() {
-		c.Stop(i)
-	}
+	stop()
 	begun := time.Now()
 	wait(2 * time.Second)
 	out, err := d.run("status")
@@ -181,9 +189,7 @@ func outageOf(t *testing.T, d *deployment, c *outside.Cluster) {
 		}
 	}
 	wait(*outageFor - time.Since(begun))
-	for i := range c.Size() {
-		c.Continue(i)
-	}
+	goOn()
 	ended := time.Now()
 	after := d.waitHealthy(30 * time.Second)
 	healed := time.Since(ended)
@@ -192,8 +198,8 @@ func outageOf(t *testing.T, d *deployment, c *outside.Cluster) {
 	for _, w := range ws {
 		w.finish()
 	}
-	t.Logf("%s: all nodes of the store stopped for %s: %d writes acknowledged through three proxies, %d errors %s, longest time without one %.0f ms, all well %s after its return",
-		c.Kind, ended.Sub(begun).Round(time.Millisecond), acked, errors, message, ms(longest), healed.Round(time.Millisecond))
+	t.Logf("%s for %s: %d writes acknowledged through three proxies, %d errors %s, longest time without one %.0f ms, all well %s after its return",
+		what, ended.Sub(begun).Round(time.Millisecond), acked, errors, message, ms(longest), healed.Round(time.Millisecond))
 	if errors > 0 || longest > 2*time.Second || after.epoch() != before.epoch() {
 		t.Errorf("writes did not go on: %d errors, longest %s, epoch %d → %d", errors, longest, before.epoch(), after.epoch())
 	}
