@@ -159,7 +159,15 @@ func processWriter(t *testing.T, name, key string, argv ...string) *writer {
 	t.Helper()
 	cmd := exec.Command(argv[0], argv[1:]...)
 	in, out := pipes(t, cmd)
-	w := &writer{name: name, key: key, stop: sync.OnceFunc(func() { in.Close() }), done: make(chan struct{})}
+	w := &writer{name: name, key: key, done: make(chan struct{})}
+	w.stop = sync.OnceFunc(func() {
+		in.Close()
+		late := time.AfterFunc(10*time.Second, func() { _ = cmd.Process.Kill() }) // some do not end while they connect
+		go func() {
+			<-w.done
+			late.Stop()
+		}()
+	})
 	go func() {
 		defer close(w.done)
 		defer cmd.Wait()

@@ -74,6 +74,9 @@ func decodeRoll(d coord.Doc) (*roll, error) {
 }
 
 func (r *roll) find(id string) (entry, bool) {
+	if r == nil {
+		return entry{}, false
+	}
 	for _, e := range r.Members {
 		if e.ID == id {
 			return e, true

@@ -187,6 +187,9 @@ func (s *Store) Send(_ context.Context, from string, body []byte, ttl time.Durat
 	if err := s.gone(); err != nil {
 		return fmt.Errorf("send report of %s: %w", from, err)
 	}
+	if e, _ := s.roll.Load().find(s.opts.ID); e.Run != s.run { // it may not be this process that is the member
+		return fmt.Errorf("send report of %s: this process is not on the list of members yet: %w", from, coord.ErrUnavailable)
+	}
 	var here *kit.Beats
 	if g := s.office.Load(); g != nil {
 		here = g.beats

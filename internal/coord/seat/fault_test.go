@@ -191,15 +191,23 @@ func TestAStoreThatWentBackIsNotBelieved(t *testing.T) {
 func TestASecondProcessOfOneNameLeaves(t *testing.T) {
 	p := newParty(t, 2)
 	p.cluster() // all are on the list
-	second, err := Open(&outlook{m: p.memory}, Options{ID: "m1", ListenAddr: "127.0.0.1:0", Log: testLog()})
+	second, err := Open(&outlook{m: p.memory, list: 300 * time.Millisecond}, Options{ID: "m1", ListenAddr: "127.0.0.1:0", Log: testLog()})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer second.Close()
-	select {
-	case <-second.Removed():
-	case <-within(t, 5*time.Second).Done():
-		t.Fatal("two processes are one member")
+	left, late := false, within(t, 5*time.Second)
+	for tick := time.NewTicker(time.Millisecond); !left; <-tick.C { // what it says of itself would be taken for the first one's word
+		if err := second.Send(within(t, time.Second), "m1", []byte("second"), time.Minute); err == nil {
+			t.Fatal("a process that is not the member reports")
+		}
+		select {
+		case <-second.Removed():
+			left = true
+		case <-late.Done():
+			t.Fatal("two processes are one member")
+		default:
+		}
 	}
 	if !strings.Contains(second.Why(), p.stores[0].Addr()) {
 		t.Errorf("it says %q", second.Why())

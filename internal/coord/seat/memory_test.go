@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -32,11 +33,12 @@ type outlook struct {
 	m *memory
 
 	mu       sync.Mutex
-	cut      bool    // nothing gets through
-	unsure   bool    // swaps happen and say that they may not have
-	readonly bool    // swaps are refused
-	swaps    int     // that were carried out
-	slow     *sluice // nil: swaps are not held up
+	cut      bool          // nothing gets through
+	unsure   bool          // swaps happen and say that they may not have
+	readonly bool          // swaps are refused
+	swaps    int           // that were carried out
+	slow     *sluice       // nil: swaps are not held up
+	list     time.Duration // how long a read of the list of members takes
 }
 
 // sluice holds a swap of one document up, before and after it is carried out.
@@ -68,6 +70,9 @@ func (o *outlook) away(ctx context.Context) error {
 }
 
 func (o *outlook) Read(ctx context.Context, keys ...string) (map[string]coord.Doc, error) {
+	if slices.Contains(keys, keyRoll) && o.list > 0 {
+		<-time.After(o.list)
+	}
 	if err := o.away(ctx); err != nil {
 		return nil, err
 	}
