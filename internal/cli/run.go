@@ -12,6 +12,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -43,7 +44,7 @@ func (e *env) run() *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("find this program: %w", err)
 			}
-			return e.runMember(app.Options{
+			return e.runMember(c.Context(), app.Options{
 				Config: cfg, File: file, Version: versionOf(), Log: logger(cfg.Log, e), GuardCommand: []string{self, "guard"}, HoldCommand: []string{self, "hold-address"},
 				Command: []string{self, "run", "-c", file}, Predecessor: before,
 			})
@@ -53,9 +54,12 @@ func (e *env) run() *cobra.Command {
 	return c
 }
 
-// runMember turns signals into the two ways of stopping. It does not use the command's context, which ends at the first
-// interrupt, before anything was handed over.
-func (e *env) runMember(o app.Options) error {
+// soon is when a signal that has ended the command's context has come here, too, if it ever does.
+const soon = 100 * time.Millisecond
+
+// runMember turns signals into the two ways of stopping. The member does not run under the command's context, which ends at the first
+// interrupt, before anything was handed over; but one that came before signals did has ended nothing else.
+func (e *env) runMember(command context.Context, o app.Options) error {
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(signals)
@@ -70,19 +74,28 @@ func (e *env) runMember(o app.Options) error {
 	done := make(chan struct{})
 	defer close(done)
 	go func() {
-		for n := 0; ; n++ {
+		ended, late, asked := command.Done(), (<-chan time.Time)(nil), false
+		for {
 			select {
 			case <-done:
 				return
+			case <-ended:
+				ended, late = nil, time.After(soon)
+			case <-late:
+				if !asked {
+					asked = true
+					stop <- app.StopNow
+				}
 			case s := <-signals:
 				switch {
-				case n >= 1:
+				case asked:
 					cancel()
 				case s == syscall.SIGTERM:
 					stop <- app.StopHandover
 				default:
 					stop <- app.StopNow
 				}
+				asked = true
 			}
 		}
 	}()

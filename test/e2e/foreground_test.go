@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"fmt"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"syscall"
 	"testing"
@@ -63,6 +64,28 @@ func TestForegroundDeploymentEndsWithItsCommand(t *testing.T) {
 			if out, err := exec.Command(d.bin, "down", "--dir", d.dir).CombinedOutput(); err != nil {
 				t.Errorf("down: %v\n%s", err, out)
 			}
+		}
+	}
+}
+
+// TestAMemberThatIsInterruptedAsItBeginsEnds: at any moment, also before it has looked at its file.
+func TestAMemberThatIsInterruptedAsItBeginsEnds(t *testing.T) {
+	d := up(t)
+	if out, err := d.run("down", "--yes"); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for after := range 40 * roundsOr(1) {
+		cmd := exec.Command(d.bin, "run", "-c", filepath.Join(d.dir, "member-1", "redoubt.yaml"))
+		cmd.Dir = filepath.Join(d.dir, "member-1")
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		late := time.AfterFunc(10*time.Second, func() { _ = cmd.Process.Kill() })
+		wait(time.Duration(after%40) * time.Millisecond)
+		signal(t, cmd.Process.Pid, syscall.SIGINT)
+		_ = cmd.Wait()
+		if !late.Stop() {
+			t.Fatalf("interrupted after %d ms, it does not end", after%40)
 		}
 	}
 }

@@ -26,7 +26,7 @@ func (g *growth) step(args ...string) string {
 	g.t.Helper()
 	begun := time.Now()
 	out, err := g.d.run(args...)
-	for try := 1; err != nil && strings.Contains(out, "start its member first") && try < 20; try++ { // its first report is on its way
+	for try := 1; err != nil && strings.Contains(out+errText(err), "start its member first") && try < 20; try++ { // its first report is on its way
 		wait(200 * time.Millisecond)
 		begun = time.Now()
 		out, err = g.d.run(args...)
