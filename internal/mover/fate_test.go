@@ -181,6 +181,9 @@ func TestPrimariesAreReplacedMeanwhile(t *testing.T) {
 	}
 	for _, rule := range []string{"copy", "let-go", "park", "drain", "flip", "flipped", "tell"} {
 		for _, side := range []string{"a", "b"} {
+			if rule == "flip" && side == "a" {
+				continue // the source has given up the slots, and no replica that would claim them is promoted (ADR 31)
+			}
 			t.Run(rule+"/"+side, func(t *testing.T) {
 				c := newCluster(t, 2, 2, 0)
 				g, s := newGate(half), &shelf{}
