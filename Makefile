@@ -39,7 +39,7 @@ test: ## everything: check, real servers, real failovers with unmodified clients
 	@scripts/deps.sh stores || echo "without etcd the tests of stores outside are skipped"
 	@$(MAKE) --no-print-directory build
 	@$(GO) vet ./...
-	@$(GO) test -count=1 -p 2 -parallel 4 -timeout 20m ./test/e2e $$($(GO) list ./... | grep -v /test/e2e$$) # the longest first: most of its time is waiting
+	@$(GO) test -count=1 -p 2 -timeout 20m ./test/e2e $$($(GO) list ./... | grep -v /test/e2e$$) # the longest first: most of its time is waiting
 
 .PHONY: sim
 sim: ## simulation: SEEDS=100000, or SEED=213 to replay one with its timeline

@@ -3,6 +3,7 @@
 package proxy
 
 import (
+	"fmt"
 	"strconv"
 	"strings"
 	"syscall"
@@ -130,7 +131,7 @@ func TestAPipelineDoesNotSeeHowAFreshPrimaryGetsItsReplicas(t *testing.T) {
 	for i := range writes {
 		all = resp.AppendCommand(all, "SET", "k"+strconv.Itoa(i), strings.Repeat("v", 4<<10))
 	}
-	for range 3 {
+	for in, tries := 0, 0; in < 3; tries++ {
 		s.phase(topo.PhaseFencing)
 		waitFor(t, "nothing is sent", func() bool { return !s.p.Stats().Sending })
 		s.nodes[1].do(t, "REPLICAOF", "NO", "ONE")
@@ -140,12 +141,21 @@ func TestAPipelineDoesNotSeeHowAFreshPrimaryGetsItsReplicas(t *testing.T) {
 		}
 		waitFor(t, "parked", func() bool { return s.p.Stats().Parked == writes })
 		s.serve(s.nodes[0])
+		begun := time.Now()
 		<-time.After(5 * time.Millisecond) // as long as it takes the replicas of a failover
 		s.follow(s.nodes[1], s.nodes[0])
+		waitFor(t, "the primary has its replica", func() bool { return s.nodes[0].info("min_slaves_good_slaves") == "1" })
+		took, refused := time.Since(begun), ""
 		for i := range writes {
-			if got := c.recv(); got != "OK" {
-				t.Fatalf("write %d: %s", i, got)
+			if got := c.recv(); got != "OK" && refused == "" {
+				refused = fmt.Sprintf("write %d: %s", i, got)
 			}
+		}
+		switch { // they are waited for 50 ms
+		case refused == "":
+			in++
+		case took < 40*time.Millisecond || tries > 20:
+			t.Fatalf("%s, %s after the replica was told", refused, took)
 		}
 		waitFor(t, "replicated", func() bool { return s.nodes[1].info("master_link_status") == "up" })
 	}
