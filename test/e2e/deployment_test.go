@@ -167,6 +167,17 @@ func (d *deployment) set(section, line string) {
 // insert puts text behind the first place of every member's file that says after, and starts them again.
 func (d *deployment) insert(after, text string) {
 	d.t.Helper()
+	d.edit(func(i int, file string) string {
+		if !strings.Contains(file, after) {
+			d.t.Fatalf("the file of member %d does not say %q:\n%s", i+1, after, file)
+		}
+		return strings.Replace(file, after, after+text, 1)
+	})
+}
+
+// edit changes every member's file, and starts them again.
+func (d *deployment) edit(change func(i int, text string) string) {
+	d.t.Helper()
 	if out, err := exec.Command(d.bin, "down", "--dir", d.dir).CombinedOutput(); err != nil {
 		d.t.Fatalf("down: %v\n%s", err, out)
 	}
@@ -174,15 +185,12 @@ func (d *deployment) insert(after, text string) {
 	if err != nil || len(files) == 0 {
 		d.t.Fatal("no member files", err)
 	}
-	for _, f := range files {
+	for i, f := range files {
 		b, err := os.ReadFile(f)
 		if err != nil {
 			d.t.Fatal(err)
 		}
-		if !strings.Contains(string(b), after) {
-			d.t.Fatalf("%s does not say %q:\n%s", f, after, b)
-		}
-		if err := os.WriteFile(f, []byte(strings.Replace(string(b), after, after+text, 1)), 0o600); err != nil {
+		if err := os.WriteFile(f, []byte(change(i, string(b))), 0o600); err != nil {
 			d.t.Fatal(err)
 		}
 	}

@@ -291,28 +291,6 @@ func srvOf(t *testing.T, server, name, not string) time.Time {
 	return time.Time{}
 }
 
-// edit changes every member's file, and starts them again.
-func (d *deployment) edit(change func(i int, text string) string) {
-	d.t.Helper()
-	if out, err := exec.Command(d.bin, "down", "--dir", d.dir).CombinedOutput(); err != nil {
-		d.t.Fatalf("down: %v\n%s", err, out)
-	}
-	files, err := filepath.Glob(filepath.Join(d.dir, "member-*", "redoubt.yaml"))
-	if err != nil || len(files) == 0 {
-		d.t.Fatal("no member files", err)
-	}
-	for i, f := range files {
-		b, err := os.ReadFile(f)
-		if err != nil {
-			d.t.Fatal(err)
-		}
-		if err := os.WriteFile(f, []byte(change(i, string(b))), 0o600); err != nil {
-			d.t.Fatal(err)
-		}
-	}
-	d.start()
-}
-
 // dig asks a name server with the real dig, and returns the lines of the answer (+short), or the whole of it.
 func dig(t *testing.T, server, name, kind string, more ...string) string {
 	t.Helper()
