@@ -191,17 +191,42 @@ func (p *pieces) end(ctx context.Context, err error) (bool, error) {
 	return true, p.settle(ctx)
 }
 
+// text copies a string. Its last byte is written first: a server moves a string that grows now and then, all of it, which takes ever longer.
 func (p *pieces) text(ctx context.Context) (bool, error) {
-	for at := int64(0); ; {
-		rep, err := p.src.ask(ctx, "GETRANGE", p.key, strconv.FormatInt(at, 10), strconv.FormatInt(at+batchBytes-1, 10))
-		if err != nil || len(rep.body) == 0 {
-			return p.end(ctx, err)
-		}
-		goOn, err := p.write(ctx, []string{"SETRANGE", p.temp, strconv.FormatInt(at, 10)}, [][]byte{rep.body})
-		if !goOn {
+	rep, err := p.src.ask(ctx, "STRLEN", p.key)
+	if err != nil {
+		return false, err
+	}
+	if rep.num > 0 {
+		p.ask()
+		p.tgt.add("SETRANGE", p.temp, strconv.FormatInt(rep.num-1, 10), "\x00")
+		if _, err := p.tgt.must(ctx); err != nil {
 			return false, err
 		}
-		at += int64(len(rep.body))
+	}
+	n, goOn, err := p.ranges(ctx)
+	if !goOn || err != nil || n >= rep.num {
+		return goOn, err
+	}
+	if err := p.remove(ctx); err != nil { // it became shorter, where nobody says what is written
+		return false, err
+	}
+	_, goOn, err = p.ranges(ctx)
+	return goOn, err
+}
+
+// ranges copies a string's parts up to its end, which is at n.
+func (p *pieces) ranges(ctx context.Context) (n int64, goOn bool, err error) {
+	for {
+		rep, err := p.src.ask(ctx, "GETRANGE", p.key, strconv.FormatInt(n, 10), strconv.FormatInt(n+batchBytes-1, 10))
+		if err != nil || len(rep.body) == 0 {
+			goOn, err = p.end(ctx, err)
+			return n, goOn, err
+		}
+		if goOn, err := p.write(ctx, []string{"SETRANGE", p.temp, strconv.FormatInt(n, 10)}, [][]byte{rep.body}); !goOn {
+			return n, false, err
+		}
+		n += int64(len(rep.body))
 	}
 }
 

@@ -214,13 +214,7 @@ func (b *batch) flip(ctx context.Context) error {
 			return err
 		}
 	}
-	if !b.s.valkey { // all of them or none
-		b.s.tgt.add("MULTI")
-	}
-	b.setSlots(b.s.tgt, b.node()...)
-	if !b.s.valkey {
-		b.s.tgt.add("EXEC")
-	}
+	b.take()
 	if err := b.hear(ctx); err != nil {
 		return err
 	}
@@ -238,6 +232,22 @@ func (b *batch) flip(ctx context.Context) error {
 	}
 	b.f.Target.Owner, b.f.Target.Marked, b.f.Target.AnyMark = reshard.ByTarget, false, false
 	return nil
+}
+
+// take collects the commands by which the target takes the slots; of servers other than Valkey's all of them or none. Such a server tells every
+// node of its whole table, at once, for each slot that it takes under the mark: so the last one alone has it then, and tells of all.
+func (b *batch) take() {
+	t := b.s.tgt
+	if b.s.valkey {
+		b.setSlots(t, b.node()...)
+		return
+	}
+	t.add("MULTI")
+	for _, slot := range b.mv.Slots[:len(b.mv.Slots)-1] {
+		t.add("CLUSTER", "SETSLOT", strconv.Itoa(slot), "STABLE")
+	}
+	b.setSlots(t, b.node()...)
+	t.add("EXEC")
 }
 
 // confirm reads the tenures anew. Whoever is elected from now on is told of the stage that is stored.

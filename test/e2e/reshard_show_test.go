@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"redoubt/internal/slots"
 )
 
 var showKeys = flag.Int("keys", 0, "TestTwoShardsAreAddedToMillionsOfKeys: how many; 0: it is left out")
@@ -186,9 +188,20 @@ func (c *throng) verify(r redis.UniversalClient) {
 	}
 }
 
-// showLarge writes a list and a string that are large, and returns what compares them.
-func showLarge(t *testing.T, r redis.UniversalClient) (same func()) {
+// keyAt is a key of a slot.
+func keyAt(slot int) string {
+	for i := 0; ; i++ {
+		if k := "large:" + strconv.Itoa(i); slots.Of([]byte(k)) == slot {
+			return k
+		}
+	}
+}
+
+// showLarge writes a string and a list that are large, of slots that will move, and returns what compares them and that their owners are others.
+func showLarge(t *testing.T, r redis.UniversalClient, stringSlot, listSlot int, owner func(slot int) string) (same func()) {
 	t.Helper()
+	large, list := keyAt(stringSlot), keyAt(listSlot)
+	was := [2]string{owner(stringSlot), owner(listSlot)}
 	ctx := context.Background()
 	piece := func(i int) string {
 		rng := rand.New(rand.NewPCG(uint64(i), 5))
@@ -199,7 +212,7 @@ func showLarge(t *testing.T, r redis.UniversalClient) (same func()) {
 		return string(b)
 	}
 	for i := range showBytes / showPiece {
-		if err := r.SetRange(ctx, "large", int64(i)*showPiece, piece(i)).Err(); err != nil {
+		if err := r.SetRange(ctx, large, int64(i)*showPiece, piece(i)).Err(); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -208,24 +221,27 @@ func showLarge(t *testing.T, r redis.UniversalClient) (same func()) {
 		for i := range 1000 {
 			some = append(some, at+i)
 		}
-		if err := r.RPush(ctx, "list", some...).Err(); err != nil {
+		if err := r.RPush(ctx, list, some...).Err(); err != nil {
 			t.Fatal(err)
 		}
 	}
 	return func() {
 		t.Helper()
 		for i := range showBytes / showPiece {
-			if got, err := r.GetRange(ctx, "large", int64(i)*showPiece, int64(i+1)*showPiece-1).Result(); err != nil || got != piece(i) {
+			if got, err := r.GetRange(ctx, large, int64(i)*showPiece, int64(i+1)*showPiece-1).Result(); err != nil || got != piece(i) {
 				t.Fatalf("the large value differs in MiB %d: %v", i, err)
 			}
 		}
 		for at := 0; at < showList; at += 1000 {
-			got, err := r.LRange(ctx, "list", int64(at), int64(at)+999).Result()
+			got, err := r.LRange(ctx, list, int64(at), int64(at)+999).Result()
 			if err != nil || len(got) != 1000 || got[0] != strconv.Itoa(at) || got[999] != strconv.Itoa(at+999) {
 				t.Fatalf("the list differs at %d: %v", at, err)
 			}
 		}
-		t.Log("the list of 1,000,000 elements and the value of 100 MiB are as they were written")
+		if is := [2]string{owner(stringSlot), owner(listSlot)}; is[0] == was[0] || is[1] == was[1] {
+			t.Errorf("the large values were to move: they are at %v", is)
+		}
+		t.Log("the list of 1,000,000 elements and the value of 100 MiB have moved, and are as they were written")
 	}
 }
 
@@ -253,7 +269,10 @@ func showRedoubt(t *testing.T) {
 	}
 	r := open(1)
 	defer r.Close()
-	same := showLarge(t, r)
+	// The last slots of each shard are given away.
+	same := showLarge(t, r, 5460, 16383, func(slot int) string {
+		return fmt.Sprint(r.Do(context.Background(), "PROXY", "SHARDOF", keyAt(slot)).Val())
+	})
 	c := newThrong(t)
 	c.fill(open)
 	c.run(open)
@@ -265,20 +284,20 @@ func showRedoubt(t *testing.T) {
 			t.Fatalf("%v\n%s", err, out)
 		}
 	}
-	slots := 0
+	moved := 0
 	var keys int64
 	d.until(20*time.Minute, "both have their part", func() (bool, string) {
 		wait(time.Second) // each look is two programs, on the machine that is measured
 		out, err := d.run("status")
 		st, serr := d.reshardStatus()
 		if serr == nil && st.State == "done" && keys != st.Keys {
-			keys, slots = st.Keys, slots+st.Moved
+			keys, moved = st.Keys, moved+st.Moved
 			t.Logf("%d slots, %d keys at %.0f keys/s, %d hand-overs, half of them within %s, 95 %% within %s, at most %s", st.Moved, st.Keys, st.Rate, st.Stops, st.Median, st.P95, st.Longest)
 		}
 		return err == nil && serr == nil && st.State == "done" && strings.Count(out, "mymaster-s") >= 5 && !strings.Contains(out, "slots none"), out
 	})
 	c.enter("after", time.Since(began))
-	t.Logf("%d slots in %s", slots, time.Since(began).Round(time.Millisecond))
+	t.Logf("%d slots in %s", moved, time.Since(began).Round(time.Millisecond))
 	wait(5 * time.Second)
 	c.enter("", 5*time.Second)
 	c.verify(r)
@@ -318,7 +337,17 @@ func showNative(t *testing.T) {
 	}
 	r := open(0)
 	defer r.Close()
-	same := showLarge(t, r)
+	// redis-cli gives the first slots of each node away.
+	same := showLarge(t, r, 0, 10923, func(slot int) string {
+		ranges, err := r.ClusterSlots(context.Background()).Result()
+		for _, sr := range ranges {
+			if sr.Start <= slot && slot <= sr.End {
+				return sr.Nodes[0].Addr
+			}
+		}
+		t.Fatalf("nobody has slot %d: %v", slot, err)
+		return ""
+	})
 	c := newThrong(t)
 	c.fill(open)
 	c.run(open)
