@@ -48,6 +48,7 @@ var extra = map[string][]string{
 	"internal/coord/etcdstore":   {"internal/coord/kit"},
 	"internal/coord/consulstore": {"internal/coord/kit"},
 	"internal/coord/seat":        {"internal/coord/kit"},
+	"internal/coord/memstore":    {"internal/coord/kit"},
 	"internal/topo":              {},
 	"internal/coord/kubestore":   {"internal/kube"}, // speaks to the API server
 	"internal/kubereg":           {"internal/kube", "internal/view"},

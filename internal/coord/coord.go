@@ -68,7 +68,7 @@ type Lease interface {
 
 // Beat is one member's latest report.
 type Beat struct {
-	Body []byte
+	Body []byte        // not to be changed
 	Age  time.Duration // since it arrived at the controller
 }
 
@@ -82,6 +82,15 @@ type Beats interface {
 	All(ctx context.Context) (map[string]Beat, error)
 	// Arrived gets a value (capacity one, coalesced) whenever a report arrives in this process.
 	Arrived() <-chan struct{}
+}
+
+// Sieve is implemented by stores whose reports can be told apart before they are handed over, which shards that share a store need: what
+// one of them costs must not grow with what the others report.
+type Sieve interface {
+	// Some is All for the names that want takes; nil takes all.
+	Some(ctx context.Context, want func(name string) bool) (map[string]Beat, error)
+	// Fresh returns whose reports arrived in this process since it was asked last; all: they were too many to note.
+	Fresh() (names []string, all bool)
 }
 
 // BeatMax bounds a report, in bytes.

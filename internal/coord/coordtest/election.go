@@ -5,6 +5,7 @@ package coordtest
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -163,6 +164,10 @@ func arrived(t *testing.T, c *Cluster) {
 			defer timer.Stop()
 			select {
 			case <-h.store.Arrived():
+				if sieve, ok := h.store.(coord.Sieve); ok {
+					names, all := sieve.Fresh()
+					return all || slices.Contains(names, c.IDs[i])
+				}
 				return true
 			case <-timer.C:
 				return false

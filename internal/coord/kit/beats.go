@@ -5,6 +5,8 @@ package kit
 import (
 	"encoding/binary"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -52,40 +54,79 @@ func (b *Beats) expire(now time.Time) {
 	}
 }
 
-// All returns the reports that have not expired.
-func (b *Beats) All() map[string]coord.Beat {
+// Some returns the reports that have not expired and whose names want takes; nil takes all.
+func (b *Beats) Some(want func(name string) bool) map[string]coord.Beat {
 	now := time.Now()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.expire(now)
-	out := make(map[string]coord.Beat, len(b.rows))
+	out := map[string]coord.Beat{}
 	for from, r := range b.rows {
-		out[from] = coord.Beat{Body: append([]byte(nil), r.body...), Age: now.Sub(r.arrived)}
+		if want == nil || want(from) {
+			out[from] = coord.Beat{Body: r.body, Age: now.Sub(r.arrived)}
+		}
 	}
 	return out
+}
+
+// Sift keeps of reports those that want takes; nil takes all.
+func Sift(all map[string]coord.Beat, want func(name string) bool) map[string]coord.Beat {
+	if want != nil {
+		maps.DeleteFunc(all, func(name string, _ coord.Beat) bool { return !want(name) })
+	}
+	return all
 }
 
 // NameMax bounds a document's key and a report's name, in bytes.
 const NameMax = 1024
 
 // Inbox is where reports go: at the controller into its table, elsewhere onto the stream to it. Safe for concurrent use.
-type Inbox struct{ arrived chan struct{} }
+type Inbox struct{ *News }
 
 // NewInbox returns an inbox of which nobody has been told anything.
-func NewInbox() Inbox { return Inbox{make(chan struct{}, 1)} }
+func NewInbox() Inbox { return Inbox{NewNews()} }
+
+// News says that reports arrived, and whose. Safe for concurrent use.
+type News struct {
+	arrived chan struct{}
+	mu      sync.Mutex // guards what follows
+	fresh   map[string]struct{}
+}
+
+// NewNews returns news of nothing.
+func NewNews() *News { return &News{arrived: make(chan struct{}, 1), fresh: map[string]struct{}{}} }
 
 // Arrived has a value when reports came since it was read last.
-func (i Inbox) Arrived() <-chan struct{} { return i.arrived }
+func (n *News) Arrived() <-chan struct{} { return n.arrived }
+
+// Note notes a report.
+func (n *News) Note(from string) {
+	n.mu.Lock()
+	if len(n.fresh) <= beatNames {
+		n.fresh[from] = struct{}{}
+	}
+	n.mu.Unlock()
+	select {
+	case n.arrived <- struct{}{}:
+	default:
+	}
+}
+
+// Fresh implements coord.Sieve.
+func (n *News) Fresh() (names []string, all bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	names, all = slices.Collect(maps.Keys(n.fresh)), len(n.fresh) > beatNames
+	clear(n.fresh)
+	return names, all
+}
 
 // Put keeps a report at the controller; false when its table is full.
 func (i Inbox) Put(here *Beats, from string, body []byte, ttl time.Duration) bool {
 	if !here.Put(from, body, ttl) {
 		return false
 	}
-	select {
-	case i.arrived <- struct{}{}:
-	default:
-	}
+	i.Note(from)
 	return true
 }
 

@@ -14,6 +14,7 @@ import (
 
 	"redoubt/internal/clock"
 	"redoubt/internal/coord"
+	"redoubt/internal/coord/kit"
 )
 
 // Cluster is the store: the documents, the controller's seat and the members' handles. Safe for concurrent use.
@@ -61,7 +62,7 @@ func (c *Cluster) Member(id string) *Store {
 	if s := c.members[id]; s != nil {
 		return s
 	}
-	s := &Store{c: c, id: id, known: map[string]coord.Doc{}, subs: map[*sub]struct{}{}, arrived: make(chan struct{}, 1)}
+	s := &Store{c: c, id: id, known: map[string]coord.Doc{}, subs: map[*sub]struct{}{}, news: kit.NewNews()}
 	for k, d := range c.docs {
 		s.known[k] = d
 	}

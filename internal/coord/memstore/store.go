@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"redoubt/internal/coord"
+	"redoubt/internal/coord/kit"
 )
 
 // Store is one member's handle. It implements coord.Store, coord.ReadAges and coord.Members.
@@ -22,7 +23,7 @@ type Store struct {
 	answer      func(from string, question []byte) []byte // nil: nobody
 	known       map[string]coord.Doc
 	subs        map[*sub]struct{}
-	arrived     chan struct{}
+	news        *kit.News
 }
 
 var (
@@ -158,15 +159,15 @@ func (s *Store) Send(ctx context.Context, from string, body []byte, ttl time.Dur
 		return fmt.Errorf("send report of %s: no controller: %w", from, coord.ErrUnavailable)
 	}
 	s.c.beats[from] = beat{body: append([]byte(nil), body...), arrived: time.Now(), ttl: ttl}
-	select {
-	case s.c.seat.s.arrived <- struct{}{}:
-	default:
-	}
+	s.c.seat.s.news.Note(from)
 	return nil
 }
 
 // All implements coord.Beats.
-func (s *Store) All(ctx context.Context) (map[string]coord.Beat, error) {
+func (s *Store) All(ctx context.Context) (map[string]coord.Beat, error) { return s.Some(ctx, nil) }
+
+// Some implements coord.Sieve.
+func (s *Store) Some(ctx context.Context, want func(name string) bool) (map[string]coord.Beat, error) {
 	s.c.mu.Lock()
 	defer s.c.mu.Unlock()
 	if err := s.use(ctx); err != nil {
@@ -175,20 +176,25 @@ func (s *Store) All(ctx context.Context) (map[string]coord.Beat, error) {
 	if s.c.seat == nil {
 		return nil, fmt.Errorf("read reports: no controller: %w", coord.ErrUnavailable)
 	}
-	all := make(map[string]coord.Beat, len(s.c.beats))
+	all := map[string]coord.Beat{}
 	for from, b := range s.c.beats {
 		age := time.Since(b.arrived)
 		if age >= b.ttl {
 			delete(s.c.beats, from)
 			continue
 		}
-		all[from] = coord.Beat{Body: append([]byte(nil), b.body...), Age: age}
+		if want == nil || want(from) {
+			all[from] = coord.Beat{Body: append([]byte(nil), b.body...), Age: age}
+		}
 	}
 	return all, nil
 }
 
 // Arrived implements coord.Beats.
-func (s *Store) Arrived() <-chan struct{} { return s.arrived }
+func (s *Store) Arrived() <-chan struct{} { return s.news.Arrived() }
+
+// Fresh implements coord.Sieve.
+func (s *Store) Fresh() (names []string, all bool) { return s.news.Fresh() }
 
 // Members implements coord.Members.
 func (s *Store) Members(ctx context.Context) ([]coord.Member, error) {

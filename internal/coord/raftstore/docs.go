@@ -199,16 +199,23 @@ func (s *Store) Send(_ context.Context, from string, body []byte, ttl time.Durat
 }
 
 // All implements coord.Beats.
-func (s *Store) All(ctx context.Context) (map[string]coord.Beat, error) {
+func (s *Store) All(ctx context.Context) (map[string]coord.Beat, error) { return s.Some(ctx, nil) }
+
+// Some implements coord.Sieve.
+func (s *Store) Some(ctx context.Context, want func(name string) bool) (map[string]coord.Beat, error) {
 	if g := s.reign.Load(); g != nil && s.gone() == nil {
-		return g.beats.All(), nil
+		return g.beats.Some(want), nil
 	}
 	reply, err := s.call(ctx, true, kit.Frame{Kind: kit.KindAll})
 	if err != nil {
 		return nil, fmt.Errorf("read reports: %w", err)
 	}
-	return kit.DecodeBeats(reply.Value)
+	all, err := kit.DecodeBeats(reply.Value)
+	return kit.Sift(all, want), err
 }
 
 // Arrived implements coord.Beats.
 func (s *Store) Arrived() <-chan struct{} { return s.inbox.Arrived() }
+
+// Fresh implements coord.Sieve.
+func (s *Store) Fresh() (names []string, all bool) { return s.inbox.Fresh() }

@@ -147,7 +147,7 @@ func (s *Store) answerWithin(ctx context.Context, g *reign, f kit.Frame) kit.Fra
 		rev, err := s.swapHere(ctx, g, f.Key, f.Value, coord.Rev(f.Rev))
 		return kit.Outcome(err, kit.Frame{Rev: uint64(rev)})
 	case kit.KindAll:
-		return kit.Frame{Value: kit.EncodeBeats(g.beats.All())}
+		return kit.Frame{Value: kit.EncodeBeats(g.beats.Some(nil))}
 	case kit.KindMembers:
 		ms, err := s.membersHere(ctx, g)
 		return kit.Outcome(err, kit.Frame{Value: kit.EncodeMembers(ms)})

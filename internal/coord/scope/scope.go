@@ -12,6 +12,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -26,6 +27,7 @@ type Shared interface {
 	coord.Peers
 	coord.ReadAges
 	coord.Members
+	coord.Sieve
 }
 
 // mark stands between a name and its shard; ids of members and shards have none.
@@ -82,7 +84,7 @@ func (h *Hall) Of(shard string) *Store {
 	return h.scopes[shard]
 }
 
-// spread passes on that reports have arrived.
+// spread passes on that reports have arrived, to the shards that they are about.
 func (h *Hall) spread(ctx context.Context) {
 	defer close(h.done)
 	for {
@@ -91,15 +93,35 @@ func (h *Hall) spread(ctx context.Context) {
 			return
 		case <-h.store.Arrived():
 		}
+		names, all := h.store.Fresh()
 		h.mu.Lock()
 		for _, s := range h.scopes {
-			select {
-			case s.arrived <- struct{}{}:
-			default:
+			if all || slices.ContainsFunc(names, s.concerns) {
+				select {
+				case s.arrived <- struct{}{}:
+				default:
+				}
 			}
 		}
 		h.mu.Unlock()
 	}
+}
+
+// concerns reports whether a report is about this shard or one of its nodes, or about a member as a whole.
+func (s *Store) concerns(name string) bool {
+	if shard, is := strings.CutPrefix(name, topo.BeatController); is {
+		return shard == s.shard
+	}
+	return s.has(name)
+}
+
+// has reports whether a report is seen in this shard.
+func (s *Store) has(name string) bool {
+	if !ofShard(name) {
+		return true
+	}
+	_, shard, _ := strings.Cut(name, mark)
+	return shard == s.shard
 }
 
 // answered gives a question to its shard.
@@ -139,26 +161,31 @@ func (s *Store) Send(ctx context.Context, from string, body []byte, ttl time.Dur
 }
 
 // All implements coord.Beats.
-func (s *Store) All(ctx context.Context) (map[string]coord.Beat, error) {
-	all, err := s.Shared.All(ctx)
+func (s *Store) All(ctx context.Context) (map[string]coord.Beat, error) { return s.Some(ctx, nil) }
+
+// Some implements coord.Sieve.
+func (s *Store) Some(ctx context.Context, want func(name string) bool) (map[string]coord.Beat, error) {
+	all, err := s.Shared.Some(ctx, s.has)
 	if err != nil {
 		return nil, err
 	}
 	mine := make(map[string]coord.Beat, len(all))
 	for name, b := range all {
 		if ofShard(name) {
-			var shard string
-			if name, shard, _ = strings.Cut(name, mark); shard != s.shard {
-				continue
-			}
+			name, _, _ = strings.Cut(name, mark)
 		}
-		mine[name] = b
+		if want == nil || want(name) {
+			mine[name] = b
+		}
 	}
 	return mine, nil
 }
 
-// Arrived implements coord.Beats.
+// Arrived implements coord.Beats: for reports that concern this shard.
 func (s *Store) Arrived() <-chan struct{} { return s.arrived }
+
+// Fresh implements coord.Sieve. It is not counted for each shard.
+func (s *Store) Fresh() (names []string, all bool) { return nil, true }
 
 // Ask implements coord.Peers.
 func (s *Store) Ask(ctx context.Context, member string, question []byte) ([]byte, error) {

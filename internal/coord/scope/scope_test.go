@@ -84,3 +84,27 @@ func TestShardsDoNotMix(t *testing.T) {
 		t.Error("one name for two shards was taken")
 	}
 }
+
+// TestAShardIsWokenForItsOwnReports, and not for those about another shard's nodes: with twenty shards, what controllers do would grow with the
+// square of their number.
+func TestAShardIsWokenForItsOwnReports(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	cl := memstore.New(clock.Real{}, "m1", "m2")
+	h1, h2 := open(t, cl.Member("m1"), "a", "b"), open(t, cl.Member("m2"), "a", "b")
+	if _, err := cl.Member("m1").Campaign(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []string{topo.BeatNode + "m2", topo.BeatController + "a", topo.BeatMember + "m2"} { // the last one is everybody's
+		select {
+		case <-h1.Of("b").Arrived():
+			t.Errorf("shard b is woken for what is reported about shard a, by %s", s)
+		default:
+		}
+		if err := h2.Of("a").Send(ctx, s, []byte("1"), time.Minute); err != nil {
+			t.Fatal(err)
+		}
+		<-h1.Of("a").Arrived()
+	}
+	<-h1.Of("b").Arrived()
+}
