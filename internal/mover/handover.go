@@ -238,15 +238,15 @@ func (b *batch) flip(ctx context.Context) error {
 // node of its whole table, at once, for each slot that it takes under the mark: so the last one alone has it then, and tells of all.
 func (b *batch) take() {
 	t := b.s.tgt
-	if b.s.valkey {
-		b.setSlots(t, b.node()...)
+	if b.s.told.target {
+		b.setSlots(t, b.node(true)...)
 		return
 	}
 	t.add("MULTI")
 	for _, slot := range b.mv.Slots[:len(b.mv.Slots)-1] {
 		t.add("CLUSTER", "SETSLOT", strconv.Itoa(slot), "STABLE")
 	}
-	b.setSlots(t, b.node()...)
+	b.setSlots(t, b.node(false)...)
 	t.add("EXEC")
 }
 
@@ -276,9 +276,9 @@ func (b *batch) hear(ctx context.Context) error {
 	return err
 }
 
-func (b *batch) node() []string {
+func (b *batch) node(told bool) []string {
 	words := []string{"NODE", b.s.to.Primary.ID}
-	if b.s.valkey {
+	if told {
 		words = append(words, "TIMEOUT", strconv.Itoa(askTimeout))
 	}
 	return words
@@ -286,12 +286,12 @@ func (b *batch) node() []string {
 
 // tell makes the source and all other primaries know, so that nobody waits for gossip. Of the others it is not needed.
 func (b *batch) tell(ctx context.Context) error {
-	b.setSlots(b.s.src, b.node()...)
+	b.setSlots(b.s.src, b.node(b.s.told.source)...)
 	if _, err := b.s.src.must(ctx); err != nil {
 		return err
 	}
 	for _, n := range b.s.others {
-		if _, err := b.s.ask(ctx, n, func(l *link) { b.setSlots(l, b.node()...) }); err != nil && ctx.Err() != nil {
+		if _, err := b.s.ask(ctx, n, func(l *link) { b.setSlots(l, b.node(b.s.told.target)...) }); err != nil && ctx.Err() != nil {
 			return ctx.Err()
 		} // else gossip tells it
 	}

@@ -208,13 +208,22 @@ func (c *cluster) write(me *server, owners int) {
 			} else if i < owners {
 				slots = fmt.Sprintf(" %d-%d", i*reshard.SlotCount/owners, (i+1)*reshard.SlotCount/owners-1)
 			}
-			fmt.Fprintf(&b, "%s 127.0.0.1:%d@%d %s %s 0 0 %d connected%s\n", s.ID, s.port, s.announced, flags, of, i+1, slots)
+			fmt.Fprintf(&b, "%s 127.0.0.1:%d@%d%s %s %s 0 0 %d connected%s\n", s.ID, s.port, s.announced, c.shardID(i), flags, of, i+1, slots)
 		}
 	}
 	fmt.Fprintf(&b, "vars currentEpoch %d lastVoteEpoch 0\n", len(c.nodes))
 	if err := os.WriteFile(filepath.Join(me.dir, "nodes.conf"), []byte(b.String()), 0o600); err != nil {
 		c.t.Fatal(err)
 	}
+}
+
+// shardID is what tells servers of Valkey 8 that a replica is of its primary's shard, and is to follow whoever replaces that.
+func (c *cluster) shardID(i int) string {
+	version, err := exec.Command(serverBinary(c.t), "--version").Output()
+	if err != nil || !strings.HasPrefix(string(version), "Valkey") {
+		return ""
+	}
+	return fmt.Sprintf(",,shard-id=%040x", i+1)
 }
 
 func (c *cluster) topology() []Shard {

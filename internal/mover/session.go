@@ -21,11 +21,11 @@ type session struct {
 	others   []Node // primaries of all other shards
 	src, tgt *link
 	stream   *listener
-	peers    map[string]*link // to all others, by address
-	epoch    uint64           // of the source, by its own word
-	heard    view             // of the target, when it was last asked: what it knows of epochs never becomes less
-	fieldTTL bool             // the source knows times to live of a hash's fields
-	valkey   bool
+	peers    map[string]*link              // to all others, by address
+	epoch    uint64                        // of the source, by its own word
+	heard    view                          // of the target, when it was last asked: what it knows of epochs never becomes less
+	fieldTTL bool                          // the source knows times to live of a hash's fields
+	told     struct{ source, target bool } // the server has its replicas know of SETSLOT first, and acts on marks by itself: Valkey from 8.0 on
 }
 
 func (s *session) same(from, to Shard) bool {
@@ -89,11 +89,19 @@ func open(ctx context.Context, o *Options, from, to Shard, others []Node) (_ *se
 		return nil, err
 	}
 	s.fieldTTL = len(reps[1].items) > 0 && !reps[1].items[0].null
+	s.told.source = valkey8(reps[0])
 	if reps, err = s.info(ctx, s.tgt); err != nil {
 		return nil, err
 	}
-	s.valkey = fields(reps[0].body)["valkey_version"] != ""
+	s.told.target = valkey8(reps[0])
 	return s, nil
+}
+
+// valkey8 reports whether INFO is that of Valkey 8.0 or later.
+func valkey8(info reply) bool {
+	major, _, _ := strings.Cut(fields(info.body)["valkey_version"], ".")
+	n, err := strconv.Atoi(major)
+	return err == nil && n >= 8
 }
 
 // sessionName is the name of a session's connections.
@@ -228,13 +236,24 @@ func (s *session) ownerOf(v view, slots []int, target bool) reshard.Owner {
 	return owner
 }
 
+// giver is whom the mark at the source or the target names, under which it takes keys of slots that it does not own. Valkey from 8.0 on takes
+// marked slots for its own as soon as the node that the mark names says that it does not have them, be it in a message of long ago, and then
+// their owner deletes the keys. There the mark names the server itself, which tells itself nothing.
+func (s *session) giver(target bool) string {
+	if s.told.source && !target || target && !s.told.target {
+		return s.from.Primary.ID
+	}
+	return s.to.Primary.ID
+}
+
 func (s *session) marks(v view, slots []int, target bool) (all, some bool) {
+	giver := s.giver(true)
 	all = true
 	for _, slot := range slots {
 		if target {
-			_, is := v.importing[slot]
+			by, is := v.importing[slot]
 			some = some || is
-			all = all && (is && v.owner[slot] == s.from.Primary.ID || v.owner[slot] == v.me)
+			all = all && (is && (!s.told.target || by == giver) && v.owner[slot] == s.from.Primary.ID || v.owner[slot] == v.me)
 			continue
 		}
 		is := v.migrating[slot] == s.to.Primary.ID

@@ -113,9 +113,8 @@ func (b *batch) mark(ctx context.Context) error {
 		if b.s.heard.owner[slot] == b.s.heard.me {
 			continue
 		}
-		for _, word := range []string{"NODE", "IMPORTING"} {
-			b.s.tgt.add("CLUSTER", "SETSLOT", strconv.Itoa(slot), word, b.s.from.Primary.ID)
-		}
+		b.s.tgt.add("CLUSTER", "SETSLOT", strconv.Itoa(slot), "NODE", b.s.from.Primary.ID)
+		b.s.tgt.add("CLUSTER", "SETSLOT", strconv.Itoa(slot), "IMPORTING", b.s.giver(true))
 	}
 	if _, err := b.s.tgt.must(ctx); err != nil {
 		return err
@@ -204,7 +203,7 @@ func (b *batch) track(ctx context.Context) error {
 // clean deletes what the source's replicas, or the source, have left of slots that are the target's.
 func (b *batch) clean(ctx context.Context) error {
 	src := b.s.src
-	b.setSlots(src, "IMPORTING", b.s.to.Primary.ID)
+	b.setSlots(src, "IMPORTING", b.s.giver(false))
 	_, err := src.must(ctx)
 	if err == nil {
 		err = b.unlink(ctx)
