@@ -118,10 +118,10 @@ func (b *batch) readToEnd(ctx, soft context.Context) error {
 
 // readmit makes the source the owner of slots that it gave up.
 func (b *batch) readmit(ctx context.Context) error {
-	b.setSlots(b.s.src, "STABLE")
-	b.setSlots(b.s.src, "NODE", b.s.from.Primary.ID)
-	if _, err := b.s.src.must(ctx); err != nil {
-		return err
+	for _, words := range [][]string{{"STABLE"}, {"NODE", b.s.from.Primary.ID}} {
+		if err := b.atSource(ctx, words...); err != nil {
+			return err
+		}
 	}
 	b.f.Source.Owner, b.f.Drained = reshard.BySource, false
 	return nil
@@ -214,7 +214,9 @@ func (b *batch) flip(ctx context.Context) error {
 			return err
 		}
 	}
-	b.take()
+	if err := b.take(ctx); err != nil {
+		return err
+	}
 	if err := b.hear(ctx); err != nil {
 		return err
 	}
@@ -234,13 +236,12 @@ func (b *batch) flip(ctx context.Context) error {
 	return nil
 }
 
-// take collects the commands by which the target takes the slots; of servers other than Valkey's all of them or none. Such a server tells every
+// take has the target take the slots; servers whose replicas are not told first take all of them or none. Such a server tells every
 // node of its whole table, at once, for each slot that it takes under the mark: so the last one alone has it then, and tells of all.
-func (b *batch) take() {
+func (b *batch) take(ctx context.Context) error {
 	t := b.s.tgt
 	if b.s.told.target {
-		b.setSlots(t, b.node(true)...)
-		return
+		return b.atTarget(ctx, b.node(true)...)
 	}
 	t.add("MULTI")
 	for _, slot := range b.mv.Slots[:len(b.mv.Slots)-1] {
@@ -248,6 +249,8 @@ func (b *batch) take() {
 	}
 	b.setSlots(t, b.node(false)...)
 	t.add("EXEC")
+	_, err := t.must(ctx)
+	return err
 }
 
 // confirm reads the tenures anew. Whoever is elected from now on is told of the stage that is stored.
@@ -286,12 +289,14 @@ func (b *batch) node(told bool) []string {
 
 // tell makes the source and all other primaries know, so that nobody waits for gossip. Of the others it is not needed.
 func (b *batch) tell(ctx context.Context) error {
-	b.setSlots(b.s.src, b.node(b.s.told.source)...)
-	if _, err := b.s.src.must(ctx); err != nil {
+	if err := b.atSource(ctx, b.node(b.s.told.source)...); err != nil {
 		return err
 	}
 	for _, n := range b.s.others {
-		if _, err := b.s.ask(ctx, n, func(l *link) { b.setSlots(l, b.node(b.s.told.target)...) }); err != nil && ctx.Err() != nil {
+		if b.s.told.target {
+			break // each slot takes a moment there, and gossip is as fast
+		}
+		if _, err := b.s.ask(ctx, n, func(l *link) { b.setSlots(l, b.node(false)...) }); err != nil && ctx.Err() != nil {
 			return ctx.Err()
 		} // else gossip tells it
 	}

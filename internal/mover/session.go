@@ -5,13 +5,18 @@ package mover
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"redoubt/internal/reshard"
 )
+
+// lanesMost bounds the connections on which a primary is told of slots at once.
+const lanesMost = 32
 
 // session is what is open between two shards. It ends when anything unexpected happens, and when a primary is another one.
 type session struct {
@@ -22,6 +27,7 @@ type session struct {
 	src, tgt *link
 	stream   *listener
 	peers    map[string]*link              // to all others, by address
+	lanes    map[string][]*link            // further ones to both primaries, by address
 	epoch    uint64                        // of the source, by its own word
 	heard    view                          // of the target, when it was last asked: what it knows of epochs never becomes less
 	fieldTTL bool                          // the source knows times to live of a hash's fields
@@ -42,6 +48,42 @@ func (s *session) close() {
 	for _, l := range s.peers {
 		l.close()
 	}
+	for _, some := range s.lanes {
+		for _, l := range some {
+			l.close()
+		}
+	}
+}
+
+// order has a primary carry out CLUSTER SETSLOT for some slots. Where its replicas are told first (told), each command waits for them, a millisecond or
+// several: they are given on several connections, where they wait beside each other.
+func (s *session) order(ctx context.Context, to *link, told bool, slots []int, words ...string) error {
+	if len(slots) == 0 {
+		return nil
+	}
+	if !told || len(slots) == 1 {
+		addSetSlots(to, slots, words)
+		_, err := to.must(ctx)
+		return err
+	}
+	n := min(len(slots), lanesMost)
+	for len(s.lanes[to.addr]) < n {
+		l, err := s.dial(ctx, to.addr)
+		if err != nil {
+			return err
+		}
+		s.lanes[to.addr] = append(s.lanes[to.addr], l)
+	}
+	errs := make([]error, n)
+	var all sync.WaitGroup
+	for i, l := range s.lanes[to.addr][:n] {
+		all.Go(func() {
+			addSetSlots(l, slots[i*len(slots)/n:(i+1)*len(slots)/n], words)
+			_, errs[i] = l.must(ctx)
+		})
+	}
+	all.Wait()
+	return errors.Join(errs...)
 }
 
 // ask asks a server that may not be there: then the error says so, and the next question connects again.
@@ -67,7 +109,7 @@ func (s *session) ask(ctx context.Context, n Node, collect func(*link)) ([]reply
 // open connects to both primaries, and ends the connections of an earlier mover of these shards: what it has sent and was not yet
 // carried out must not come later than what this one does.
 func open(ctx context.Context, o *Options, from, to Shard, others []Node) (_ *session, err error) {
-	s := &session{o: o, from: from, to: to, others: others, peers: map[string]*link{}, name: sessionName(o, from, to)}
+	s := &session{o: o, from: from, to: to, others: others, peers: map[string]*link{}, lanes: map[string][]*link{}, name: sessionName(o, from, to)}
 	defer func() {
 		if err != nil {
 			s.close()

@@ -99,24 +99,42 @@ func (b *batch) store(ctx context.Context, stage reshard.Stage) error {
 	return nil
 }
 
-// setSlots sends CLUSTER SETSLOT for every slot of the batch.
-func (b *batch) setSlots(l *link, words ...string) {
-	for _, slot := range b.mv.Slots {
+// setSlots collects CLUSTER SETSLOT for every slot of the batch.
+func (b *batch) setSlots(l *link, words ...string) { addSetSlots(l, b.mv.Slots, words) }
+
+func addSetSlots(l *link, slots []int, words []string) {
+	for _, slot := range slots {
 		l.add(append([]string{"CLUSTER", "SETSLOT", strconv.Itoa(slot)}, words...)...)
 	}
+}
+
+// atSource and atTarget have the primaries carry out CLUSTER SETSLOT for every slot of the batch.
+func (b *batch) atSource(ctx context.Context, words ...string) error {
+	return b.s.order(ctx, b.s.src, b.s.told.source, b.mv.Slots, words...)
+}
+
+func (b *batch) atTarget(ctx context.Context, words ...string) error {
+	return b.s.order(ctx, b.s.tgt, b.s.told.target, b.mv.Slots, words...)
 }
 
 // mark makes the target take keys of the slots under ASKING. A server does not listen to gossip about slots that it has marked: behind a
 // failover of the source it may call nobody their owner, and then refuses their keys. So it is told whose they are.
 func (b *batch) mark(ctx context.Context) error {
+	var its, others []int
 	for _, slot := range b.mv.Slots {
-		if b.s.heard.owner[slot] == b.s.heard.me {
+		switch b.s.heard.owner[slot] {
+		case b.s.heard.me:
 			continue
+		case b.s.from.Primary.ID:
+		default:
+			others = append(others, slot)
 		}
-		b.s.tgt.add("CLUSTER", "SETSLOT", strconv.Itoa(slot), "NODE", b.s.from.Primary.ID)
-		b.s.tgt.add("CLUSTER", "SETSLOT", strconv.Itoa(slot), "IMPORTING", b.s.giver(true))
+		its = append(its, slot)
 	}
-	if _, err := b.s.tgt.must(ctx); err != nil {
+	if err := b.s.order(ctx, b.s.tgt, b.s.told.target, others, "NODE", b.s.from.Primary.ID); err != nil {
+		return err
+	}
+	if err := b.s.order(ctx, b.s.tgt, b.s.told.target, its, "IMPORTING", b.s.giver(true)); err != nil {
 		return err
 	}
 	b.f.Target.Marked, b.f.Target.AnyMark = true, true
@@ -203,16 +221,14 @@ func (b *batch) track(ctx context.Context) error {
 // clean deletes what the source's replicas, or the source, have left of slots that are the target's.
 func (b *batch) clean(ctx context.Context) error {
 	src := b.s.src
-	b.setSlots(src, "IMPORTING", b.s.giver(false))
-	_, err := src.must(ctx)
+	err := b.atSource(ctx, "IMPORTING", b.s.giver(false))
 	if err == nil {
 		err = b.unlink(ctx)
 	}
 	if err == nil {
 		err = b.purgeReplicas(ctx, src, b.s.from.Replicas)
 	}
-	b.setSlots(src, "STABLE")
-	if _, undo := src.must(ctx); err != nil || undo != nil {
+	if undo := b.atSource(ctx, "STABLE"); err != nil || undo != nil {
 		return errors.Join(err, undo)
 	}
 	return b.s.look(ctx, b.mv, &b.f)
@@ -299,8 +315,7 @@ func (b *batch) count(ctx context.Context) error {
 }
 
 func (b *batch) stable(ctx context.Context) error {
-	b.setSlots(b.s.tgt, "STABLE")
-	if _, err := b.s.tgt.must(ctx); err != nil {
+	if err := b.atTarget(ctx, "STABLE"); err != nil {
 		return err
 	}
 	b.f.Target.Marked, b.f.Target.AnyMark = false, false
