@@ -96,10 +96,10 @@ func TestTheServersOwnMoveBesideOurs(t *testing.T) {
 	a, b := c.primary("a"), c.primary("b")
 	g, s := newGate(half), &shelf{}
 	m := c.mover(c.options(g, s))
-	for _, size := range []struct{ slots, each int }{{1, 2000}, {32, 300}, {32, 3000}} {
-		slots := slotsFrom(100, size.slots)
+	for i, size := range []struct{ slots, each int }{{1, 2000}, {32, 300}, {32, 3000}} {
+		slots := slotsFrom(100*(i+1), size.slots)
 		fillSlots(t, c, a.Addr, slots, size.each)
-		key := "key:0" + tagOf(100)
+		key := "key:0" + tagOf(slots[0])
 		for range 3 {
 			f, p := c.follow(key, a.Addr, b.Addr), probe(t, c, a.Addr)
 			began := time.Now()
