@@ -214,8 +214,12 @@ func (b *batch) flip(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := b.take(ctx); err != nil {
-		return err
+	if b.s.told.target {
+		if err := b.atTarget(ctx, b.node(true)...); err != nil {
+			return err
+		}
+	} else {
+		b.take()
 	}
 	if err := b.hear(ctx); err != nil {
 		return err
@@ -236,21 +240,16 @@ func (b *batch) flip(ctx context.Context) error {
 	return nil
 }
 
-// take has the target take the slots; servers whose replicas are not told first take all of them or none. Such a server tells every
-// node of its whole table, at once, for each slot that it takes under the mark: so the last one alone has it then, and tells of all.
-func (b *batch) take(ctx context.Context) error {
+// take collects the commands by which the target takes all of the slots or none. It tells every node of its whole table, at once, for each slot
+// that it takes under the mark: so the last one alone has it then, and tells of all.
+func (b *batch) take() {
 	t := b.s.tgt
-	if b.s.told.target {
-		return b.atTarget(ctx, b.node(true)...)
-	}
 	t.add("MULTI")
 	for _, slot := range b.mv.Slots[:len(b.mv.Slots)-1] {
 		t.add("CLUSTER", "SETSLOT", strconv.Itoa(slot), "STABLE")
 	}
 	b.setSlots(t, b.node(false)...)
 	t.add("EXEC")
-	_, err := t.must(ctx)
-	return err
 }
 
 // confirm reads the tenures anew. Whoever is elected from now on is told of the stage that is stored.

@@ -112,7 +112,7 @@ func (n *Node) takeOver(ctx context.Context, c *conn, view slots.Nodes, e topo.E
 	n.setRole(topo.RoleUnknown) // from here on only a fence or a look can tell
 	cmds := append(n.admission(cred), configSet(append(frozenLogin(), minReplicas, strconv.Itoa(n.atLeast), pingPeriod, openPeriod)...))
 	cmds = append(cmds, []string{"CLUSTER", "FAILOVER", "TAKEOVER"})
-	cmds = append(cmds, unmark(self)...)
+	cmds = append(cmds, unmark(view, self)...)
 	cmds = append(cmds, addSlots(missing)...)
 	cmds = append(cmds, []string{"CLIENT", "UNPAUSE"}, clusterNodes())
 	res, m, err := n.transact(ctx, c, seq, cmds...)
@@ -168,12 +168,12 @@ func (n *Node) rightful(view slots.Nodes, self slots.Node, have slots.Set) (miss
 	return missing, nil
 }
 
-// unmark removes the marks of slots that the former primary was being given, which replicas have from Valkey 8.0 on. They name that primary (see
+// unmark removes the marks of slots that a former primary was being given, which replicas have from Valkey 8.0 on. They name that primary (see
 // package mover), and should it come back and say anything to its cluster before it is demoted, this node would take the slots from
-// their owner, who deletes their keys then.
-func unmark(self slots.Node) (cmds [][]string) {
+// their owner, who deletes their keys then. A mark that names the owner stays.
+func unmark(view slots.Nodes, self slots.Node) (cmds [][]string) {
 	for _, slot := range slices.Sorted(maps.Keys(self.Importing)) {
-		if self.Importing[slot] == self.Of {
+		if giver, known := view.ByID(self.Importing[slot]); !known || !giver.Slots.Has(slot) {
 			cmds = append(cmds, []string{"CLUSTER", "SETSLOT", strconv.Itoa(slot), "STABLE"})
 		}
 	}
