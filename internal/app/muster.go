@@ -183,7 +183,7 @@ func (d *desk) visit(ctx context.Context, roster []muster.Member, whole bool) []
 		d.u.log.Debug("look at the cluster", "err", err)
 		return nil // it is loading, hangs, or is not there: its agent reports that
 	}
-	s := muster.Scene{Now: d.u.clock.Uptime(), Roster: roster, Whole: whole, Slots: map[string]slots.Set{}, Moving: d.u.member.moving(), View: books.View, Down: books.Down, Hasty: books.Hurried}
+	s := muster.Scene{Now: d.u.clock.Uptime(), Roster: roster, Whole: whole, Slots: map[string]slots.Set{}, Moving: d.u.member.moving(), View: books.View, Down: books.Down, Hasty: books.Hurried, Spreads: books.Spreads}
 	for shard, ranges := range d.u.layout().Slots {
 		s.Slots[shard] = slots.SetOf(ranges...)
 	}

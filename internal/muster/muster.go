@@ -42,11 +42,13 @@ type Scene struct {
 	// Moving are the slots that are on their way between shards, by agreement: their marks belong to whoever moves them. Nil: not
 	// known, and no mark is touched.
 	Moving *slotmap.Set
-	View   slotmap.Nodes  // CLUSTER NODES of the server that is asked
-	Down   bool           // it answers CLUSTERDOWN
-	Hasty  bool           // its node-timeout is lowered (Hurry)
-	Copies map[int]Copies // of the slots that it has marks of
-	Memory Memory
+	View   slotmap.Nodes // CLUSTER NODES of the server that is asked
+	Down   bool          // it answers CLUSTERDOWN
+	// Spreads: whom it forgets, all who know it forget, too (Redis 7.2 and later, Valkey).
+	Spreads bool
+	Hasty   bool           // its node-timeout is lowered (Hurry)
+	Copies  map[int]Copies // of the slots that it has marks of
+	Memory  Memory
 }
 
 // Copies says where keys of a slot are that has a mark.
@@ -217,6 +219,9 @@ func (s Scene) introduced(host string, port int) bool {
 func (s Scene) forgets(self slotmap.Node) []Step {
 	var steps []Step
 	if s.Whole && !s.belongs() && s.Memory.Belonged { // it has left
+		if s.Spreads { // they forget it. It goes on hearing of them, which harms nobody
+			return nil
+		}
 		for _, n := range s.View {
 			if !n.Myself && !n.Handshake && n.ID != self.Of {
 				steps = append(steps, Step{Do: Forget, ID: n.ID, Why: "this server has left the cluster"})
@@ -249,9 +254,10 @@ func (s Scene) settles(self slotmap.Node) []Step {
 	return steps
 }
 
-// orphans are the slots with marks that have been there for long and that nobody agreed on.
+// orphans are the slots with marks that have been there for long and that nobody agreed on. Replicas of Valkey 8.0 and later have those of their
+// primary, which speaks for them.
 func (s Scene) orphans(self slotmap.Node) []int {
-	if s.Moving == nil {
+	if s.Moving == nil || self.Of != "" {
 		return nil
 	}
 	var out []int

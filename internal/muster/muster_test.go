@@ -88,6 +88,7 @@ func TestWhatAServerIsTold(t *testing.T) {
 		"a stranger with slots":           {line(1, "myself,master", "0-5459") + two + three + line(9, "master", "5460"), nil, ""},
 		"whom it follows":                 {strings.Replace(line(1, "myself,slave", ""), " - ", " "+id(9)+" ", 1) + two + three + line(9, "master", ""), nil, ""},
 		"it has left":                     {one + two + three, func(s *Scene) { s.Roster = s.Roster[1:] }, "forget 2, forget 3"},
+		"it has left, and would be heard": {one + two + three, func(s *Scene) { s.Roster, s.Spreads = s.Roster[1:], true }, ""},
 		"it never was there":              {one + two + three, func(s *Scene) { s.Roster = s.Roster[1:]; s.Memory.Belonged = false }, ""},
 		"an empty import":                 {line(1, "myself,master", "0-5460 [7000-<-"+id(2)+"]") + two + three, func(s *Scene) { s.Copies = map[int]Copies{7000: {Known: true}} }, "stable 7000"},
 		"an import with keys":             {line(1, "myself,master", "0-5460 [7000-<-"+id(2)+"]") + two + three, func(s *Scene) { s.Copies = map[int]Copies{7000: {Known: true, Here: 1}} }, ""},

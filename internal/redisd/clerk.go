@@ -44,11 +44,12 @@ type Books struct {
 	View    slots.Nodes
 	Down    bool // it answers CLUSTERDOWN
 	Hurried bool // its node-timeout is the one of Hurry
+	Spreads bool // it tells everybody whom it forgets, and who knows it does so, too (CLUSTER FORGET of Redis 7.2 and later, Valkey)
 }
 
 // Read returns how the server sees its cluster. A server that has lost its identity is not believed.
 func (k *Clerk) Read(ctx context.Context) (Books, error) {
-	reps, err := k.do(ctx, clusterNodes(), []string{"CLUSTER", "INFO"}, []string{"CONFIG", "GET", nodeTimeout})
+	reps, err := k.do(ctx, clusterNodes(), []string{"CLUSTER", "INFO"}, []string{"CONFIG", "GET", nodeTimeout}, []string{"INFO", "server"})
 	if err != nil {
 		return Books{}, err
 	}
@@ -56,7 +57,10 @@ func (k *Clerk) Read(ctx context.Context) (Books, error) {
 	if err != nil {
 		return Books{}, err
 	}
-	return Books{View: view, Down: parseInfo(reps[1].text)[clusterState] == "fail", Hurried: reps[2].pairs()[nodeTimeout] == hurriedMS}, nil
+	return Books{
+		View: view, Down: parseInfo(reps[1].text)[clusterState] == "fail", Hurried: reps[2].pairs()[nodeTimeout] == hurriedMS,
+		Spreads: parseInfo(reps[3].text).major() >= 702,
+	}, nil
 }
 
 // Meet has the server introduce itself to another one.
