@@ -122,14 +122,12 @@ func (b *batch) atTarget(ctx context.Context, words ...string) error {
 func (b *batch) mark(ctx context.Context) error {
 	var its, others []int
 	for _, slot := range b.mv.Slots {
-		switch b.s.heard.owner[slot] {
-		case b.s.heard.me:
+		if b.s.heard.owner[slot] == b.s.heard.me {
 			continue
-		case b.s.from.Primary.ID:
-		default:
+		}
+		if its = append(its, slot); !b.s.told.target || b.s.heard.owner[slot] != b.s.from.Primary.ID {
 			others = append(others, slot)
 		}
-		its = append(its, slot)
 	}
 	if err := b.s.order(ctx, b.s.tgt, b.s.told.target, others, "NODE", b.s.from.Primary.ID); err != nil {
 		return err
