@@ -49,15 +49,22 @@ func TestAScopeKeepsTheContract(t *testing.T) {
 	})
 }
 
-// TestShardsDoNotMix: reports about nodes and questions stay in their shard; what concerns a member is everybody's.
-func TestShardsDoNotMix(t *testing.T) {
+// halls are those of two members with two shards, of whom the first is the controller.
+func halls(t *testing.T) (context.Context, *memstore.Cluster, *scope.Hall, *scope.Hall) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-	defer cancel()
+	t.Cleanup(cancel)
 	cl := memstore.New(clock.Real{}, "m1", "m2")
 	h1, h2 := open(t, cl.Member("m1"), "a", "b"), open(t, cl.Member("m2"), "a", "b")
 	if _, err := cl.Member("m1").Campaign(ctx); err != nil {
 		t.Fatal(err)
 	}
+	return ctx, cl, h1, h2
+}
+
+// TestShardsDoNotMix: reports about nodes and questions stay in their shard; what concerns a member is everybody's.
+func TestShardsDoNotMix(t *testing.T) {
+	ctx, cl, h1, h2 := halls(t)
 	for shard, body := range map[string]string{"a": "1", "b": "2"} {
 		if err := h2.Of(shard).Send(ctx, topo.BeatNode+"m2", []byte(body), time.Minute); err != nil {
 			t.Fatal(err)
@@ -88,13 +95,7 @@ func TestShardsDoNotMix(t *testing.T) {
 // TestAShardIsWokenForItsOwnReports, and not for those about another shard's nodes: with twenty shards, what controllers do would grow with the
 // square of their number.
 func TestAShardIsWokenForItsOwnReports(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-	defer cancel()
-	cl := memstore.New(clock.Real{}, "m1", "m2")
-	h1, h2 := open(t, cl.Member("m1"), "a", "b"), open(t, cl.Member("m2"), "a", "b")
-	if _, err := cl.Member("m1").Campaign(ctx); err != nil {
-		t.Fatal(err)
-	}
+	ctx, _, h1, h2 := halls(t)
 	for _, s := range []string{topo.BeatNode + "m2", topo.BeatController + "a", topo.BeatMember + "m2"} { // the last one is everybody's
 		select {
 		case <-h1.Of("b").Arrived():
