@@ -194,17 +194,9 @@ func discoverAt(ctx context.Context, addr, password, name string) (discovered, e
 		return discovered{}, err
 	}
 	d := discovered{name: m["name"], primary: net.JoinHostPort(m["ip"], m["port"])}
-	replicas, err := c.maps("SENTINEL", "REPLICAS", d.name)
-	if err != nil {
+	if d.others, err = c.replicasOf(ctx, d.name); err != nil {
 		return d, err
 	}
-	for _, r := range replicas {
-		if strings.Contains(r["flags"], "down") || strings.Contains(r["flags"], "disconnected") {
-			return d, fmt.Errorf("replica %s:%s is %s: start it, or have the Sentinels forget it (SENTINEL RESET %s)", r["ip"], r["port"], r["flags"], d.name)
-		}
-		d.others = append(d.others, net.JoinHostPort(r["ip"], r["port"]))
-	}
-	slices.Sort(d.others)
 	peers, err := c.maps("SENTINEL", "SENTINELS", d.name)
 	if err != nil {
 		return d, err

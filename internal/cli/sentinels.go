@@ -9,6 +9,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"time"
 
 	"redoubt/internal/config"
 	"redoubt/internal/resp"
@@ -66,19 +67,44 @@ func askSentinel(ctx context.Context, addr, password string) ([]watched, error) 
 			return nil, fmt.Errorf("the primary of %s, %s:%s, is %s: adopt when it is well", p["name"], p["ip"], p["port"], p["flags"])
 		}
 		w := watched{name: p["name"], primary: net.JoinHostPort(p["ip"], p["port"])}
-		replicas, err := c.maps("SENTINEL", "REPLICAS", w.name)
-		if err != nil {
+		if w.others, err = c.replicasOf(ctx, w.name); err != nil {
 			return nil, err
 		}
-		for _, r := range replicas {
-			if !strings.Contains(r["flags"], "down") && !strings.Contains(r["flags"], "disconnected") {
-				w.others = append(w.others, net.JoinHostPort(r["ip"], r["port"]))
-			}
-		}
-		slices.Sort(w.others)
 		all = append(all, w)
 	}
 	return all, nil
+}
+
+// replicaPatience is how long a replica that the Sentinel has no connection to may take to get one: it has one about a second after
+// it has heard of the replica.
+const replicaPatience = 5 * time.Second
+
+// replicasOf returns the addresses of a primary's replicas, in order. One that is not well is an error: a server that is left out
+// would go on as a replica that nobody looks after.
+func (r *redisConn) replicasOf(ctx context.Context, name string) ([]string, error) {
+	for deadline := time.Now().Add(replicaPatience); ; {
+		replicas, err := r.maps("SENTINEL", "REPLICAS", name)
+		if err != nil {
+			return nil, err
+		}
+		var all []string
+		for _, p := range replicas {
+			at, flags := net.JoinHostPort(p["ip"], p["port"]), p["flags"]
+			all = append(all, at)
+			if strings.Contains(flags, "down") || strings.Contains(flags, "disconnected") {
+				err = fmt.Errorf("replica %s is %s: start it, or have the Sentinels forget it (SENTINEL RESET %s)", at, flags, name)
+			}
+		}
+		slices.Sort(all)
+		if err == nil || time.Now().After(deadline) {
+			return all, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
 }
 
 // maps asks for a list of descriptions, each a flat list of names and values.

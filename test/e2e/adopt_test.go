@@ -268,7 +268,14 @@ func TestAdoptTwemproxyWithSentinel(t *testing.T) {
 			})
 		}
 	}
-	l.adopt("--twemproxy", file, "--sentinel", l.addr("127.0.0.1", 60), "--listen", l.addr("HOST", 0))
+	lame := l.addr(hosts[2], 100)
+	l.end("server-" + lame)
+	args := []string{"--twemproxy", file, "--sentinel", l.addr("127.0.0.1", 60), "--listen", l.addr("HOST", 0)}
+	if text, err := exec.Command(l.d.bin, append([]string{"adopt", "--out", filepath.Join(l.d.dir, "none")}, args...)...).CombinedOutput(); err == nil || !strings.Contains(string(text), "replica "+lame+" is ") {
+		t.Errorf("adopted without a replica that is down: %v\n%s", err, text)
+	}
+	l.server(lame, "--replicaof", hosts[0]+" "+strconv.Itoa(l.d.base+100)) // the Sentinel has to find it again meanwhile
+	l.adopt(args...)
 	st := l.d.waitHealthy(30 * time.Second)
 	l.requireAll(before)
 	for i, sh := range st.Deployments[0].Shards {
