@@ -109,6 +109,18 @@ func fillCluster(t *testing.T, c redis.Cmdable) []string {
 	return names
 }
 
+// fillReplicas fills, and returns when the replicas have it: with async what has no replica yet is lost with its primary.
+func fillReplicas(t *testing.T, c *redis.Client) []string {
+	t.Helper()
+	conn := c.Conn()
+	defer conn.Close()
+	names := fillCluster(t, conn)
+	if n, err := conn.Wait(t.Context(), 1, 10*time.Second).Result(); err != nil || n < 1 {
+		t.Fatalf("%d replicas have the keys (%v)", n, err)
+	}
+	return names
+}
+
 // TestClusterForClusterClients: clients that want a cluster find one, on the same port, in each way to show it.
 func TestClusterForClusterClients(t *testing.T) {
 	d := upCluster(t)
@@ -238,12 +250,7 @@ func TestClusterDeposedPrimaryFollows(t *testing.T) {
 	d := upCluster(t)
 	c := redis.NewClient(&redis.Options{Addr: d.proxyAddr(0), ReadTimeout: 20 * time.Second})
 	defer c.Close()
-	conn := c.Conn()
-	defer conn.Close()
-	names := fillCluster(t, conn)
-	if n, err := conn.Wait(t.Context(), 1, 10*time.Second).Result(); err != nil || n < 1 { // async: what has no replica yet would be lost
-		t.Fatalf("%d replicas have the keys (%v)", n, err)
-	}
+	names := fillReplicas(t, c)
 	const id = "mymaster-s2"
 	s := d.waitHealthy(30 * time.Second)
 	was := s.shard(id).Primary
@@ -267,7 +274,7 @@ func TestClusterEmptyPrimaryWipesNobody(t *testing.T) {
 	d := upCluster(t)
 	c := redis.NewClient(&redis.Options{Addr: d.proxyAddr(0), ReadTimeout: 20 * time.Second})
 	defer c.Close()
-	names := fillCluster(t, c)
+	names := fillReplicas(t, c)
 	for i, id := range []string{"mymaster-s1", "mymaster-s2", "mymaster-s3"} {
 		s := d.waitHealthy(60 * time.Second)
 		sh := s.shard(id)
