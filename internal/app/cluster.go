@@ -274,6 +274,7 @@ func (u *unit) serverID(n topo.Node) string {
 // seating is the layout as this unit's server needs it: it has a place in it also before it has joined, and after it has left.
 func (u *unit) seating() redisd.ClusterLayout {
 	l, shard := u.layout(), clusterShardID(u.deploy.Cluster.UID, u.deploy.ID())
+	l.Agreed = u.view.Load() != nil
 	for _, n := range u.deploy.Spec().Nodes {
 		known := slices.ContainsFunc(l.Nodes, func(o redisd.ClusterNode) bool { return o.ID == u.serverID(n) })
 		if u.deploy.Node != nil && string(n.ID) == u.deploy.Node.ID && !known {

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"redoubt/internal/redis"
 	"redoubt/internal/slots"
@@ -30,8 +31,9 @@ type ClusterSeat struct {
 
 // ClusterLayout is what is agreed about a cluster.
 type ClusterLayout struct {
-	Nodes []ClusterNode       // of all shards, this one included
-	Slots map[string][][2]int // shard id → what it serves, both ends of each range included; no entry: not known, and nobody is promoted
+	Agreed bool                // it is known what is agreed about the shard of who asks, and who is its primary; else it is what the configuration says
+	Nodes  []ClusterNode       // of all shards, this one included
+	Slots  map[string][][2]int // shard id → what it serves, both ends of each range included; no entry: not known, and nobody is promoted
 	// Either are slots that are between two owners: shard id → what it may have besides, or not. They are not among Slots of anybody.
 	Either map[string][][2]int
 }
@@ -173,7 +175,7 @@ func (m *managed) prepareMembership(ctx context.Context) error {
 		return fmt.Errorf("start a member of a cluster: %w", err)
 	}
 	if s.knows(string(text)) {
-		return nil
+		return m.stepDown(ctx, path, string(text))
 	}
 	if len(text) > 0 {
 		aside := path + ".aside"
@@ -193,11 +195,92 @@ func (m *managed) prepareMembership(ctx context.Context) error {
 	return nil
 }
 
+// stepDown makes a replica of a node that was a primary and is none any more, in its nodes.conf, before it can claim a slot: a server of
+// Redis 7.0.13 to 7.0.15 or 7.2.0 to 7.2.3 that was promoted while slots were handed over believes such a claim, whatever its epoch, and
+// deletes their keys (it never forgets that its former primary once did not claim them: owner_not_claiming_slot in cluster.c).
+func (m *managed) stepDown(ctx context.Context, path, text string) error {
+	nodes, epoch, err := slots.Parse(text)
+	if err != nil {
+		return fmt.Errorf("read %s: %w", nodesConf, err)
+	}
+	if self, _ := nodes.Self(); !self.Replica {
+		m.awaitAgreed(ctx)
+	}
+	now, of := m.o.Cluster.demoted(nodes)
+	if of == "" {
+		return nil
+	}
+	tmp := path + ".tmp"
+	err = os.WriteFile(tmp, []byte(now.Conf(epoch, m.version >= shardIDSince)), 0o600)
+	if err == nil {
+		err = os.Rename(tmp, path)
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", nodesConf, err)
+	}
+	m.node.log.Info("another node is the primary of its shard: it starts as a replica", "primary", of)
+	return nil
+}
+
 // knows tells whether a nodes.conf is one of this node.
 func (s *ClusterSeat) knows(text string) bool {
 	nodes, _, err := slots.Parse(text)
 	self, ok := nodes.Self()
 	return err == nil && ok && self.ID == s.ID && strings.Contains(text, "vars currentEpoch")
+}
+
+// agreePatience is how long the start of a former primary waits for the word of its shard: a member that has just begun gets it as soon as
+// the store answers.
+const agreePatience = 1500 * time.Millisecond
+
+// awaitAgreed waits until it is known what is agreed about the shard, if others belong to it, but not for long: without a store a server
+// starts, too.
+func (m *managed) awaitAgreed(ctx context.Context) {
+	s := m.o.Cluster
+	ctx, cancel := context.WithTimeout(ctx, agreePatience)
+	defer cancel()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	others := func(n ClusterNode) bool { return n.ShardID == s.ShardID && n.ID != s.ID }
+	for l := s.Layout(); !l.Agreed && slices.ContainsFunc(l.Nodes, others); l = s.Layout() {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// demoted is a view in which this node, a primary by it, is a replica of the one that is the primary of its shard as agreed, whose id it
+// returns too. Its slots are nobody's there: their owners claim them. Empty: the view is right, or nothing better is known.
+func (s *ClusterSeat) demoted(view slots.Nodes) (now slots.Nodes, of string) {
+	self, _ := view.Self()
+	of = s.successor()
+	if _, known := view.ByID(of); !known || self.Replica {
+		return nil, ""
+	}
+	for _, n := range view {
+		switch {
+		case n.NoAddr || n.Handshake || n.Host == "":
+			continue
+		case n.ID == of:
+			n.Replica, n.Of = false, ""
+		case n.ID == s.ID || n.Of == s.ID:
+			n.Replica, n.Of, n.Slots = true, of, slots.Set{}
+		}
+		now = append(now, n)
+	}
+	return now, of
+}
+
+// successor is the node that is agreed to be the primary of this node's shard; empty: this one, or it is not known.
+func (s *ClusterSeat) successor() string {
+	for _, n := range s.Layout().Nodes {
+		if n.Primary && n.ShardID == s.ShardID && n.ID != s.ID {
+			return n.ID
+		}
+	}
+	return ""
 }
 
 // founding is the cluster as its layout says: each shard's primary with its slots and an epoch of its own, lower than any that

@@ -31,7 +31,7 @@ type fleet struct {
 // plan lays out shards of so many nodes, on free ports; the first node of each shard is its primary.
 func plan(t testing.TB, shards, nodes int) *fleet {
 	t.Helper()
-	f := &fleet{layout: ClusterLayout{Slots: map[string][][2]int{}}, dirs: map[string]string{}}
+	f := &fleet{layout: ClusterLayout{Agreed: true, Slots: map[string][][2]int{}}, dirs: map[string]string{}}
 	uid := ports.Addr(t) // nobody else has it
 	for s := range shards {
 		name := fmt.Sprintf("s%d", s+1)
@@ -51,6 +51,9 @@ func (f *fleet) agreed() ClusterLayout {
 	defer f.mu.Unlock()
 	l := f.layout
 	l.Nodes = slices.Clone(l.Nodes)
+	for i := range l.Nodes {
+		l.Nodes[i].Primary = l.Agreed && l.Nodes[i].Primary
+	}
 	return l
 }
 
@@ -58,7 +61,7 @@ func (f *fleet) agreed() ClusterLayout {
 func hermit(addr, bus string) *ClusterSeat {
 	port, _ := strconv.Atoi(bus)
 	n := ClusterNode{ID: slots.Derived(addr, "n"), ShardID: slots.Derived(addr), Addr: addr, BusPort: port, Primary: true}
-	l := ClusterLayout{Nodes: []ClusterNode{n}, Slots: map[string][][2]int{n.ShardID: {{0, 16383}}}}
+	l := ClusterLayout{Agreed: true, Nodes: []ClusterNode{n}, Slots: map[string][][2]int{n.ShardID: {{0, 16383}}}}
 	return &ClusterSeat{ID: n.ID, ShardID: n.ShardID, BusPort: port, Layout: func() ClusterLayout { return l }}
 }
 

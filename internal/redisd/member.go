@@ -314,7 +314,9 @@ func (n *Node) followInCluster(ctx context.Context, addr string, cred redis.Cred
 	if self.Of != id {
 		res, now, err := n.transact(ctx, c, seq, []string{"CLUSTER", "REPLICATE", id})
 		if err == nil {
-			err = firstError(res)
+			if err = firstError(res); err != nil && m.rawPrimary() {
+				err = n.strand(ctx, err)
+			}
 		}
 		if err != nil {
 			return wrap(err)
@@ -322,6 +324,26 @@ func (n *Node) followInCluster(ctx context.Context, addr string, cred redis.Cred
 		m = now
 	}
 	return wrap(n.hook(ctx, c, m, id, cred, seq))
+}
+
+// strand sees to a primary that refused to be a replica, with the reason that it gave: it has keys and no slots, as when its shard's
+// slots have moved to another shard, so that nobody's claim demotes it. It starts anew, as the replica that the layout says it is
+// (stepDown), with its data, and follows when it is told so again.
+func (n *Node) strand(ctx context.Context, reason error) error {
+	if n.managed == nil {
+		return fmt.Errorf("%w: stop it, remove its data files (not %s), and start it again", reason, nodesConf)
+	}
+	if n.cluster.successor() == "" {
+		return fmt.Errorf("%w: it is not known yet whose replica it is", reason)
+	}
+	n.log.Warn("a primary without slots refuses to be a replica: it starts anew as one", "reason", reason)
+	if err := n.Kill(ctx); err != nil {
+		return err
+	}
+	if err := n.Restart(ctx); err != nil {
+		return err
+	}
+	return fmt.Errorf("%w: it starts anew as a replica", reason)
 }
 
 // hook gives a replica of id the login that its primary demands, opens its port, and sees to its link.

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package redisd
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"redoubt/internal/redis"
+	"redoubt/internal/slots"
+)
+
+// TestAPrimaryWithKeysAndWithoutSlotsIsBroughtIn: it has lost its slots to another shard, and its rank to a server of its own that has
+// none either. Nobody's claim demotes it, and CLUSTER REPLICATE refuses a primary that has keys.
+func TestAPrimaryWithKeysAndWithoutSlotsIsBroughtIn(t *testing.T) {
+	t.Parallel()
+	for _, killed := range []bool{false, true} {
+		t.Run(fmt.Sprint("killed ", killed), func(t *testing.T) {
+			t.Parallel()
+			f := cluster(t, 2, 2, func(o *Options) { o.Persistence = PersistAOF })
+			a, b, c := f.shards[0][0], f.shards[0][1], f.shards[1][0]
+			put(t, a, f.keys[0], "left over")
+			caughtUp(t, b, a)
+			f.mu.Lock()
+			f.layout.Slots[a.cluster.ShardID], f.layout.Slots[c.cluster.ShardID] = [][2]int{}, [][2]int{{0, 16383}}
+			f.mu.Unlock()
+			inside(t, a, "CLUSTER", "DELSLOTSRANGE", "0", "8191")
+			takesAll(t, c)
+
+			see(t, a, "the word of the other shard", func(redis.Observation) bool {
+				nodes, _, _ := slots.Parse(inside(t, a, "CLUSTER", "NODES").text)
+				other, _ := nodes.ByID(c.cluster.ID)
+				return other.Slots == slots.SetOf([2]int{0, slots.Count - 1})
+			})
+			if err := a.Fence(within(t, time.Second)); err != nil {
+				t.Fatal(err)
+			}
+			if err := b.Freeze(within(t, time.Second)); err != nil {
+				t.Fatal(err)
+			}
+			f.succeed(a, b)
+			if killed {
+				crash(t, a, nil)
+			}
+			crown(t, b)
+			if o := see(t, a, "a frozen server with its data", func(o redis.Observation) bool { return isUp(o) && o.Frozen }); o.Keys != 1 {
+				t.Errorf("before it follows: %+v", o)
+			}
+			if !killed {
+				if err := a.Follow(within(t, 10*time.Second), b.addr, tenure()); err == nil {
+					t.Error("it was made a replica: this test tests nothing")
+				}
+				see(t, a, "a frozen replica with its data", func(o redis.Observation) bool { return isUp(o) && o.Frozen && o.Keys == 1 })
+			}
+			if o := join(t, a, b); o.Keys != 1 {
+				t.Errorf("after following: %+v", o)
+			}
+			if self, _ := conf(t, a).Self(); !self.Replica || self.Of != b.cluster.ID {
+				t.Errorf("its nodes.conf: %+v", self)
+			}
+			see(t, a, "an append-only file that is written", func(o redis.Observation) bool { return !o.AOFBusy })
+		})
+	}
+}
+
+// takesAll has a server take every slot.
+func takesAll(t *testing.T, n *Node) {
+	t.Helper()
+	c, err := dial(within(t, 2*time.Second), n.own, authCommand(n.adminLogin()), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.close()
+	var cmds [][]string
+	for s := range slots.Count {
+		cmds = append(cmds, []string{"CLUSTER", "SETSLOT", fmt.Sprint(s), "NODE", n.cluster.ID})
+	}
+	reps, err := c.do(within(t, 10*time.Second), append(cmds, []string{"CLUSTER", "BUMPEPOCH"})...)
+	if err == nil {
+		err = firstError(reps)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// succeed has it agreed that b is the primary of a's shard.
+func (f *fleet) succeed(a, b *Node) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i, n := range f.layout.Nodes {
+		if n.ID == a.cluster.ID || n.ID == b.cluster.ID {
+			f.layout.Nodes[i].Primary = n.ID == b.cluster.ID
+		}
+	}
+}
+
+// TestAFormerPrimaryClaimsNothing: the replica that succeeds it once heard that it did not claim a slot, as while slots are handed over. Its
+// claim, when it comes back with its slots, would be believed, and the keys of that slot deleted.
+func TestAFormerPrimaryClaimsNothing(t *testing.T) {
+	t.Parallel()
+	f := cluster(t, 2, 2, nil)
+	a, b := f.shards[0][0], f.shards[0][1]
+	put(t, a, f.keys[0], "kept")
+	caughtUp(t, b, a)
+	slot := fmt.Sprint(int(crc16(f.keys[0])) % slots.Count)
+	inside(t, a, "CLUSTER", "DELSLOTS", slot)
+	hears(t, b, a)
+	inside(t, a, "CLUSTER", "ADDSLOTS", slot)
+	caughtUp(t, b, a)
+
+	if err := b.Freeze(within(t, time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	f.succeed(a, b)
+	if err := a.Fence(within(t, time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	crown(t, b)
+	f.agree(false) // as when its member begins
+	time.AfterFunc(200*time.Millisecond, func() { f.agree(true) })
+	crash(t, a, nil)
+	see(t, a, "a frozen server", func(o redis.Observation) bool { return isUp(o) && o.Frozen })
+	hears(t, b, a)
+	stays(t, b, 100*time.Millisecond, "a primary with its key", func(o redis.Observation) bool { return isUp(o) && !o.Frozen && o.Keys == 1 })
+	join(t, a, b)
+	put(t, b, f.keys[0], "new")
+	if self, _ := conf(t, b).Self(); self.Slots != f.slotsOf(b) {
+		t.Errorf("its slots are %s", self.Slots)
+	}
+}
+
+func (f *fleet) agree(known bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.layout.Agreed = known
+}
+
+func (f *fleet) slotsOf(n *Node) slots.Set {
+	return slots.SetOf(f.agreed().Slots[n.cluster.ShardID]...)
+}
+
+// hears waits until a server was told by another one what that claims now.
+func hears(t *testing.T, n, of *Node) {
+	t.Helper()
+	now := time.Now().UnixMilli()
+	see(t, n, "a word of the other", func(redis.Observation) bool {
+		nodes, _, _ := slots.Parse(inside(t, n, "CLUSTER", "NODES").text)
+		other, _ := nodes.ByID(of.cluster.ID)
+		return other.PongReceived > now
+	})
+}
