@@ -175,7 +175,7 @@ func (m *managed) prepareMembership(ctx context.Context) error {
 		return fmt.Errorf("start a member of a cluster: %w", err)
 	}
 	if s.knows(string(text)) {
-		return m.stepDown(ctx, path, string(text))
+		return m.correct(ctx, path, string(text))
 	}
 	if len(text) > 0 {
 		aside := path + ".aside"
@@ -195,19 +195,24 @@ func (m *managed) prepareMembership(ctx context.Context) error {
 	return nil
 }
 
-// stepDown makes a replica of a node that was a primary and is none any more, in its nodes.conf, before it can claim a slot: a server of
-// Redis 7.0.13 to 7.0.15 or 7.2.0 to 7.2.3 that was promoted while slots were handed over believes such a claim, whatever its epoch, and
-// deletes their keys (it never forgets that its former primary once did not claim them: owner_not_claiming_slot in cluster.c).
-func (m *managed) stepDown(ctx context.Context, path, text string) error {
+// correct takes from a nodes.conf, before a server can say it to the others, what this node was and is not any more: the primary of its
+// shard, or the owner of slots. A server of Redis 7.0.13 to 7.0.15 or 7.2.0 to 7.2.3 believes a claim of a slot, whatever its epoch, and
+// deletes the keys, if it once heard that the slot's owner of before did not claim it, as while slots are handed over: it does not forget that
+// when it is promoted, or takes the slot (owner_not_claiming_slot in cluster.c).
+func (m *managed) correct(ctx context.Context, path, text string) error {
 	nodes, epoch, err := slots.Parse(text)
 	if err != nil {
 		return fmt.Errorf("read %s: %w", nodesConf, err)
 	}
-	if self, _ := nodes.Self(); !self.Replica {
-		m.awaitAgreed(ctx)
+	if self, _ := nodes.Self(); self.Replica {
+		return nil
 	}
-	now, of := m.o.Cluster.demoted(nodes)
-	if of == "" {
+	m.awaitAgreed(ctx)
+	now, what := m.o.Cluster.demoted(nodes)
+	if what == "" {
+		now, what = m.o.Cluster.trimmed(nodes)
+	}
+	if what == "" {
 		return nil
 	}
 	tmp := path + ".tmp"
@@ -218,7 +223,7 @@ func (m *managed) stepDown(ctx context.Context, path, text string) error {
 	if err != nil {
 		return fmt.Errorf("write %s: %w", nodesConf, err)
 	}
-	m.node.log.Info("another node is the primary of its shard: it starts as a replica", "primary", of)
+	m.node.log.Info("corrected nodes.conf before the start: " + what)
 	return nil
 }
 
@@ -229,20 +234,17 @@ func (s *ClusterSeat) knows(text string) bool {
 	return err == nil && ok && self.ID == s.ID && strings.Contains(text, "vars currentEpoch")
 }
 
-// agreePatience is how long the start of a former primary waits for the word of its shard: a member that has just begun gets it as soon as
-// the store answers.
+// agreePatience is how long the start of a primary waits for the word of its shard: a member that has just begun gets it as soon as the store
+// answers.
 const agreePatience = 1500 * time.Millisecond
 
-// awaitAgreed waits until it is known what is agreed about the shard, if others belong to it, but not for long: without a store a server
-// starts, too.
+// awaitAgreed waits until it is known what is agreed about the shard, but not for long: without a store a server starts, too.
 func (m *managed) awaitAgreed(ctx context.Context) {
-	s := m.o.Cluster
 	ctx, cancel := context.WithTimeout(ctx, agreePatience)
 	defer cancel()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
-	others := func(n ClusterNode) bool { return n.ShardID == s.ShardID && n.ID != s.ID }
-	for l := s.Layout(); !l.Agreed && slices.ContainsFunc(l.Nodes, others); l = s.Layout() {
+	for !m.o.Cluster.Layout().Agreed {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
@@ -251,12 +253,11 @@ func (m *managed) awaitAgreed(ctx context.Context) {
 	}
 }
 
-// demoted is a view in which this node, a primary by it, is a replica of the one that is the primary of its shard as agreed, whose id it
-// returns too. Its slots are nobody's there: their owners claim them. Empty: the view is right, or nothing better is known.
-func (s *ClusterSeat) demoted(view slots.Nodes) (now slots.Nodes, of string) {
-	self, _ := view.Self()
-	of = s.successor()
-	if _, known := view.ByID(of); !known || self.Replica {
+// demoted is a view in which this node, a primary by it, is a replica of the one that is the primary of its shard as agreed. Its slots are
+// nobody's there: their owners claim them. It says in words what it changed; empty: the view is right, or nothing better is known.
+func (s *ClusterSeat) demoted(view slots.Nodes) (now slots.Nodes, what string) {
+	of := s.successor()
+	if _, known := view.ByID(of); !known {
 		return nil, ""
 	}
 	for _, n := range view {
@@ -270,7 +271,34 @@ func (s *ClusterSeat) demoted(view slots.Nodes) (now slots.Nodes, of string) {
 		}
 		now = append(now, n)
 	}
-	return now, of
+	return now, "another node (" + of + ") is the primary of its shard, and this one its replica"
+}
+
+// trimmed is a view in which slots that are agreed to be another shard's are that one's, if they are this node's or nobody's in view: a server
+// that has keys of slots that are nobody's takes them when it starts. It says in words what it changed; empty: nothing.
+func (s *ClusterSeat) trimmed(view slots.Nodes) (now slots.Nodes, what string) {
+	l, free := s.Layout(), slots.SetOf([2]int{0, slots.Count - 1}).Minus(view.Assigned())
+	self, _ := view.Self()
+	var given slots.Set
+	now = slices.DeleteFunc(slices.Clone(view), func(n slots.Node) bool { return n.NoAddr || n.Handshake || n.Host == "" })
+	for _, o := range l.Nodes {
+		at := slices.IndexFunc(now, func(n slots.Node) bool { return n.ID == o.ID })
+		if !l.Agreed || !o.Primary || o.ShardID == s.ShardID || at < 0 {
+			continue
+		}
+		its := slots.SetOf(l.Slots[o.ShardID]...).And(self.Slots.Or(free))
+		if its == (slots.Set{}) {
+			continue
+		}
+		now[at].Replica, now[at].Of, now[at].Slots = false, "", now[at].Slots.Or(its)
+		given = given.Or(its)
+	}
+	if given == (slots.Set{}) {
+		return nil, ""
+	}
+	me := slices.IndexFunc(now, func(n slots.Node) bool { return n.Myself })
+	now[me].Slots = now[me].Slots.Minus(given)
+	return now, "slots " + given.String() + " are another shard's"
 }
 
 // successor is the node that is agreed to be the primary of this node's shard; empty: this one, or it is not known.

@@ -4,6 +4,8 @@ package redisd
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -129,6 +131,48 @@ func TestAFormerPrimaryClaimsNothing(t *testing.T) {
 	if self, _ := conf(t, b).Self(); self.Slots != f.slotsOf(b) {
 		t.Errorf("its slots are %s", self.Slots)
 	}
+}
+
+// TestAPrimaryClaimsNoSlotsOfOthers: it comes back with a nodes.conf from before a slot was moved away, as from a copy of its disk. The new
+// owner heard once that it did not claim the slot, and would believe the claim.
+func TestAPrimaryClaimsNoSlotsOfOthers(t *testing.T) {
+	t.Parallel()
+	f := cluster(t, 2, 1, func(o *Options) { o.Persistence = PersistAOF })
+	a, c := f.shards[0][0], f.shards[1][0]
+	put(t, a, f.keys[0], "left over")
+	old, err := os.ReadFile(filepath.Join(a.managed.o.Dir, nodesConf))
+	if err != nil {
+		t.Fatal(err)
+	}
+	slot := int(crc16(f.keys[0])) % slots.Count
+	inside(t, a, "CLUSTER", "DELSLOTS", fmt.Sprint(slot))
+	hears(t, c, a)
+	inside(t, c, "CLUSTER", "SETSLOT", fmt.Sprint(slot), "NODE", c.cluster.ID)
+	inside(t, c, "CLUSTER", "BUMPEPOCH")
+	f.mu.Lock()
+	f.layout.Slots[a.cluster.ShardID] = slots.SetOf([2]int{0, 8191}).Minus(slots.SetOf([2]int{slot, slot})).Ranges()
+	f.layout.Slots[c.cluster.ShardID] = slots.SetOf([2]int{8192, slots.Count - 1}, [2]int{slot, slot}).Ranges()
+	f.mu.Unlock()
+	put(t, c, f.keys[0], "new")
+
+	crash(t, a, func(dir string) {
+		if err := os.WriteFile(filepath.Join(dir, nodesConf), old, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	})
+	see(t, a, "a frozen server", func(o redis.Observation) bool { return isUp(o) && o.Frozen })
+	hears(t, c, a)
+	if self, _ := conf(t, c).Self(); self.Slots != f.slotsOf(c) {
+		t.Errorf("the slots of the other are %s", self.Slots)
+	}
+	if got := inside(t, c, "GET", f.keys[0]).text; got != "new" {
+		t.Errorf("it has %q", got)
+	}
+	crown(t, a)
+	if self, _ := conf(t, a).Self(); self.Slots != f.slotsOf(a) {
+		t.Errorf("its slots are %s", self.Slots)
+	}
+	see(t, a, "an append-only file that is written", func(o redis.Observation) bool { return !o.AOFBusy })
 }
 
 func (f *fleet) agree(known bool) {

@@ -328,7 +328,7 @@ func (n *Node) followInCluster(ctx context.Context, addr string, cred redis.Cred
 
 // strand sees to a primary that refused to be a replica, with the reason that it gave: it has keys and no slots, as when its shard's
 // slots have moved to another shard, so that nobody's claim demotes it. It starts anew, as the replica that the layout says it is
-// (stepDown), with its data, and follows when it is told so again.
+// (demoted), with its data, and follows when it is told so again.
 func (n *Node) strand(ctx context.Context, reason error) error {
 	if n.managed == nil {
 		return fmt.Errorf("%w: stop it, remove its data files (not %s), and start it again", reason, nodesConf)
