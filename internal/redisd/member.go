@@ -305,7 +305,8 @@ func (n *Node) followInCluster(ctx context.Context, addr string, cred redis.Cred
 	seq := n.fences.Load()
 	id := n.cluster.idAt(view, addr)
 	self, _ := view.Self()
-	if _, known := view.ByID(id); !known {
+	primary, known := view.ByID(id)
+	if !known {
 		return wrap(fmt.Errorf("it does not know that node yet (id %q)", id))
 	}
 	if m.rawPrimary() && self.Slots != (slots.Set{}) {
@@ -314,7 +315,7 @@ func (n *Node) followInCluster(ctx context.Context, addr string, cred redis.Cred
 	if self.Of != id {
 		res, now, err := n.transact(ctx, c, seq, []string{"CLUSTER", "REPLICATE", id})
 		if err == nil {
-			if err = firstError(res); err != nil && m.rawPrimary() {
+			if err = firstError(res); err != nil && m.rawPrimary() && primary.Primary {
 				err = n.strand(ctx, err)
 			}
 		}
