@@ -111,6 +111,13 @@ func cluster(t testing.TB, shards, nodes int, change func(*Options)) *fleet {
 	t.Helper()
 	f := plan(t, shards, nodes)
 	f.change = change
+	f.found(t)
+	return f
+}
+
+// found starts the servers, and has them serve.
+func (f *fleet) found(t testing.TB) {
+	t.Helper()
 	f.boot(t)
 	for _, shard := range f.shards {
 		crown(t, shard[0])
@@ -120,7 +127,6 @@ func cluster(t testing.TB, shards, nodes int, change func(*Options)) *fleet {
 			join(t, r, shard[0])
 		}
 	}
-	return f
 }
 
 // crown promotes a server, for as long as it takes.

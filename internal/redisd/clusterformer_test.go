@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -20,15 +21,23 @@ func TestAPrimaryWithKeysAndWithoutSlotsIsBroughtIn(t *testing.T) {
 	for _, killed := range []bool{false, true} {
 		t.Run(fmt.Sprint("killed ", killed), func(t *testing.T) {
 			t.Parallel()
-			f := cluster(t, 2, 2, func(o *Options) { o.Persistence = PersistAOF })
+			const few = 16 // slots of the first shard: servers of Valkey wait for their replicas with each that they take
+			f := plan(t, 2, 2)
+			f.change = func(o *Options) { o.Persistence = PersistAOF }
+			first, second := f.layout.Nodes[0].ShardID, f.layout.Nodes[2].ShardID
+			f.layout.Slots[first], f.layout.Slots[second] = [][2]int{{0, few - 1}}, [][2]int{{few, slots.Count - 1}}
+			f.found(t)
 			a, b, c := f.shards[0][0], f.shards[0][1], f.shards[1][0]
+			if v := see(t, a, "an answer", isUp).Version; strings.HasPrefix(v, "valkey") {
+				t.Skip("a promoted server deletes keys that are not its own, and has its replicas do what it was told then: CLUSTER FAILOVER, at which they crash (9.0.4)")
+			}
 			put(t, a, f.keys[0], "left over")
 			caughtUp(t, b, a)
 			f.mu.Lock()
-			f.layout.Slots[a.cluster.ShardID], f.layout.Slots[c.cluster.ShardID] = [][2]int{}, [][2]int{{0, 16383}}
+			f.layout.Slots[first], f.layout.Slots[second] = [][2]int{}, [][2]int{{0, slots.Count - 1}}
 			f.mu.Unlock()
-			inside(t, a, "CLUSTER", "DELSLOTSRANGE", "0", "8191")
-			takesAll(t, c)
+			inside(t, a, "CLUSTER", "DELSLOTSRANGE", "0", fmt.Sprint(few-1))
+			takes(t, c, few)
 
 			see(t, a, "the word of the other shard", func(redis.Observation) bool {
 				nodes, _, _ := slots.Parse(inside(t, a, "CLUSTER", "NODES").text)
@@ -66,8 +75,8 @@ func TestAPrimaryWithKeysAndWithoutSlotsIsBroughtIn(t *testing.T) {
 	}
 }
 
-// takesAll has a server take every slot.
-func takesAll(t *testing.T, n *Node) {
+// takes has a server take the first slots.
+func takes(t *testing.T, n *Node, count int) {
 	t.Helper()
 	c, err := dial(within(t, 2*time.Second), n.own, authCommand(n.adminLogin()), nil)
 	if err != nil {
@@ -75,7 +84,7 @@ func takesAll(t *testing.T, n *Node) {
 	}
 	defer c.close()
 	var cmds [][]string
-	for s := range slots.Count {
+	for s := range count {
 		cmds = append(cmds, []string{"CLUSTER", "SETSLOT", fmt.Sprint(s), "NODE", n.cluster.ID})
 	}
 	reps, err := c.do(within(t, 10*time.Second), append(cmds, []string{"CLUSTER", "BUMPEPOCH"})...)

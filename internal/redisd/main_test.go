@@ -41,7 +41,7 @@ func TestMain(m *testing.M) {
 func playAgent(addr, dir, mode string) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	options := Options{Addr: addr, Dir: dir, Persistence: PersistNone, GuardCommand: []string{"/proc/self/exe", "guard"}}
+	options := Options{Addr: addr, Dir: dir, Binary: os.Getenv("REDOUBT_TEST_SERVER"), Persistence: PersistNone, GuardCommand: []string{"/proc/self/exe", "guard"}}
 	if bus, ok := strings.CutPrefix(mode, "member:"); ok {
 		options.Cluster = hermit(addr, bus)
 	}
