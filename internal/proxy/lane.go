@@ -70,6 +70,7 @@ type lane struct {
 	full     bool          // … because the server has no memory left
 	prefix   *batch        // restores an own connection's state, before anything else
 	blocking atomic.Int32  // blocking commands on their way
+	waitRule uint64        // the rule under which the latest of them was sent; what comes behind it may have another
 	commit   int           // batches that wait for an acknowledgement
 	waiting  int           // WAITs on their way
 	up       bool
@@ -479,6 +480,7 @@ func (l *lane) seal(k *link, b *batch) {
 		for i := range b.ents {
 			if b.ents[i].flags&blocks != 0 {
 				l.blocking.Add(1)
+				l.waitRule = k.rule
 			}
 		}
 	}

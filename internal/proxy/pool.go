@@ -275,9 +275,11 @@ func (p *Proxy) ask(addr string, commands ...[]string) ([][]byte, error) {
 
 // unblockAll ends blocking commands on a primary that is drained, so that they wait on the next one instead: an
 // answered UNBLOCKED is the only certain sign that nothing was popped. It repeats, because a command may still be on
-// its way into the wait. It does the same for those that were sent under an older rule, once.
+// its way into the wait. It does the same for those that were sent under an older rule, as long as there are any; behind
+// unruledMost the primary's agent has ended their connections.
 func (p *Proxy) unblockAll() {
-	for first := true; first || (p.order.Load().draining || p.shut.Load()) && p.inflight.Load() > 0; first = false {
+	const unruledMost = 2 * time.Second
+	for begun := time.Now(); ; {
 		o := p.order.Load()
 		var commands [][]string
 		p.mu.Lock()
@@ -292,7 +294,8 @@ func (p *Proxy) unblockAll() {
 				p.log.Warn("unblock waiting commands for a switchover", "node", o.t.node, "err", err)
 			}
 		}
-		if !p.pause(2 * time.Millisecond) {
+		drains := (o.draining || p.shut.Load()) && p.inflight.Load() > 0
+		if !drains && (len(commands) == 0 || time.Since(begun) > unruledMost) || !p.pause(2*time.Millisecond) {
 			return
 		}
 	}
@@ -302,7 +305,7 @@ func (p *Proxy) unblockAll() {
 func (l *lane) blockedID(o *order) string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.link == nil || l.blocking.Load() == 0 || !o.draining && !l.p.shut.Load() && (l.link.to.t == nil || l.link.rule == o.rule) {
+	if l.link == nil || l.blocking.Load() == 0 || !o.draining && !l.p.shut.Load() && (l.link.to.t == nil || l.waitRule == o.rule) {
 		return ""
 	}
 	return l.link.clientID
