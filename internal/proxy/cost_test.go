@@ -59,7 +59,7 @@ func TestACommandOnTheHotPathAllocatesNothing(t *testing.T) {
 			rounds(500)
 			const n = 2000
 			best := 1.0
-			for range 5 { // the rest of the process allocates a little, now and then
+			for i := 0; i < 5 || best > 0.01 && i < 25; i++ { // the rest of the process allocates a little, now and then
 				var before, after runtime.MemStats
 				runtime.ReadMemStats(&before)
 				rounds(n)

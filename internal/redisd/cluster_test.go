@@ -127,6 +127,11 @@ func (f *fleet) found(t testing.TB) {
 			join(t, r, shard[0])
 		}
 	}
+	for _, shard := range f.shards {
+		see(t, shard[0], "a cluster that serves", func(redis.Observation) bool {
+			return strings.Contains(inside(t, shard[0], "CLUSTER", "INFO").text, clusterState+":ok")
+		})
+	}
 }
 
 // crown promotes a server, for as long as it takes.
