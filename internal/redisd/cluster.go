@@ -262,7 +262,7 @@ func (s *ClusterSeat) demoted(view slots.Nodes) (now slots.Nodes, what string) {
 	}
 	for _, n := range view {
 		switch {
-		case n.NoAddr || n.Handshake || n.Host == "":
+		case nowhere(n):
 			continue
 		case n.ID == of:
 			n.Replica, n.Of = false, ""
@@ -280,7 +280,7 @@ func (s *ClusterSeat) trimmed(view slots.Nodes) (now slots.Nodes, what string) {
 	l, free := s.Layout(), slots.SetOf([2]int{0, slots.Count - 1}).Minus(view.Assigned())
 	self, _ := view.Self()
 	var given slots.Set
-	now = slices.DeleteFunc(slices.Clone(view), func(n slots.Node) bool { return n.NoAddr || n.Handshake || n.Host == "" })
+	now = slices.DeleteFunc(slices.Clone(view), nowhere)
 	for _, o := range l.Nodes {
 		at := slices.IndexFunc(now, func(n slots.Node) bool { return n.ID == o.ID })
 		if !l.Agreed || !o.Primary || o.ShardID == s.ShardID || at < 0 {
@@ -300,6 +300,9 @@ func (s *ClusterSeat) trimmed(view slots.Nodes) (now slots.Nodes, what string) {
 	now[me].Slots = now[me].Slots.Minus(given)
 	return now, "slots " + given.String() + " are another shard's"
 }
+
+// nowhere tells of a node that is not worth remembering: nobody knows where it is, or it is no member yet.
+func nowhere(n slots.Node) bool { return !n.Myself && (n.NoAddr || n.Handshake || n.Host == "") }
 
 // successor is the node that is agreed to be the primary of this node's shard; empty: this one, or it is not known.
 func (s *ClusterSeat) successor() string {
