@@ -23,7 +23,8 @@ const (
 	parkWait  = 150 * time.Millisecond // for the members' answers
 	parkFly   = 100 * time.Millisecond // for commands that are under way: on a machine with too much to do they take that long
 	parkMost  = 2 * time.Second        // a hold ends by itself behind that
-	deafFor   = 200 * time.Millisecond // who did not answer once is not asked for so long; after each further time for twice as long
+	deafTries = 2                      // times in a row that a member's answer is missed and the hand-over is put off for it
+	deafFor   = 200 * time.Millisecond // who did not answer so often is not asked for so long; after each further time for twice as long
 	deafMost  = 5 * time.Second
 	crewEvery = 2 * time.Second
 )
@@ -116,7 +117,7 @@ func (p *parker) tell(ctx context.Context, o parkOrder, wait time.Duration) (str
 			}
 		} else {
 			p.deaf[id] = deaf{time.Now(), p.deaf[id].times + 1}
-			flying = flying || p.deaf[id].times == 1 // nobody knows; the next time it is not asked
+			flying = flying || p.deaf[id].times <= deafTries // nobody knows; it may only be late, and is asked again
 		}
 	}
 	return stranger, flying
@@ -136,7 +137,7 @@ func (p *parker) others(ctx context.Context) []string {
 	}
 	return slices.DeleteFunc(slices.Clone(p.crew), func(id string) bool {
 		d := p.deaf[id]
-		return d.times > 0 && time.Since(d.since) < min(deafFor<<min(d.times-1, 10), deafMost)
+		return d.times >= deafTries && time.Since(d.since) < min(deafFor<<min(d.times-deafTries, 10), deafMost)
 	})
 }
 
