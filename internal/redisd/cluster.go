@@ -175,7 +175,7 @@ func (m *managed) prepareMembership(ctx context.Context) error {
 		return fmt.Errorf("start a member of a cluster: %w", err)
 	}
 	if s.knows(string(text)) {
-		return m.correct(ctx, path, string(text))
+		return m.correct(ctx, string(text))
 	}
 	if len(text) > 0 {
 		aside := path + ".aside"
@@ -188,8 +188,8 @@ func (m *managed) prepareMembership(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("start a member of a cluster: %w", err)
 	}
-	if err := os.WriteFile(path, []byte(fresh.Conf(epoch, m.version >= shardIDSince)), 0o600); err != nil {
-		return fmt.Errorf("write %s: %w", nodesConf, err)
+	if err := m.writeConf(fresh, epoch); err != nil {
+		return err
 	}
 	m.node.log.Info("wrote nodes.conf", "id", s.ID, "nodes", len(fresh))
 	return nil
@@ -199,7 +199,7 @@ func (m *managed) prepareMembership(ctx context.Context) error {
 // shard, or the owner of slots. A server of Redis 7.0.13 to 7.0.15 or 7.2.0 to 7.2.3 believes a claim of a slot, whatever its epoch, and
 // deletes the keys, if it once heard that the slot's owner of before did not claim it, as while slots are handed over: it does not forget that
 // when it is promoted, or takes the slot (owner_not_claiming_slot in cluster.c).
-func (m *managed) correct(ctx context.Context, path, text string) error {
+func (m *managed) correct(ctx context.Context, text string) error {
 	nodes, epoch, err := slots.Parse(text)
 	if err != nil {
 		return fmt.Errorf("read %s: %w", nodesConf, err)
@@ -215,16 +215,15 @@ func (m *managed) correct(ctx context.Context, path, text string) error {
 	if what == "" {
 		return nil
 	}
-	tmp := path + ".tmp"
-	err = os.WriteFile(tmp, []byte(now.Conf(epoch, m.version >= shardIDSince)), 0o600)
-	if err == nil {
-		err = os.Rename(tmp, path)
-	}
-	if err != nil {
-		return fmt.Errorf("write %s: %w", nodesConf, err)
+	if err := m.writeConf(now, epoch); err != nil {
+		return err
 	}
 	m.node.log.Info("corrected nodes.conf before the start: " + what)
 	return nil
+}
+
+func (m *managed) writeConf(nodes slots.Nodes, epoch uint64) error {
+	return replaceFile(m.o.Dir, nodesConf, []byte(nodes.Conf(epoch, m.version >= shardIDSince)))
 }
 
 // knows tells whether a nodes.conf is one of this node.
