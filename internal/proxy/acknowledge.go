@@ -109,6 +109,10 @@ func (b *batch) plain(i int, strict bool) bool {
 // as well is none.
 func (b *batch) refusedAt(i int) bool { return b.ents[i].answers() == 1 && refusal(b.reply(i)) }
 
+// calledBack reports whether a question was ended by CLIENT UNBLOCK: the blocking command in front of it, which was to be called back
+// for a switchover, a stronger rule, a move of slots or a client, had its reply by then. It is asked again.
+func calledBack(f []byte) bool { return bytes.HasPrefix(f, []byte("-UNBLOCKED ")) }
+
 // acknowledge handles the replies behind those of the commands: the marker's, then those to the question (need.appendWait).
 func (k *link) acknowledge(b *batch, f []byte) error {
 	if b.tail == 0 && b.marked {
@@ -121,13 +125,13 @@ func (k *link) acknowledge(b *batch, f []byte) error {
 	}
 	if asked < b.need.waits()-1 {
 		b.tail++
-		if f[0] != ':' {
+		if f[0] != ':' && !calledBack(f) {
 			return errNotIt
 		}
 		return nil
 	}
 	got, ok := b.need.read(f)
-	if !ok {
+	if !ok && !calledBack(f) {
 		return errNotIt // not a primary any more: the outcome is unknown
 	}
 	k.cur = nil

@@ -23,6 +23,7 @@ import (
 
 	"redoubt/internal/clock"
 	"redoubt/internal/coord"
+	"redoubt/internal/redis"
 	"redoubt/internal/resp"
 	"redoubt/internal/topo"
 	"redoubt/internal/view"
@@ -430,9 +431,7 @@ func (s *shard) phase(p topo.Phase) { s.write(func(a *topo.Assigned) { a.Phase =
 func (s *shard) switchover(from, to *node) {
 	t := s.t
 	s.phase(topo.PhaseDraining)
-	waitFor(t, "proxy connections gone", func() bool {
-		return !strings.Contains(from.do(t, "CLIENT", "LIST"), "name=redoubt-proxy:")
-	})
+	waitFor(t, "nothing is on its way", func() bool { return redis.Undrained(from.do(t, "CLIENT", "LIST", "TYPE", "normal")) == 0 })
 	c, err := net.Dial("tcp", from.addr)
 	if err != nil {
 		t.Error(err)

@@ -158,6 +158,7 @@ type Proxy struct {
 	barred   atomic.Bool            // a server did not take transactions from the proxy, and that was said
 	lapsed   atomic.Bool            // a lane found its lease expired and waits to be woken
 	inflight atomic.Int64           // batches on their way on connections to the primary
+	presence chan struct{}          // wakes stayPresent
 	shut     atomic.Bool            // nothing is sent, see shut.go
 	table    atomic.Pointer[route.Table]
 	server   atomic.Pointer[serverInfo]
@@ -238,7 +239,7 @@ func New(o Options) (*Proxy, error) {
 	}
 	p.incarnation = strings.ToLower(rand.Text()[:12])
 	p.prod.wake, p.herald.wake, p.loss.wake = make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{}, 1)
-	p.absent.wake = make(chan struct{}, 1)
+	p.absent.wake, p.presence = make(chan struct{}, 1), make(chan struct{}, 1)
 	p.lore, p.marker = newLore(), newMarker(o)
 	p.batches.New = func() any { return new(batch) }
 	p.budget.commandsMax, p.budget.bytesMax = int64(o.Limits.ParkedCommands), int64(o.Limits.ParkedBytes)
@@ -342,6 +343,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	}
 	failed := make(chan error, 1)
 	p.spawn(p.steer)
+	p.spawn(p.stayPresent)
 	p.spawn(p.learn)
 	p.spawn(p.prodReplicas)
 	p.spawn(p.gauge)

@@ -61,6 +61,35 @@ func TestAQuorumWriteWaitsForItsReplica(t *testing.T) {
 	}
 }
 
+// A command that is called back may have run just before: then it is the question for its replicas that is ended.
+func TestAnAcknowledgementThatIsCalledBackIsAskedForAgain(t *testing.T) {
+	t.Parallel()
+	s := newShard(t, 1, func(sp *spec, _ *Options) { sp.Durability, sp.AckReplicas = topo.Quorum, 1 })
+	s.inSync(s.nodes[0])
+	s.client().want("1", "RPUSH", "from", "x")
+	for name, ask := range map[string][]string{"shared": {"SET", "a", "1"}, "own": {"BLMOVE", "from", "to", "LEFT", "LEFT", "0"}} {
+		c := s.client()
+		s.nodes[1].signal(syscall.SIGSTOP)
+		c.send(ask...)
+		waitFor(t, "the question is waiting", func() bool { return s.nodes[0].info("blocked_clients") == "1" })
+		for line := range strings.Lines(s.nodes[0].do(t, "CLIENT", "LIST")) {
+			if id, _, _ := strings.Cut(strings.TrimPrefix(line, "id="), " "); strings.Contains(line, " cmd=wait ") && strings.Contains(line, " flags=b ") {
+				if got := s.nodes[0].do(t, "CLIENT", "UNBLOCK", id, "ERROR"); got != "1" {
+					t.Fatalf("%s: called back: %s", name, got)
+				}
+			}
+		}
+		_ = c.c.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+		if f, err := c.frame(); err == nil {
+			t.Fatalf("%s: answered %q without an acknowledgement", name, f)
+		}
+		s.nodes[1].signal(syscall.SIGCONT)
+		if got, want := c.recv(), map[string]string{"shared": "OK", "own": "x"}[name]; got != want {
+			t.Fatalf("%s: got %s", name, got)
+		}
+	}
+}
+
 func TestASessionMayAskForLessThanQuorum(t *testing.T) {
 	t.Parallel()
 	s := newShard(t, 1, func(sp *spec, _ *Options) { sp.Durability, sp.AckReplicas = topo.Quorum, 1 })

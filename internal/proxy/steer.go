@@ -135,6 +135,7 @@ func explain(a topo.Assigned) string {
 // blocked in a write to a server that hangs.
 func (p *Proxy) rouse() {
 	p.herald.look()
+	poke(p.presence)
 	o := p.order.Load()
 	p.mu.Lock()
 	defer p.mu.Unlock()

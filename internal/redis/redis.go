@@ -89,7 +89,8 @@ type Node interface {
 	// Journal writes to w the commands that a frozen server's append-only file got since its last rewrite, and returns how many
 	// bytes that are: what a process that began anew still has of the one before it. ErrNoTail: there are none, or more than max.
 	Journal(ctx context.Context, max int64, w io.Writer) (int64, error)
-	// Busy counts proxies' connections with work in flight on this server: zero means that draining is over.
+	// ProxyConnections counts the connections by which proxies say that something may be on its way to this server (Undrained):
+	// zero means that draining is over.
 	ProxyConnections(ctx context.Context) (int, error)
 	// Enforce makes sure of an acknowledgement rule on a primary (SAFETY A7). It looks for proxies' connections that may still
 	// carry what was sent under an older rule than r.Law and returns whose they are. With r.Cut it ends them; when there are none
@@ -154,13 +155,23 @@ type Credentials struct{ Secret topo.Secret }
 // Open tells whether nothing is demanded.
 func (c Credentials) Open() bool { return c.Secret == "" }
 
-// ProxyClientName is the prefix of the CLIENT SETNAME of every proxy's upstream connection; agents count these while
-// draining.
+// ProxyClientName is the prefix of the CLIENT SETNAME of the connections to the primary that a proxy's sessions share. A proxy
+// closes them in a switchover when nothing is on its way.
 const ProxyClientName = "redoubt-proxy:"
 
-// PinnedClientName is the prefix for upstream connections of one session (blocked, subscribed, in MULTI): they are
-// not waited for while draining, because the proxy knows how to carry them over.
+// PinnedClientName is the prefix for upstream connections of one session (blocked, subscribed, tracked, in MULTI): they stay
+// until the fence ends them, because the proxy knows how to carry them over.
 const PinnedClientName = "redoubt-pinned:"
+
+// PresentClientName is the prefix for the connection that a proxy keeps to the primary for as long as something may be on its
+// way there, on whatever connection.
+const PresentClientName = "redoubt-present:"
+
+// Undrained counts what a switchover waits for in the reply to CLIENT LIST of the primary: connections that proxies close when
+// nothing is on its way to it any more. Sessions' own connections are not among them: they may be named by nobody, and stay.
+func Undrained(clients string) int {
+	return strings.Count(clients, " name="+ProxyClientName) + strings.Count(clients, " name="+PresentClientName)
+}
 
 // ErrandClientName is the prefix for connections of a proxy that carry nothing of its clients.
 const ErrandClientName = "redoubt-errand:"

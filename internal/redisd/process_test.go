@@ -368,7 +368,7 @@ func TestAMemoryLimitThatIsReachedIsNamed(t *testing.T) {
 func TestProxiesConnectionsAreCounted(t *testing.T) {
 	t.Parallel()
 	n := primary(t, nil)
-	for i, name := range []string{redis.ProxyClientName + "a", redis.ProxyClientName + "b", redis.PinnedClientName + "a", "other"} {
+	for i, name := range []string{redis.ProxyClientName + "a", redis.PresentClientName + "a", redis.PinnedClientName + "a", "other"} {
 		must(t, client(t, n.addr, ""), "CLIENT", "SETNAME", name)
 		if got, err := n.ProxyConnections(within(t, time.Second)); err != nil || got != min(i+1, 2) {
 			t.Fatalf("counted %d: %v", got, err)

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -322,13 +321,13 @@ func (n *Node) linkIdles(state string) bool {
 	return false
 }
 
-// ProxyConnections counts the connections of proxies, by their name.
+// ProxyConnections counts what a switchover waits for, by its name.
 func (n *Node) ProxyConnections(ctx context.Context) (int, error) {
 	reps, err := n.ask(ctx, []string{"CLIENT", "LIST", "TYPE", "normal"})
 	if err != nil {
 		return 0, fmt.Errorf("count the proxies' connections at %s: %w", n.addr, err)
 	}
-	return strings.Count(reps[0].text, " name="+redis.ProxyClientName), nil
+	return redis.Undrained(reps[0].text), nil
 }
 
 // PrimaryPosition reads another server's role and position, over one cached connection.

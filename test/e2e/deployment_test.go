@@ -20,6 +20,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/logging"
+
 	"redoubt/test/ports"
 )
 
@@ -38,7 +41,8 @@ func roundsOr(few int) int {
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	_ = flag.Set("test.parallel", "2") // each story has machines to itself, of which some are judged by their speed
+	_ = flag.Set("test.parallel", "2")     // each story has machines to itself, of which some are judged by their speed
+	redis.SetLogger(&logging.VoidLogger{}) // what clients meet is what the stories report
 	os.Exit(m.Run())
 }
 
@@ -286,16 +290,21 @@ func (d *deployment) until(within time.Duration, what string, cond func() (bool,
 
 func wait(d time.Duration) { <-time.After(d) }
 
+// showLogs prints the ends of the members' logs and the history, before the report of the test that failed: what it found
+// wrong is then the last that is printed of it.
 func (d *deployment) showLogs() {
+	var all strings.Builder
+	fmt.Fprintf(&all, "==== members of %s\n", d.t.Name())
 	logs, _ := filepath.Glob(filepath.Join(d.dir, "*", "*.log"))
 	for _, f := range logs {
 		b, _ := os.ReadFile(f)
 		lines := strings.Split(string(b), "\n")
-		d.t.Logf("%s:\n%s", filepath.Base(filepath.Dir(f))+"/"+filepath.Base(f), strings.Join(lines[max(0, len(lines)-40):], "\n"))
+		fmt.Fprintf(&all, "%s:\n%s\n", filepath.Base(filepath.Dir(f))+"/"+filepath.Base(f), strings.Join(lines[max(0, len(lines)-40):], "\n"))
 	}
 	if out, err := d.run("history"); err == nil {
-		d.t.Logf("history:\n%s", out)
+		fmt.Fprintf(&all, "history:\n%s\n", out)
 	}
+	fmt.Print(all.String())
 }
 
 func (d *deployment) proxyAddr(i int) string { return "127.0.0.1:" + strconv.Itoa(d.base+i) }

@@ -108,6 +108,17 @@ func (m *matrix) calm(when string) {
 	begun := time.Now()
 	wait(500 * time.Millisecond)
 	m.quiet = append(m.quiet, [2]time.Time{begun, time.Now()})
+	poll(time.Second, m.lastArrived) // before its subscriber is stopped
+}
+
+// lastArrived tells whether the latest message that was published is at its subscriber.
+func (m *matrix) lastArrived() bool {
+	published, got := m.p.all("publish"), m.p.all("message")
+	if len(published) == 0 {
+		return true
+	}
+	last := fmt.Sprint(published[len(published)-1].Seq)
+	return slices.ContainsFunc(got, func(r report) bool { return r.Value == last })
 }
 
 // event does something, and waits until each feature works again.
