@@ -219,7 +219,7 @@ func (p *Proxy) adoptLane(s *session, own *Own, upstream int) {
 }
 
 func (st *state) restoreFrom(own *Own) {
-	st.watch, st.lost, st.monitor, st.tracking, st.db = own.Watch, own.Lost, own.Monitor, own.Tracking, own.DB
+	st.watch, st.lost, st.monitor, st.tracking, st.caching, st.db = own.Watch, own.Lost, own.Monitor, own.Tracking, flagsOf(own.Caching), own.DB
 	for kind, names := range own.Subs {
 		if len(names) > 0 {
 			st.subs[kind] = map[string]struct{}{}
@@ -229,7 +229,7 @@ func (st *state) restoreFrom(own *Own) {
 		}
 	}
 	if t := own.Txn; t != nil {
-		st.txn = &txn{log: t.Log, answered: len(t.Log), broken: t.Broken, db: t.DB}
+		st.txn = &txn{log: t.Log, answered: len(t.Log), broken: t.Broken, caching: flagsOf(t.Caching), db: t.DB}
 	}
 }
 

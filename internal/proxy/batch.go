@@ -24,6 +24,8 @@ const (
 	fence                        // on an own connection: the batch before it must be sealed, because no marker may follow
 	leased                       // a read that needs no marker while nothing is in doubt (lease.go)
 	exact                        // may travel in a transaction of the proxy's own, beside a marker
+	cachesYes                    // CLIENT CACHING YES came in front of it, and NO: see caching.go
+	cachesNo
 )
 
 // op is what the reply to a command changes in the state of an own connection.

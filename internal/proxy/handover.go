@@ -373,6 +373,7 @@ func (s *session) takeBack() bool {
 			return false
 		}
 	}
+	l.st.caching = l.redo[0].flags & caches
 	var b []byte
 	for i := range l.redo {
 		b = append(b, l.redo[i].x.data...)
@@ -435,7 +436,7 @@ func (l *lane) pack() (own *Own, fd int, ok bool) {
 }
 
 func (st *state) record() *Own {
-	o := &Own{Watch: st.watch, Lost: st.lost, Monitor: st.monitor, Tracking: st.tracking, DB: st.db}
+	o := &Own{Watch: st.watch, Lost: st.lost, Monitor: st.monitor, Tracking: st.tracking, Caching: st.caching.word(), DB: st.db}
 	for kind, subs := range st.subs {
 		for name := range subs {
 			o.Subs[kind] = append(o.Subs[kind], octets(name))
@@ -443,7 +444,7 @@ func (st *state) record() *Own {
 		slices.Sort(o.Subs[kind])
 	}
 	if t := st.txn; t != nil {
-		o.Txn = &Txn{Log: t.log, DB: t.db, Broken: t.broken}
+		o.Txn = &Txn{Log: t.log, Caching: t.caching.word(), DB: t.db, Broken: t.broken}
 	}
 	return o
 }

@@ -67,6 +67,7 @@ func (l *lane) pushPend(s *session, chunk []byte, items []item, at uint32) {
 		chunk = chunk[it.n:]
 		if l.key.own {
 			command = l.st.pushed(&it, command)
+			b.cache(it.flags)
 		}
 		s.seq++
 		b.ents = append(b.ents, entry{s: s, x: it.x, off: uint32(len(b.buf)), n: uint32(len(command)), seq: s.seq, at: at, flags: it.flags, op: it.op})

@@ -83,6 +83,7 @@ type Own struct {
 	Lost     bool            `json:"lost,omitempty"`
 	Monitor  bool            `json:"monitor,omitempty"`
 	Tracking [][]byte        `json:"tracking,omitempty"`
+	Caching  string          `json:"caching,omitempty"` // yes or no: what CLIENT CACHING said of the command that comes next
 	DB       int             `json:"db"`
 	Txn      *Txn            `json:"txn,omitempty"`
 	Upstream *Upstream       `json:"upstream,omitempty"` // the connection itself comes along
@@ -90,9 +91,10 @@ type Own struct {
 
 // Txn is an open transaction.
 type Txn struct {
-	Log    [][]byte `json:"log"`
-	DB     int      `json:"db"`
-	Broken bool     `json:"broken,omitempty"`
+	Log     [][]byte `json:"log"`
+	Caching string   `json:"caching,omitempty"` // as Own.Caching, of its MULTI
+	DB      int      `json:"db"`
+	Broken  bool     `json:"broken,omitempty"`
 }
 
 // Upstream says where an upstream connection leads.

@@ -18,8 +18,8 @@ func fullRecord() *Record {
 		Far: netip.MustParseAddrPort("127.0.0.1:1234"), Door: "/x", SaidFar: netip.MustParseAddrPort("[::1]:5"), Preface: HeaderOptional, Begun: true,
 		Wrote: 3, WroteAt: 99, Input: []byte("*1\r\n$4\r\nPI\x00\xff"),
 		Own: &Own{
-			Subs: [kinds][]octets{{"a", "b\xff"}, {"p*"}, nil}, Watch: true, Lost: true, Monitor: true, Tracking: [][]byte{[]byte("CLIENT"), []byte("TRACKING")}, DB: -1,
-			Txn:      &Txn{Log: [][]byte{[]byte("MULTI")}, DB: 2, Broken: true},
+			Subs: [kinds][]octets{{"a", "b\xff"}, {"p*"}, nil}, Watch: true, Lost: true, Monitor: true, Tracking: [][]byte{[]byte("CLIENT"), []byte("TRACKING")}, Caching: "yes", DB: -1,
+			Txn:      &Txn{Caching: "no", Log: [][]byte{[]byte("MULTI")}, DB: 2, Broken: true},
 			Upstream: &Upstream{Epoch: 4, Node: "n1", Addr: "h:1", Process: "r", History: "h", RunID: "r2", ClientID: "8", Input: []byte("$5\r\n")},
 		},
 	}

@@ -142,6 +142,9 @@ func (l *lane) pendToRedo() {
 	for _, b := range append(l.queue, l.pend) {
 		for i := range b.ents {
 			e := b.ents[i]
+			if e.s == nil {
+				continue // said again with the command behind it
+			}
 			x := extra{}
 			if e.x != nil {
 				x = *e.x
@@ -236,6 +239,9 @@ func (l *lane) takeRedo() *batch {
 		}
 		taken++
 		r.s.redo.Add(-1)
+		if r.n > 0 {
+			b.cache(r.flags)
+		}
 		r.off, r.x.ran = uint32(len(b.buf)), nil
 		if r.n > 0 {
 			b.buf = append(b.buf, r.x.data...)
@@ -255,14 +261,14 @@ func (l *lane) takeRedo() *batch {
 func (l *lane) dropGone(b *batch) *batch {
 	gone := false
 	for i := range b.ents {
-		gone = gone || b.ents[i].at != 0 && b.ents[i].s.closed.Load()
+		gone = gone || b.ents[i].isGone()
 	}
 	if !gone {
 		return b
 	}
 	kept := l.newBatch()
 	for _, e := range b.ents {
-		if e.at != 0 && e.s.closed.Load() {
+		if e.isGone() {
 			e.s.deliver(nil, 1) // whoever drives the client may wait for its last replies
 			continue
 		}
@@ -275,6 +281,9 @@ func (l *lane) dropGone(b *batch) *batch {
 	}
 	return kept
 }
+
+// isGone reports whether a command was parked and its client has left.
+func (e *entry) isGone() bool { return e.at != 0 && e.s != nil && e.s.closed.Load() }
 
 // setDown notes that nothing can be sent now: what is queued counts as parked.
 func (l *lane) setDown() {

@@ -30,6 +30,7 @@ type state struct {
 	told     int // (UN)SUBSCRIBEs that the server has and did not confirm
 	monitor  bool
 	tracking [][]byte // the arguments of CLIENT TRACKING ON
+	caching  flags    // what a CLIENT CACHING says of the command that comes next
 	db       int      // selected inside a transaction; -1: that of the lane's key
 	foul     bool     // MULTI was refused: nobody knows whether the server has another one open
 }
@@ -39,13 +40,14 @@ type txn struct {
 	log      [][]byte // MULTI and what was queued
 	answered int      // how many of them the client has replies to
 	sent     bool     // its EXEC or DISCARD is on its way
+	caching  flags    // of its MULTI
 	broken   bool     // a part was refused because it was parked too long: EXEC must fail
 	db       int      // SELECT inside
 }
 
 // clean reports whether the connection can serve another session.
 func (st *state) clean() bool {
-	return st.txn == nil && !st.watch && !st.lost && !st.subscribed() && !st.monitor && st.tracking == nil && st.db < 0 && !st.foul
+	return st.txn == nil && !st.watch && !st.lost && !st.subscribed() && !st.monitor && st.tracking == nil && st.caching == 0 && st.db < 0 && !st.foul
 }
 
 func (st *state) subscribed() bool { return st.asked > 0 || st.listens() }
@@ -61,12 +63,13 @@ func (st *state) unsure(b *batch) bool { return st.told > 0 && b.wants }
 
 // pushed notes what a session queues, and returns the command that is really to be sent.
 func (st *state) pushed(it *item, command []byte) []byte {
+	st.cache(it)
 	switch it.op {
 	case opSubscribe:
 		st.asked++
 		return command
 	case opMulti:
-		st.txn = &txn{db: -1}
+		st.txn = &txn{db: -1, caching: it.flags & caches}
 	case opQueued, opExec, opDiscard, opExecAbort:
 	default:
 		return command
@@ -288,6 +291,7 @@ func (st *state) restore(l *lane, tracking [][]byte) *batch {
 			o := opQueued
 			if i == 0 {
 				o = opMulti
+				b.cache(t.caching)
 			}
 			add(o, 0, 0, t.log[i])
 		}
