@@ -82,7 +82,7 @@ func unreadable(t *testing.T, n *Node, words string) redis.Observation {
 
 func TestAnUnreadableAppendOnlyFileIsSetAside(t *testing.T) {
 	t.Parallel()
-	n := open(t, func(o *Options) { o.Persistence = PersistAOF })
+	n := open(t, keepsAll)
 	promote(t, n)
 	c := client(t, n.addr, "")
 	must(t, c, "SET", "k", "v")

@@ -214,9 +214,7 @@ func TestANodesConfThatIsNotItsOwnIsSetAside(t *testing.T) {
 
 func TestAMemberComesBackClosedWithItsDataAndServesThem(t *testing.T) {
 	t.Parallel()
-	f := cluster(t, 2, 1, func(o *Options) {
-		o.Persistence, o.Directives = PersistAOF, map[string]string{appendFsync: "always"}
-	})
+	f := cluster(t, 2, 1, keepsAll)
 	p := f.shards[0][0]
 	put(t, p, f.keys[0], "kept")
 	see(t, p, "the primary", isUp)

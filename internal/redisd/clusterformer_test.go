@@ -23,7 +23,7 @@ func TestAPrimaryWithKeysAndWithoutSlotsIsBroughtIn(t *testing.T) {
 			t.Parallel()
 			const few = 16 // slots of the first shard: servers of Valkey wait for their replicas with each that they take
 			f := plan(t, 2, 2)
-			f.change = func(o *Options) { o.Persistence = PersistAOF }
+			f.change = keepsAll
 			first, second := f.layout.Nodes[0].ShardID, f.layout.Nodes[2].ShardID
 			f.layout.Slots[first], f.layout.Slots[second] = [][2]int{{0, few - 1}}, [][2]int{{few, slots.Count - 1}}
 			f.found(t)
@@ -128,7 +128,7 @@ func TestAFormerPrimaryClaimsNothing(t *testing.T) {
 // owner heard once that it did not claim the slot, and would believe the claim.
 func TestAPrimaryClaimsNoSlotsOfOthers(t *testing.T) {
 	t.Parallel()
-	f := cluster(t, 2, 1, func(o *Options) { o.Persistence = PersistAOF })
+	f := cluster(t, 2, 1, keepsAll)
 	a, c := f.shards[0][0], f.shards[1][0]
 	put(t, a, f.keys[0], "left over")
 	old, err := os.ReadFile(filepath.Join(a.managed.o.Dir, nodesConf))

@@ -138,7 +138,7 @@ func TestTheMarkerOfAClustersDataIsAFunction(t *testing.T) {
 	for _, persistence := range []Persistence{PersistAOF, PersistRDB, PersistNone} {
 		t.Run(string(persistence), func(t *testing.T) {
 			t.Parallel()
-			f := cluster(t, 1, 2, func(o *Options) { o.Persistence = persistence })
+			f := cluster(t, 1, 2, func(o *Options) { keepsAll(o); o.Persistence = persistence })
 			n := f.shards[0][0]
 			set := func(m topo.Mark, want string) {
 				t.Helper()

@@ -23,7 +23,7 @@ func TestTheDriverKeepsTheContractOfANode(t *testing.T) {
 func TestTheDriverKeepsTheContractOfAJournal(t *testing.T) {
 	t.Parallel()
 	serverBinary(t)
-	redistest.RunWithJournal(t, seats(func(o *Options) { o.Persistence = PersistAOF }))
+	redistest.RunWithJournal(t, seats(keepsAll))
 }
 
 // TestTheDriverKeepsTheContractInACluster: the servers of a case are the nodes of one shard, which has all slots.
@@ -36,9 +36,13 @@ func TestTheDriverKeepsTheContractInACluster(t *testing.T) {
 func TestTheDriverKeepsTheContractOfAJournalInACluster(t *testing.T) {
 	t.Parallel()
 	serverBinary(t)
-	// A member opens two seconds after its start, when the file is due for a sync: with everysec the write behind the one that
-	// causes it is postponed, and a crash would lose it.
-	redistest.RunWithJournal(t, memberSeats(func(o *Options) { o.Persistence, o.Directives = PersistAOF, map[string]string{appendFsync: "always"} }))
+	redistest.RunWithJournal(t, memberSeats(keepsAll))
+}
+
+// keepsAll has a server keep what a crash must not lose: with everysec a write is postponed while the one before it is being synced
+// (a member of a cluster opens two seconds after its start, when the file is due for a sync, and elsewhere the disk may be slow).
+func keepsAll(o *Options) {
+	o.Persistence, o.Directives = PersistAOF, map[string]string{appendFsync: "always"}
 }
 
 // persistent tries again what a member of a cluster cannot do yet, as its agent would.

@@ -59,7 +59,7 @@ func TestTheMarkerOfAFrozenServerIsReadFromItsData(t *testing.T) {
 	for _, persistence := range []Persistence{PersistAOF, PersistRDB, PersistNone} {
 		t.Run(string(persistence), func(t *testing.T) {
 			t.Parallel()
-			n := primary(t, func(o *Options) { o.Persistence = persistence })
+			n := primary(t, func(o *Options) { keepsAll(o); o.Persistence = persistence })
 			c := client(t, n.addr, "")
 			must(t, c, "MSET", "a", "1", "b", "2")
 			mark(t, n, topo.Mark{Epoch: 3, Offset: 77})

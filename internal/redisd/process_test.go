@@ -278,7 +278,7 @@ func TestAWrongPasswordIsDeniedAndARightOneIsNotOnTheCommandLine(t *testing.T) {
 func TestALoadingServerIsToldApart(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	n := open(t, func(o *Options) { o.Dir, o.Persistence = dir, PersistAOF })
+	n := open(t, func(o *Options) { keepsAll(o); o.Dir = dir })
 	promote(t, n)
 	fill(t, client(t, n.addr, ""), 5000)
 	if err := n.Kill(within(t, time.Second)); err != nil {

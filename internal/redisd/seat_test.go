@@ -135,7 +135,7 @@ func TestKeptIsOnlySaidWhenTheFileHoldsEverything(t *testing.T) {
 		}
 		return see(t, n, "the new process", isUp)
 	}
-	n := open(t, func(o *Options) { o.Persistence = PersistAOF })
+	n := open(t, keepsAll)
 	if o := see(t, n, "the first process", isUp); o.Kept {
 		t.Fatal("a new seat says that it kept everything")
 	}
@@ -181,7 +181,7 @@ func TestKeptIsOnlySaidWhenTheFileHoldsEverything(t *testing.T) {
 func TestASeatStartsAfterALossOfPower(t *testing.T) {
 	t.Parallel()
 	for _, left := range []string{"", "\x00\x00\x00\x00"} {
-		n := open(t, func(o *Options) { o.Persistence = PersistAOF })
+		n := open(t, keepsAll)
 		promote(t, n)
 		must(t, client(t, n.addr, ""), "SET", "k", "v")
 		if err := n.Kill(within(t, time.Second)); err != nil {
