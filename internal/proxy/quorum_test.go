@@ -201,7 +201,7 @@ func TestAReplyUnderWayDoesNotOvertakeAWriteThatIsSentAgain(t *testing.T) {
 	c := s.client()
 	c.want("OK", "SET", "b", "old")
 	s.nodes[0].do(t, "CONFIG", "SET", "min-replicas-to-write", "1")
-	r.hold()
+	r.hold("SET")
 	c.send("SET", "a", "1")
 	c.send("GET", "b")
 	waitFor(t, "the server answered both", func() bool { return r.has(3) })

@@ -13,10 +13,10 @@ import (
 type relay struct {
 	addr string
 
-	mu   sync.Mutex
-	shut bool
-	kept bytes.Buffer
-	to   net.Conn // whose replies are kept
+	mu     sync.Mutex
+	awaits []byte   // the first connection that sends this is held
+	to     net.Conn // whose replies are kept
+	kept   bytes.Buffer
 }
 
 func newRelay(t *testing.T, server string) *relay {
@@ -41,7 +41,7 @@ func newRelay(t *testing.T, server string) *relay {
 			}
 			conns.Store(c, nil)
 			conns.Store(s, nil)
-			wg.Go(func() { pass(c, s.Write); _ = s.Close() })
+			wg.Go(func() { pass(c, func(b []byte) (int, error) { r.command(c, b); return s.Write(b) }); _ = s.Close() })
 			wg.Go(func() { pass(s, func(b []byte) (int, error) { return r.reply(c, b) }); _ = c.Close() })
 		}
 	})
@@ -71,18 +71,25 @@ func pass(from net.Conn, write func([]byte) (int, error)) {
 func (r *relay) reply(c net.Conn, b []byte) (int, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !r.shut {
+	if r.to != c {
 		return c.Write(b)
 	}
-	r.to = c
 	return r.kept.Write(b)
 }
 
-// hold keeps replies back from now on.
-func (r *relay) hold() {
+func (r *relay) command(c net.Conn, b []byte) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.shut = true
+	if r.awaits != nil && bytes.Contains(b, r.awaits) {
+		r.to, r.awaits = c, nil
+	}
+}
+
+// hold keeps the replies back of the connection that sends such a command.
+func (r *relay) hold(command string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.awaits = []byte("\r\n" + command + "\r\n")
 }
 
 // has reports whether as many lines are kept.
@@ -111,8 +118,8 @@ func (r *relay) open(t *testing.T) {
 	t.Helper()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.shut = false
 	if _, err := r.to.Write(r.kept.Next(r.kept.Len())); err != nil {
 		t.Fatal(err)
 	}
+	r.to = nil
 }

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -36,6 +37,8 @@ func (r report) end() time.Time   { return time.UnixMicro(r.EndUS) }
 // pop, a subscriber, and a slow SCAN.
 type participant struct {
 	name   string
+	tagged bool     // its keys have a hash tag
+	skips  []string // features that it does without
 	stops  []func()
 	ends   []chan struct{}
 	stderr lockedText
@@ -44,7 +47,12 @@ type participant struct {
 	reports map[string][]report
 }
 
-func (p *participant) prefix() string { return "m:" + p.name + ":" }
+func (p *participant) prefix() string {
+	if p.tagged {
+		return "{m:" + p.name + "}:"
+	}
+	return "m:" + p.name + ":"
+}
 
 func (p *participant) add(r report) {
 	p.mu.Lock()
@@ -218,7 +226,7 @@ func (p *participant) listen(ctx context.Context, ops goOps) {
 func (p *participant) mainLoop(ctx context.Context, ops goOps) {
 	for seq := int64(1); ctx.Err() == nil; seq++ {
 		for _, f := range append(loopFeatures[:len(loopFeatures):len(loopFeatures)], "cache") {
-			if op := ops.loop[f]; op != nil {
+			if op := ops.loop[f]; op != nil && !slices.Contains(p.skips, f) {
 				p.timed(context.Background(), f, seq, func() (string, error) { return op(context.Background(), seq) })
 			}
 		}

@@ -29,11 +29,11 @@ const (
 	KindBeat                    // Key from, Value body, Rev ttl in nanoseconds; no reply
 	KindAll                     // reply: Value is a list of beats
 	KindMembers                 // reply: Value is a list of members
-	KindAdd                     // Key id, Text address, Value name of the directory if a process asks for itself
+	KindAdd                     // Key id, Text address, Value name of the directory if a process asks for itself, Rev 1 if it has what the others have; reply: Rev, where the log has it
 	KindRemove                  // Key id
 	KindDoc                     // push from the leader: Key, Value, Rev
 	KindConfirm                 // from the leader: ID round, Rev Raft term; the answer repeats both, with the age of the last oath to an earlier term
-	KindJoin                    // like Hello, from a process that asks to be added; answered with Reply
+	KindJoin                    // like Hello, from a process that asks to be added, Rev as of Add; answered with Reply
 	KindAsk                     // a member's question to another one: Value; answered with Reply
 	KindPulse                   // from the controller: it lives
 )

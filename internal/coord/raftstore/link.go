@@ -104,6 +104,10 @@ func (s *Store) attach(addr, id string, known raft.ServerID) error {
 	if err != nil {
 		return err
 	}
+	if code := welcome.Code; !s.admitted.Load() && (code == kit.CodeNotMember || code == kit.CodeForgot) {
+		_ = c.Close()
+		return fmt.Errorf("member %s does not know this one yet", id)
+	}
 	switch welcome.Code {
 	case kit.CodeOK:
 		s.named(string(welcome.Value))

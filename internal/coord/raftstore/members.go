@@ -26,7 +26,8 @@ func (s *Store) Members(ctx context.Context) ([]coord.Member, error) {
 }
 
 // AddMember implements coord.Members. Adding a member again, also with another address, is no error. The new member
-// must be running (Options.Join) before it is added: it counts towards the majority at once.
+// must be running before it is added: it counts towards the majority at once. One that joins by itself (Options.Join) does not
+// before it has what the others have.
 func (s *Store) AddMember(ctx context.Context, m coord.Member) error {
 	if m.ID == "" || m.Addr == "" {
 		return errors.New("add member: id or address is missing")
@@ -57,23 +58,36 @@ func (s *Store) membersHere(ctx context.Context, g *reign) ([]coord.Member, erro
 	return ms, nil
 }
 
-// addHere adds a member or changes its address. seat is the directory of a process that asks for itself, else "".
-func (s *Store) addHere(ctx context.Context, g *reign, m coord.Member, seat string) error {
+// addHere adds a member or changes its address, and returns where the log says so. seat is the directory of a process that asks for
+// itself, else "". Such a one has no vote until it has caught up: with half of the log, and an old list of members in it, it would
+// refuse its vote to the others, who need it when the controller is lost in that moment.
+func (s *Store) addHere(ctx context.Context, g *reign, m coord.Member, seat string, caughtUp bool) (uint64, error) {
 	if err := g.confirm(ctx); err != nil {
-		return err
+		return 0, err
 	}
-	for _, old := range s.raft.Load().GetConfiguration().Configuration().Servers {
+	future := s.raft.Load().GetConfiguration()
+	suffrage := raft.Voter
+	if seat != "" && !caughtUp {
+		suffrage = raft.Nonvoter
+	}
+	for _, old := range future.Configuration().Servers {
 		if known := s.machine.seat(m.ID); string(old.ID) == m.ID && seat != "" && known != "" && known != seat {
-			return fmt.Errorf("%s is a member already, with another data directory; if that is lost, remove the member first, else choose another id", m.ID)
+			return 0, fmt.Errorf("%s is a member already, with another data directory; if that is lost, remove the member first, else choose another id", m.ID)
 		}
-		if string(old.ID) == m.ID && string(old.Address) == m.Addr {
-			return nil
+		if string(old.ID) == m.ID && string(old.Address) == m.Addr && (old.Suffrage == raft.Voter || !caughtUp) {
+			return future.Index(), nil
+		}
+		if string(old.ID) == m.ID && !caughtUp {
+			suffrage = old.Suffrage // it has another address, and no more
 		}
 		if string(old.ID) != m.ID && string(old.Address) == m.Addr {
-			return fmt.Errorf("address %s belongs to member %s; remove that one first", m.Addr, old.ID)
+			return 0, fmt.Errorf("address %s belongs to member %s; remove that one first", m.Addr, old.ID)
 		}
 	}
-	return s.change(ctx, func(r *raft.Raft) raft.Future {
+	return s.change(ctx, func(r *raft.Raft) raft.IndexFuture {
+		if suffrage == raft.Nonvoter {
+			return r.AddNonvoter(raft.ServerID(m.ID), raft.ServerAddress(m.Addr), 0, s.opts.Timing.Election)
+		}
 		return r.AddVoter(raft.ServerID(m.ID), raft.ServerAddress(m.Addr), 0, s.opts.Timing.Election)
 	})
 }
@@ -86,7 +100,7 @@ func (s *Store) removeHere(ctx context.Context, g *reign, id string) error {
 	switch {
 	case !isMember(&config, id):
 		return coord.ErrNotFound
-	case len(config.Servers) == 1:
+	case len(votersOf(&config)) == 1 && string(votersOf(&config)[0].ID) == id:
 		return fmt.Errorf("%s is the last member; stop it instead", id)
 	case id == s.opts.ID:
 		if err := (lease{g}).Release(ctx); err != nil {
@@ -94,26 +108,36 @@ func (s *Store) removeHere(ctx context.Context, g *reign, id string) error {
 		}
 		return errNotInOffice // the next controller does it
 	}
-	return s.change(ctx, func(r *raft.Raft) raft.Future { return r.RemoveServer(raft.ServerID(id), 0, s.opts.Timing.Election) })
+	_, err := s.change(ctx, func(r *raft.Raft) raft.IndexFuture {
+		return r.RemoveServer(raft.ServerID(id), 0, s.opts.Timing.Election)
+	})
+	return err
 }
 
-// change commits a new membership.
-func (s *Store) change(ctx context.Context, start func(*raft.Raft) raft.Future) error {
+// change commits a new membership, and returns where the log has it.
+func (s *Store) change(ctx context.Context, start func(*raft.Raft) raft.IndexFuture) (uint64, error) {
+	var index uint64
 	done := make(chan error, 1)
-	if !s.spawn(func() { done <- start(s.raft.Load()).Error() }) {
-		return coord.ErrClosed
+	ask := func() {
+		f := start(s.raft.Load())
+		err := f.Error()
+		index = f.Index()
+		done <- err
+	}
+	if !s.spawn(ask) {
+		return 0, coord.ErrClosed
 	}
 	select {
 	case err := <-done:
 		switch {
 		case err == nil:
-			return nil
+			return index, nil
 		case surelyNot(err):
-			return fmt.Errorf("%w: %w", coord.ErrUnavailable, err)
+			return 0, fmt.Errorf("%w: %w", coord.ErrUnavailable, err)
 		}
-		return fmt.Errorf("%w: %w", coord.ErrUnsure, err)
+		return 0, fmt.Errorf("%w: %w", coord.ErrUnsure, err)
 	case <-ctx.Done():
-		return fmt.Errorf("%w: %w", coord.ErrUnsure, ctx.Err())
+		return 0, fmt.Errorf("%w: %w", coord.ErrUnsure, ctx.Err())
 	}
 }
 
@@ -139,51 +163,96 @@ func (s *Store) admit(c *kit.Conn, hello kit.Frame, seat string) {
 	ctx, cancel := context.WithTimeout(s.ctx, s.opts.Timing.Request)
 	defer cancel()
 	_ = c.SetDeadline(time.Now().Add(2 * s.opts.Timing.Request))
-	_, err := s.call(ctx, true, kit.Frame{Kind: kit.KindAdd, Key: hello.Key, Text: hello.Text, Value: []byte(seat)})
-	reply := kit.Outcome(err, kit.Frame{Value: []byte(s.Deployment())})
+	added, err := s.call(ctx, true, kit.Frame{Kind: kit.KindAdd, Key: hello.Key, Text: hello.Text, Value: []byte(seat), Rev: hello.Rev})
+	reply := kit.Outcome(err, kit.Frame{Value: []byte(s.Deployment()), Rev: added.Rev})
 	reply.Kind = kit.KindReply
 	_, _ = c.Write(reply.Encode())
-	if err == nil {
+	if err == nil && hello.Rev == caughtUp {
 		s.log.Info("member joined", "peer", hello.Key, "address", hello.Text)
 	}
 }
 
-// join asks the member at addr, again and again until ctx ends, to have this one added, and waits until it was.
+// caughtUp is the Rev of a KindAdd and of the hello in front of it: who asks has all of the log up to where it was added.
+const caughtUp = 1
+
+// join asks the member at addr, again and again until ctx ends, to have this one added, waits until it has what the others have,
+// and asks for a vote.
 func (s *Store) join(ctx context.Context, addr string) error {
-	var last error
-	for {
-		err := s.askToJoin(ctx, addr)
-		if err == nil {
-			break
-		}
-		if !errors.Is(err, coord.ErrUnavailable) {
-			return fmt.Errorf("join the store through %s: %w", addr, err)
-		}
-		last = err
-		s.pause(ctx, nil, 10*retry)
-		if ctx.Err() != nil {
-			return fmt.Errorf("join the store through %s (is a member running there, and a majority alive?): %w", addr, errors.Join(ctx.Err(), last))
-		}
+	index, err := s.askUntilAdded(ctx, addr, joinTarget)
+	if err != nil {
+		return err
 	}
-	_, _, err := s.route(ctx)
+	s.admitted.Store(true)
+	for s.raft.Load().AppliedIndex() < index {
+		if err := s.gone(); err != nil {
+			return err
+		}
+		if ctx.Err() != nil {
+			return fmt.Errorf("join the store through %s: the controller does not send what the others have: %w", addr, ctx.Err())
+		}
+		s.pause(ctx, nil, retry)
+	}
+	if _, err := s.askUntilAdded(ctx, addr, risesTarget); err != nil {
+		return err
+	}
+	_, _, err = s.route(ctx)
 	return err
 }
 
-func (s *Store) askToJoin(ctx context.Context, addr string) error {
+// askUntilAdded returns where the log has what was asked for.
+func (s *Store) askUntilAdded(ctx context.Context, addr, target string) (uint64, error) {
+	var last error
+	for {
+		index, err := s.askToJoin(ctx, addr, target)
+		if err == nil {
+			return index, nil
+		}
+		if !errors.Is(err, coord.ErrUnavailable) {
+			return 0, fmt.Errorf("join the store through %s: %w", addr, err)
+		}
+		last = err
+		s.pause(ctx, nil, 10*retry)
+		if err := s.gone(); err != nil {
+			return 0, fmt.Errorf("join the store through %s: %w", addr, err)
+		}
+		if ctx.Err() != nil {
+			return 0, fmt.Errorf("join the store through %s (is a member running there, and a majority alive?): %w", addr, errors.Join(ctx.Err(), last))
+		}
+	}
+}
+
+// rise asks for the vote of a member that ended between the two halves of its join.
+func (s *Store) rise() {
+	for s.gone() == nil {
+		config := s.raft.Load().GetConfiguration().Configuration()
+		if !isMember(&config, s.opts.ID) || isVoter(&config, s.opts.ID) {
+			return
+		}
+		s.disk.mu.Lock()
+		seat := s.disk.me.Seat
+		s.disk.mu.Unlock()
+		if _, err := s.call(s.ctx, true, kit.Frame{Kind: kit.KindAdd, Key: s.opts.ID, Text: s.advertise, Value: []byte(seat), Rev: caughtUp}); err != nil {
+			s.log.Warn("ask for a vote", "err", err)
+		}
+		s.pause(s.ctx, nil, time.Second)
+	}
+}
+
+func (s *Store) askToJoin(ctx context.Context, addr, target string) (uint64, error) {
 	again := func(err error) error { return fmt.Errorf("%w: %w", coord.ErrUnavailable, err) }
-	c, err := s.port.dial(kit.DialMember, addr, joinTarget, time.Second)
+	c, err := s.port.dial(kit.DialMember, addr, target, time.Second)
 	if err != nil {
-		return again(err)
+		return 0, again(err)
 	}
 	defer func() { _ = c.Close() }()
 	defer context.AfterFunc(ctx, func() { _ = c.Close() })()
 	_ = c.SetDeadline(time.Now().Add(2 * s.opts.Timing.Request))
 	reply, err := kit.ReadFrame(bufio.NewReader(c), kit.HelloMax)
 	if err != nil {
-		return again(err)
+		return 0, again(err)
 	}
 	if err = reply.Err(); errors.Is(err, coord.ErrUnsure) {
-		return again(err)
+		return 0, again(err)
 	}
-	return err
+	return reply.Rev, err
 }

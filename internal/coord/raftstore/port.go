@@ -105,11 +105,15 @@ func (p *port) dial(first byte, addr, target string, timeout time.Duration) (*ki
 	if err != nil {
 		return nil, err
 	}
-	what := kit.KindHello
-	if first == kit.DialMember && target == joinTarget {
+	what, rev := kit.KindHello, uint64(0)
+	switch {
+	case first == kit.DialMember && target == joinTarget:
 		what, target = kit.KindJoin, ""
+	case first == kit.DialMember && target == risesTarget:
+		what, target, rev = kit.KindJoin, "", caughtUp
 	}
 	hello := p.s.hello(what, target)
+	hello.Rev = rev
 	_ = t.SetDeadline(time.Now().Add(timeout))
 	if _, err := t.Write(append([]byte{first}, hello.Encode()...)); err != nil {
 		return nil, errors.Join(err, t.Close())
@@ -120,6 +124,9 @@ func (p *port) dial(first byte, addr, target string, timeout time.Duration) (*ki
 
 // joinTarget stands for "any member, I want to join"; no member id contains a zero byte first.
 const joinTarget = "\x00join"
+
+// risesTarget is the same for the second half: "and I have what the others have".
+const risesTarget = "\x00rise"
 
 // greeting is what the caller says in its hello. Empty fields are unknown and not compared.
 type greeting struct {

@@ -174,7 +174,8 @@ func (g *reign) confirmer() {
 
 // begin asks everybody. Callers hold the lock.
 func (g *reign) begin(q *round) {
-	voters := g.s.raft.Load().GetConfiguration().Configuration().Servers
+	config := g.s.raft.Load().GetConfiguration().Configuration()
+	voters := votersOf(&config)
 	g.rounds++
 	q.id, q.ask, q.need = g.rounds, map[string]bool{}, len(voters)/2+1
 	for _, m := range voters {

@@ -152,7 +152,8 @@ func (s *Store) answerWithin(ctx context.Context, g *reign, f kit.Frame) kit.Fra
 		ms, err := s.membersHere(ctx, g)
 		return kit.Outcome(err, kit.Frame{Value: kit.EncodeMembers(ms)})
 	case kit.KindAdd:
-		return kit.Outcome(s.addHere(ctx, g, coord.Member{ID: f.Key, Addr: f.Text}, string(f.Value)), kit.Frame{})
+		index, err := s.addHere(ctx, g, coord.Member{ID: f.Key, Addr: f.Text}, string(f.Value), f.Rev == caughtUp)
+		return kit.Outcome(err, kit.Frame{Rev: index})
 	case kit.KindRemove:
 		return kit.Outcome(s.removeHere(ctx, g, f.Key), kit.Frame{})
 	default:

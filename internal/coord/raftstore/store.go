@@ -20,6 +20,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -57,6 +58,8 @@ type Store struct {
 	lines   kit.Lines
 	inbox   kit.Inbox
 	left    departure
+
+	admitted atomic.Bool // false: it is joining, and was not added yet. What Raft sends to the one that had its name before can reach it
 }
 
 // notices come from package raft.
@@ -120,13 +123,16 @@ func Open(ctx context.Context, opts Options) (_ *Store, err error) {
 	if err != nil {
 		return nil, err
 	}
+	joins := isNew && opts.Join != ""
+	s.admitted.Store(!joins)
 	s.port.start()
 	for _, run := range []func(){s.rule, s.follow, s.observe} {
 		s.spawn(run)
 	}
-	if isNew && opts.Join != "" {
+	if joins {
 		return s, s.join(ctx, opts.Join)
 	}
+	s.spawn(s.rise)
 	return s, nil
 }
 
@@ -329,6 +335,20 @@ func (s *Store) configured(c raft.Configuration) {
 	if g := s.reign.Load(); g != nil {
 		g.keepPeers(func(id string) bool { return isMember(&c, id) })
 	}
+}
+
+// votersOf are the members that count towards a majority: all but those that have just joined.
+func votersOf(c *raft.Configuration) (voters []raft.Server) {
+	for _, m := range c.Servers {
+		if m.Suffrage == raft.Voter {
+			voters = append(voters, m)
+		}
+	}
+	return voters
+}
+
+func isVoter(c *raft.Configuration, id string) bool {
+	return slices.ContainsFunc(votersOf(c), func(m raft.Server) bool { return string(m.ID) == id })
 }
 
 func isMember(c *raft.Configuration, id string) bool {
