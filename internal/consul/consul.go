@@ -215,7 +215,7 @@ func (a *Announcer) tell(ctx context.Context, s service, renew bool) error {
 		}
 	}
 	if err := a.agent.register(ctx, s, a.o.TTL); err != nil {
-		delete(a.told, s.ID)
+		a.told[s.ID] = service{ID: s.ID, Tags: s.Tags} // Consul may have it: it is told again, or taken back
 		return err
 	}
 	a.told[s.ID] = s

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -186,6 +187,22 @@ func TestWhatTheAgentLostIsToldAgainAndChecksEnd(t *testing.T) {
 	end()
 	if got := r.found(); got != " / " {
 		t.Errorf("after the end Consul says %q", got)
+	}
+}
+
+// TestWhatWasBeingToldIsTakenBack: the end comes when Consul has a service, and its answer is on the way.
+func TestWhatWasBeingToldIsTakenBack(t *testing.T) {
+	r := newRig(t)
+	r.primary(1, "n1", topo.PhaseServing)
+	for range 30 {
+		_, end := r.announce("n1")
+		for until := time.Now().Add(5 * time.Second); r.found() == " / " && time.Now().Before(until); {
+			runtime.Gosched()
+		}
+		end()
+		if got := r.found(); got != " / " {
+			t.Fatalf("after the end Consul says %q", got)
+		}
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -120,11 +121,27 @@ func lookUntil(ctx context.Context, n redis.Node, cond func(redis.Observation) b
 // see observes until cond holds and ends the test if it never does.
 func see(t testing.TB, n redis.Node, what string, cond func(redis.Observation) bool) redis.Observation {
 	t.Helper()
-	o := lookUntil(within(t, 10*time.Second), n, cond)
+	var answered redis.Observation
+	o := lookUntil(within(t, 10*time.Second), n, func(o redis.Observation) bool {
+		if isUp(o) {
+			answered = o
+		}
+		return cond(o)
+	})
 	if !cond(o) {
-		t.Fatalf("never saw %s; last look: %+v", what, o)
+		t.Fatalf("never saw %s; last look: %+v\nlast answer: %+v%s", what, o, answered, lastWords(n))
 	}
 	return o
+}
+
+// lastWords is the end of a managed server's log.
+func lastWords(n redis.Node) string {
+	m, ok := n.(*Node)
+	if !ok || m.managed == nil {
+		return ""
+	}
+	text, _ := os.ReadFile(filepath.Join(m.managed.o.Dir, serverLog))
+	return "\nits log ends:\n" + string(text[max(0, len(text)-4000):])
 }
 
 func electedOf(o redis.Observation) topo.Elected {

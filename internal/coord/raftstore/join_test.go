@@ -70,7 +70,7 @@ func TestWhoJoinsIsNotSentAwayBefore(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := p.stores[c].raft.Load()
-	beat := raft.AppendEntriesRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(p.opts[c].ID), Addr: []byte(p.stores[c].Addr())}, Term: r.CurrentTerm(), Leader: []byte(p.stores[c].Addr())}
+	beat := raft.AppendEntriesRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(p.opts[c].ID), Addr: []byte(p.stores[c].Addr())}, Term: r.CurrentTerm()}
 	for until := time.Now().Add(time.Second); time.Now().Before(until); <-time.After(20 * time.Millisecond) {
 		if err := p.stores[c].transport.AppendEntries("m9", raft.ServerAddress(addr), &beat, &raft.AppendEntriesResponse{}); err != nil {
 			t.Fatal(err)
