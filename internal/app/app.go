@@ -161,6 +161,9 @@ func Run(ctx context.Context, o Options) (err error) {
 // serve waits for a reason to stop.
 func (m *member) serve(ctx context.Context) error {
 	for {
+		if m.stopAsked != nil {
+			return m.stopAs(ctx, *m.stopAsked)
+		}
 		handed := false
 		select {
 		case <-ctx.Done():
@@ -180,10 +183,27 @@ func (m *member) serve(ctx context.Context) error {
 		if handed {
 			return nil
 		}
-		if m.stopAsked != nil {
-			return m.stopAs(ctx, *m.stopAsked)
-		}
 	}
+}
+
+// unlessStopped does what may wait for others while the member starts; who asks it to stop meanwhile ends the waiting.
+func (m *member) unlessStopped(ctx context.Context, do func(context.Context) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	done, watched := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(watched)
+		select {
+		case mode := <-m.o.Stop:
+			m.stopAsked = &mode
+			cancel()
+		case <-done:
+		}
+	}()
+	err := do(ctx)
+	close(done)
+	<-watched
+	return err
 }
 
 func (m *member) stopAs(ctx context.Context, mode StopMode) error {
@@ -197,8 +217,11 @@ func (m *member) stopAs(ctx context.Context, mode StopMode) error {
 // start builds and starts the parts in order. What was started when it fails is stopped by stop.
 func (m *member) start(ctx context.Context) error {
 	c := m.o.Config
-	var err error
-	if m.store, err = openStore(ctx, c, m.clock, m.log); err != nil {
+	err := m.unlessStopped(ctx, func(ctx context.Context) (err error) {
+		m.store, err = openStore(ctx, c, m.clock, m.log)
+		return err
+	})
+	if err != nil {
 		return err
 	}
 	m.shared = newSource(m.store)

@@ -5,6 +5,7 @@ package e2e
 import (
 	"bytes"
 	"fmt"
+	"net"
 	"os/exec"
 	"path/filepath"
 	"strconv"
@@ -87,5 +88,29 @@ func TestAMemberThatIsInterruptedAsItBeginsEnds(t *testing.T) {
 		if !late.Stop() {
 			t.Fatalf("interrupted after %d ms, it does not end", after%40)
 		}
+	}
+}
+
+// TestAMemberThatWaitsToJoinEndsWhenItIsAsked: the first signal is enough, of either kind.
+func TestAMemberThatWaitsToJoinEndsWhenItIsAsked(t *testing.T) {
+	c := newCrew(t)
+	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
+		c.start("n1", c.at(40, 2)) // nobody is there
+		cmd := c.members["n1"]
+		c.d.until(10*time.Second, "it waits to join", func() (bool, string) {
+			n, err := net.DialTimeout("tcp", c.at(40, 1), time.Second)
+			if err != nil {
+				return false, err.Error()
+			}
+			return n.Close() == nil, ""
+		})
+		wait(200 * time.Millisecond)
+		signal(t, cmd.Process.Pid, sig)
+		late := time.AfterFunc(5*time.Second, func() { _ = cmd.Process.Kill() })
+		err := cmd.Wait()
+		if !late.Stop() || err != nil {
+			t.Fatalf("%s: it ends as %v: %s", sig, err, c.log("n1"))
+		}
+		delete(c.members, "n1")
 	}
 }
