@@ -154,21 +154,27 @@ func crownAt(ctx context.Context, n *Node, e topo.Elected) (topo.Position, error
 	}
 }
 
-// join makes r follow p, for as long as it takes, and waits for the link.
+// join makes r follow p, and waits for the link. As an agent it tells it so again for as long as there is none.
 func join(t testing.TB, r, p *Node) redis.Observation {
 	t.Helper()
 	see(t, r, "an answer", isUp)
-	ctx := within(t, 10*time.Second)
-	for {
-		err := r.Follow(ctx, p.addr, tenure())
-		if err == nil {
-			break
+	ctx := within(t, 20*time.Second)
+	var last error
+	follow := func() { last = r.Follow(ctx, p.addr, tenure()) }
+	follow()
+	told := time.Now()
+	o := lookUntil(ctx, r, func(o redis.Observation) bool {
+		linked := o.LinkUp && o.Whole && o.Following == p.addr
+		if !linked && time.Since(told) > 100*time.Millisecond {
+			follow()
+			told = time.Now()
 		}
-		if ctx.Err() != nil {
-			t.Fatal(err)
-		}
+		return linked
+	})
+	if !o.LinkUp || !o.Whole || o.Following != p.addr {
+		t.Fatalf("never saw the link; the last order: %v; last look: %+v%s", last, o, lastWords(r))
 	}
-	return see(t, r, "the link", func(o redis.Observation) bool { return o.LinkUp && o.Whole && o.Following == p.addr })
+	return o
 }
 
 // keyIn finds a key of one of these slots.
