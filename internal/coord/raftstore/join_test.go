@@ -114,3 +114,29 @@ func TestWhoJoinsIsNotSentAwayBefore(t *testing.T) {
 		t.Fatalf("it has no vote: %+v", config)
 	}
 }
+
+// TestWhoEndedBeforeItHadAVoteAsksForItAgain: the other half of its join is made up for when it is started again.
+func TestWhoEndedBeforeItHadAVoteAsksForItAgain(t *testing.T) {
+	p := newParty(t, 3)
+	coordtest.Put(t, p.stores[0], "k", "v")
+	c := p.controller()
+	i := p.other(c)
+	coordtest.Until(t, "its directory is known", func() bool { return p.stores[c].machine.seat(p.opts[i].ID) != "" })
+	if err := p.stores[c].raft.Load().DemoteVoter(raft.ServerID(p.opts[i].ID), 0, time.Second).Error(); err != nil {
+		t.Fatal(err)
+	}
+	voter := func() bool {
+		config := p.stores[c].raft.Load().GetConfiguration().Configuration()
+		return isVoter(&config, p.opts[i].ID)
+	}
+	coordtest.Until(t, "it knows that", func() bool {
+		config := p.stores[i].members.Load()
+		return config != nil && !isVoter(config, p.opts[i].ID)
+	})
+	p.stores[i].Close()
+	if voter() {
+		t.Fatal("it has its vote")
+	}
+	p.open(i)
+	coordtest.Until(t, "it has its vote again", voter)
+}

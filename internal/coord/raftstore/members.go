@@ -61,23 +61,23 @@ func (s *Store) membersHere(ctx context.Context, g *reign) ([]coord.Member, erro
 // addHere adds a member or changes its address, and returns where the log says so. seat is the directory of a process that asks for
 // itself, else "". Such a one has no vote until it has caught up: with half of the log, and an old list of members in it, it would
 // refuse its vote to the others, who need it when the controller is lost in that moment.
-func (s *Store) addHere(ctx context.Context, g *reign, m coord.Member, seat string, caughtUp bool) (uint64, error) {
+func (s *Store) addHere(ctx context.Context, g *reign, m coord.Member, seat string, ready bool) (uint64, error) {
 	if err := g.confirm(ctx); err != nil {
 		return 0, err
 	}
 	future := s.raft.Load().GetConfiguration()
 	suffrage := raft.Voter
-	if seat != "" && !caughtUp {
+	if seat != "" && !ready {
 		suffrage = raft.Nonvoter
 	}
 	for _, old := range future.Configuration().Servers {
 		if known := s.machine.seat(m.ID); string(old.ID) == m.ID && seat != "" && known != "" && known != seat {
 			return 0, fmt.Errorf("%s is a member already, with another data directory; if that is lost, remove the member first, else choose another id", m.ID)
 		}
-		if string(old.ID) == m.ID && string(old.Address) == m.Addr && (old.Suffrage == raft.Voter || !caughtUp) {
+		if string(old.ID) == m.ID && string(old.Address) == m.Addr && (old.Suffrage == raft.Voter || !ready) {
 			return future.Index(), nil
 		}
-		if string(old.ID) == m.ID && !caughtUp {
+		if string(old.ID) == m.ID && !ready {
 			suffrage = old.Suffrage // it has another address, and no more
 		}
 		if string(old.ID) != m.ID && string(old.Address) == m.Addr {
