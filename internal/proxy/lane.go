@@ -49,7 +49,7 @@ type lane struct {
 	// readsOnly marks the lane of a pool on which nothing waits behind a WAIT; constant.
 	readsOnly bool
 	loop      *loop      // nil: an own lane
-	errand    bool       // its connection carries nothing of clients; constant
+	errand    string     // what the name of its connection begins with, which carries nothing of clients; empty: it does; constant
 	ex        *exactness // exact retry; nil: without
 	dirty     bool       // owned by the loop: got commands in this round
 	wake      chan struct{}

@@ -119,7 +119,7 @@ func diskQuestion(out []byte) []byte { return resp.AppendCommand(out, "WAITAOF",
 
 // asksDisk reports whether a connection has to be able to ask for what is on disk.
 func (l *lane) asksDisk(to target) bool {
-	return to.t != nil && !l.readsOnly && !l.errand && !l.key.readonly && l.p.order.Load().need.disk
+	return to.t != nil && !l.readsOnly && l.errand == "" && !l.key.readonly && l.p.order.Load().need.disk
 }
 
 // judgeDisk reads the answer to diskQuestion.

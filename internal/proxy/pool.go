@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"redoubt/internal/redis"
 	"redoubt/internal/resp"
 	"redoubt/internal/route"
 	"redoubt/internal/topo"
@@ -231,8 +232,11 @@ func (p *Proxy) learn() {
 // errand greets a server on a connection of its own, for administrative commands. The caller closes it.
 func (p *Proxy) errand(addr string) (*link, error) { return p.errandTo(target{addr: addr}) }
 
-func (p *Proxy) errandTo(to target) (*link, error) {
-	l := &lane{p: p, key: poolKey{proto: 2, own: true}, errand: true, st: state{db: -1}}
+func (p *Proxy) errandTo(to target) (*link, error) { return p.errandAs(redis.ErrandClientName, to) }
+
+// errandAs is errandTo under another name.
+func (p *Proxy) errandAs(name string, to target) (*link, error) {
+	l := &lane{p: p, key: poolKey{proto: 2, own: true}, errand: name, st: state{db: -1}}
 	k := &link{l: l, to: to, buf: make([]byte, readBuffer), done: make(chan struct{})}
 	var err error
 	if k.conn, err = net.DialTimeout("tcp", to.addr, dialTimeout); err != nil {

@@ -3,12 +3,10 @@
 package proxy
 
 import (
-	"fmt"
 	"net"
 	"time"
 
 	"redoubt/internal/redis"
-	"redoubt/internal/resp"
 )
 
 // presenceRetry paces attempts to say that the proxy is there.
@@ -65,20 +63,11 @@ func (p *Proxy) stayPresent() {
 
 // appear opens such a connection. The channel is closed when it has ended.
 func (p *Proxy) appear(addr string) (net.Conn, chan struct{}, error) {
-	k, err := p.errand(addr)
+	k, err := p.errandAs(redis.PresentClientName, target{addr: addr})
 	if err != nil {
 		return nil, nil, err
 	}
-	if _, err = k.conn.Write(resp.AppendCommand(nil, "CLIENT", "SETNAME", redis.PresentClientName+p.o.ID)); err == nil {
-		var f []byte
-		if f, err = k.frameNow(); err == nil && f[0] == '-' {
-			err = fmt.Errorf("the server refused the name: %s", resp.Text(f))
-		}
-	}
-	if err == nil {
-		err = k.conn.SetDeadline(time.Time{})
-	}
-	if err != nil {
+	if err := k.conn.SetDeadline(time.Time{}); err != nil {
 		_ = k.conn.Close()
 		return nil, nil, err
 	}

@@ -16,8 +16,8 @@ import (
 func (l *lane) clientName(rule uint64) string {
 	prefix := redis.ProxyClientName
 	switch {
-	case l.errand:
-		return redis.ErrandClientName + l.p.o.ID
+	case l.errand != "":
+		return l.errand + l.p.o.ID
 	case l.key.own:
 		prefix = redis.PinnedClientName
 	}

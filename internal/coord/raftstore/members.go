@@ -70,17 +70,17 @@ func (s *Store) addHere(ctx context.Context, g *reign, m coord.Member, seat stri
 	if seat != "" && !ready {
 		suffrage = raft.Nonvoter
 	}
+	known := s.machine.seat(m.ID)
 	for _, old := range future.Configuration().Servers {
-		if known := s.machine.seat(m.ID); string(old.ID) == m.ID && seat != "" && known != "" && known != seat {
+		itself, sameAddr := string(old.ID) == m.ID, string(old.Address) == m.Addr
+		switch {
+		case itself && seat != "" && known != "" && known != seat:
 			return 0, fmt.Errorf("%s is a member already, with another data directory; if that is lost, remove the member first, else choose another id", m.ID)
-		}
-		if string(old.ID) == m.ID && string(old.Address) == m.Addr && (old.Suffrage == raft.Voter || !ready) {
+		case itself && sameAddr && (old.Suffrage == raft.Voter || !ready):
 			return future.Index(), nil
-		}
-		if string(old.ID) == m.ID && !ready {
+		case itself && !ready:
 			suffrage = old.Suffrage // it has another address, and no more
-		}
-		if string(old.ID) != m.ID && string(old.Address) == m.Addr {
+		case !itself && sameAddr:
 			return 0, fmt.Errorf("address %s belongs to member %s; remove that one first", m.Addr, old.ID)
 		}
 	}
@@ -100,7 +100,7 @@ func (s *Store) removeHere(ctx context.Context, g *reign, id string) error {
 	switch {
 	case !isMember(&config, id):
 		return coord.ErrNotFound
-	case len(votersOf(&config)) == 1 && string(votersOf(&config)[0].ID) == id:
+	case isVoter(&config, id) && len(votersOf(&config)) == 1:
 		return fmt.Errorf("%s is the last member; stop it instead", id)
 	case id == s.opts.ID:
 		if err := (lease{g}).Release(ctx); err != nil {
