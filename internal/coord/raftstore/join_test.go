@@ -140,3 +140,33 @@ func TestWhoEndedBeforeItHadAVoteAsksForItAgain(t *testing.T) {
 	p.open(i)
 	coordtest.Until(t, "it has its vote again", voter)
 }
+
+// TestWhoHasAVoteIsElectedByWhoHasNotHeardOfIt: its vote was committed by the controller and itself, and the controller is lost before the
+// third one knows. That one cannot be elected, because its log ends before; so it has to vote for the new one.
+func TestWhoHasAVoteIsElectedByWhoHasNotHeardOfIt(t *testing.T) {
+	p := newParty(t, 3)
+	coordtest.Put(t, p.stores[0], "k", "v")
+	var c, late, risen int
+	votes := func(in, of int) bool {
+		config := p.stores[in].raft.Load().GetConfiguration().Configuration()
+		return isVoter(&config, p.opts[of].ID)
+	}
+	coordtest.Until(t, "two know what the third one does not", func() bool {
+		p.nets[late].setCut(false)
+		c = p.controller()
+		late, risen = p.other(c), p.other(p.other(c))
+		r, id, addr := p.stores[c].raft.Load(), raft.ServerID(p.opts[risen].ID), raft.ServerAddress(p.opts[risen].ListenAddr)
+		if r.DemoteVoter(id, 0, time.Second).Error() != nil {
+			return false
+		}
+		coordtest.Until(t, "all know that it has no vote", func() bool { return !votes(late, risen) && !votes(risen, risen) })
+		p.nets[late].setCut(true)
+		return r.AddVoter(id, addr, 0, time.Second).Error() == nil && votes(risen, risen) && !votes(late, risen)
+	})
+	p.stores[c].Close()
+	p.nets[late].setCut(false)
+	if got := p.controller(c); got != risen {
+		t.Fatalf("%s is elected, whose log ends before", p.opts[got].ID)
+	}
+	coordtest.Put(t, p.stores[late], "k", "w")
+}

@@ -16,7 +16,7 @@ var errDiskHangs = errors.New("the disk of this member hangs: others shall lead"
 // muteTransport is Raft's transport, which falls silent while an append to the own log hangs. Package raft keeps sending
 // heartbeats then, from goroutines that need no disk, and so the others would follow a leader that can commit nothing.
 type muteTransport struct {
-	*raft.NetworkTransport
+	ballotTransport
 	hangs func() bool
 }
 

@@ -236,7 +236,7 @@ func (s *Store) startRaft() (isNew bool, err error) {
 			return false, fmt.Errorf("bootstrap: %w", err)
 		}
 	}
-	mute := muteTransport{s.transport, func() bool { return s.disk.log.hangs(hangFactor * s.opts.Timing.Election) }}
+	mute := muteTransport{ballotTransport{s.transport, s.voters}, func() bool { return s.disk.log.hangs(hangFactor * s.opts.Timing.Election) }}
 	r, err := raft.NewRaft(c, s.machine, logs, s.disk.votes, snaps, mute)
 	if err != nil {
 		return false, fmt.Errorf("start raft: %w", err)
@@ -345,6 +345,19 @@ func votersOf(c *raft.Configuration) (voters []raft.Server) {
 		}
 	}
 	return voters
+}
+
+// voters are those of the latest list in the log, which may not be committed; none while Raft is being started.
+func (s *Store) voters() (ids []raft.ServerID) {
+	r := s.raft.Load()
+	if r == nil {
+		return nil
+	}
+	config := r.GetConfiguration().Configuration()
+	for _, m := range votersOf(&config) {
+		ids = append(ids, m.ID)
+	}
+	return ids
 }
 
 func isVoter(c *raft.Configuration, id string) bool {
