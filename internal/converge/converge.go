@@ -135,6 +135,9 @@ func Remember(m Memory, in Input) Memory {
 	if in.Shard == nil {
 		return m
 	}
+	if !s.LinkUp || !s.Whole {
+		m.SyncEpoch = 0 // the next link may begin with a full sync, which gets past that position without its stream
+	}
 	last, ok := in.Shard.Assigned.Latest()
 	reached := ok && m.SyncEpoch == in.Shard.Assigned.Epoch && s.LinkUp && s.Whole && s.Pos.ReplID == last.ReplID && s.Pos.Offset >= m.SyncOffset
 	if reached && in.Shard.Assigned.Phase == topo.PhaseServing {

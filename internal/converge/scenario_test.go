@@ -22,6 +22,7 @@ import (
 //	self [promised=5] [now=10s] [lease=11s] [insync=5] [salvaged=A:120] [pledged=5:400ms]      the agent; pledged: to
 //	    the primary of that epoch, for so long
 //	server [health=up] [role=replica] [run=r1] [frozen] [following=n2:1] [link] [partial] [at=A:100] [keys=1] [problem=…]
+//	synced A:100                                                             the primary's answer to check-sync
 //	next                                                                     the one next thing to do
 func TestScenarios(t *testing.T) {
 	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
@@ -54,6 +55,10 @@ func TestScenarios(t *testing.T) {
 				in.Now, in.LeaseEnd = a.Dur("now", topo.Duration(in.Now)).D(), a.Dur("lease", topo.Duration(in.LeaseEnd)).D()
 			case "server":
 				in.Seen = server(a)
+			case "synced":
+				id, off, _ := strings.Cut(d.CmdArgs[0].Key, ":")
+				last, _ := in.Shard.Assigned.Latest()
+				in.Memory = Synced(in.Memory, in.Shard.Assigned.Epoch, topo.RolePrimary, topo.Position{ReplID: id, Offset: storytest.Num(a.T, off)}, last)
 			case "next":
 				in.Memory = Remember(in.Memory, in)
 				o := Next(in)

@@ -330,7 +330,13 @@ func (n *Node) ProxyConnections(ctx context.Context) (int, error) {
 	return redis.Undrained(reps[0].text), nil
 }
 
-// PrimaryPosition reads another server's role and position, over one cached connection.
+// moveStream makes a primary send something to its replicas: it asks them for acknowledgements, of which these are never enough
+// (WAIT, Redis 3.0 and later), for 1 ms, which a server with nothing else to do takes up to 100 ms for. Other servers answer an error.
+var moveStream = []string{"WAIT", "1000", "1"}
+
+// PrimaryPosition reads another server's role and position, over one cached connection. Something was sent to its replicas just before
+// that position: who reaches it gets the stream. A replica whose link is up may get nothing for up to a second after a full
+// sync, until its next acknowledgement, when its first one came before the primary had seen its child end (Redis 7.0 to Valkey 9.0).
 func (n *Node) PrimaryPosition(ctx context.Context, addr string) (topo.Role, topo.Position, error) {
 	if n.peer != nil && (n.peerA != addr || n.peer.ended() || n.peer.last() != nil) {
 		n.peer.close()
@@ -346,12 +352,12 @@ func (n *Node) PrimaryPosition(ctx context.Context, addr string) (topo.Role, top
 			n.peerA = addr
 		}
 		var reps []reply
-		if reps, err = n.peer.do(ctx, []string{"INFO", "replication"}, []string{"CONFIG", "GET", pingPeriod}); err == nil {
-			err = reps[0].err()
+		if reps, err = n.peer.do(ctx, moveStream, []string{"INFO", "replication"}, []string{"CONFIG", "GET", pingPeriod}); err == nil {
+			err = reps[1].err()
 		}
 		if err == nil {
-			m := parseInfo(reps[0].text)
-			n.notePings(addr, reps[1])
+			m := parseInfo(reps[1].text)
+			n.notePings(addr, reps[2])
 			return m.role(), m.position(), nil
 		}
 		if !n.peer.ended() {
