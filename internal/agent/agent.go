@@ -404,7 +404,7 @@ func (a *Agent) perform(ctx context.Context, in converge.Input, o converge.Order
 		}
 		last, _ := in.Shard.Assigned.Latest()
 		a.memory = converge.Synced(a.memory, o.Epoch, role, pos, last)
-		return nil
+		return a.o.Node.Acknowledge(ctx)
 	case converge.Drain:
 		return a.drain(ctx, in)
 	case converge.Enforce:

@@ -83,6 +83,8 @@ type Node interface {
 	// PrimaryPosition reads the position of another node's server, for the in-sync check (SAFETY A1). A replica that gets there has
 	// its primary's stream: the position is behind something that the primary sends for this question.
 	PrimaryPosition(ctx context.Context, addr string) (topo.Role, topo.Position, error)
+	// Acknowledge has a replica acknowledge to its primary now, which may wait for it to begin with its stream. On a primary it does nothing.
+	Acknowledge(ctx context.Context) error
 	// Tail writes to w the end of a frozen server's own replication stream, as its replicas would get it: the commands behind
 	// offset from, up to where it stands, or as many bytes as max allows. It leaves the server frozen, at the same position,
 	// and never makes it writable. ErrRefused: it is not frozen, or not behind from. ErrNoTail: it cannot be had.

@@ -5,6 +5,7 @@ package redisd
 import (
 	"bytes"
 	"net"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -19,7 +20,7 @@ func TestAReplicaThatGetsNoStreamIsNotInSync(t *testing.T) {
 	t.Parallel()
 	p, n := primary(t, nil), open(t, nil)
 	see(t, n, "the replica", isUp)
-	addr, release := lateAcknowledgements(t, p.addr)
+	addr, restore, said := lostAcknowledgements(t, p.addr)
 	if err := n.Follow(within(t, 2*time.Second), addr, tenure()); err != nil {
 		t.Fatal(err)
 	}
@@ -32,30 +33,46 @@ func TestAReplicaThatGetsNoStreamIsNotInSync(t *testing.T) {
 	if o := see(t, n, "the replica", isUp); o.Pos.Offset >= pos.Offset || o.Keys != 0 {
 		t.Fatalf("it has got nothing yet, and is at %d of %d with %d keys", o.Pos.Offset, pos.Offset, o.Keys)
 	}
-	release()
+	began := time.Now()
+	for range 10 { // by itself it acknowledges once a second
+		if err := n.Acknowledge(within(t, time.Second)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for said() < 10 {
+		if <-time.After(time.Millisecond); time.Since(began) > 5*time.Second {
+			t.Fatalf("asked for 10 acknowledgements, it has sent %d", said())
+		}
+	}
+	restore()
 	see(t, n, "the write", func(o redis.Observation) bool { return o.Keys == 1 && o.Pos.Offset >= pos.Offset })
 }
 
-// lateAcknowledgements is a path to a primary which holds what a replica says behind its PSYNC until release is called.
-func lateAcknowledgements(t *testing.T, to string) (addr string, release func()) {
+// lostAcknowledgements is a path to a primary which loses what a replica says behind its PSYNC until restore is called. said counts
+// what it has acknowledged.
+func lostAcknowledgements(t *testing.T, to string) (addr string, restore func(), said func() int) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	held := make(chan struct{})
-	pass := func(from, to net.Conn, hold []byte) {
+	var restored atomic.Bool
+	var acks atomic.Int32
+	pass := func(from, to net.Conn, lose bool) {
 		b := make([]byte, 32<<10)
-		asked := false
-		for {
+		for begun := false; ; {
 			k, err := from.Read(b)
-			if asked {
-				<-held
-			}
-			if asked = asked || hold != nil && bytes.Contains(b[:k], hold); err != nil {
+			if err != nil {
 				_ = to.Close()
 				return
 			}
+			if begun {
+				acks.Add(int32(bytes.Count(b[:k], []byte("ACK"))))
+			}
+			if begun && !restored.Load() {
+				continue
+			}
+			begun = begun || lose && bytes.Contains(b[:k], []byte("PSYNC"))
 			if _, err := to.Write(b[:k]); err != nil {
 				_ = from.Close()
 				return
@@ -73,20 +90,10 @@ func lateAcknowledgements(t *testing.T, to string) (addr string, release func())
 				_ = from.Close()
 				continue
 			}
-			go pass(from, up, []byte("PSYNC"))
-			go pass(up, from, nil)
+			go pass(from, up, true)
+			go pass(up, from, false)
 		}
 	}()
-	opened := false
-	release = func() {
-		if !opened {
-			opened = true
-			close(held)
-		}
-	}
-	t.Cleanup(func() {
-		_ = l.Close()
-		release()
-	})
-	return l.Addr().String(), release
+	t.Cleanup(func() { _ = l.Close() })
+	return l.Addr().String(), func() { restored.Store(true) }, func() int { return int(acks.Load()) }
 }

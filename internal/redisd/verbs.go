@@ -330,13 +330,8 @@ func (n *Node) ProxyConnections(ctx context.Context) (int, error) {
 	return redis.Undrained(reps[0].text), nil
 }
 
-// moveStream makes a primary send something to its replicas: it asks them for acknowledgements, of which these are never enough
-// (WAIT, Redis 3.0 and later), for 1 ms, which a server with nothing else to do takes up to 100 ms for. Other servers answer an error.
-var moveStream = []string{"WAIT", "1000", "1"}
-
 // PrimaryPosition reads another server's role and position, over one cached connection. Something was sent to its replicas just before
-// that position: who reaches it gets the stream. A replica whose link is up may get nothing for up to a second after a full
-// sync, until its next acknowledgement, when its first one came before the primary had seen its child end (Redis 7.0 to Valkey 9.0).
+// that position: who reaches it gets the stream. A replica whose link is up may not get it yet (Acknowledge).
 func (n *Node) PrimaryPosition(ctx context.Context, addr string) (topo.Role, topo.Position, error) {
 	if n.peer != nil && (n.peerA != addr || n.peer.ended() || n.peer.last() != nil) {
 		n.peer.close()
