@@ -13,14 +13,14 @@ import (
 )
 
 const (
-	inputMin  = 4 << 10   // of memory of a client's own
-	inputKept = 64 << 10  // larger memory is given back when it is empty; a longer command is waited for by a goroutine
-	stashKept = 2 << 10   // of memory that an idle client keeps
-	batchMax  = 256 << 10 // bytes for one shard that are not kept for the end of what was read
-	behindMax = 1 << 20   // bytes that a shard has not taken; beyond it, the client is not read from
-	lastWords = time.Second
-	lateMost  = 1    // rounds of the loop for which replies wait for those of other shards, so that they leave at once
-	atOnce    = 1024 // commands between two looks at whether there are too many
+	inputMin  = 4 << 10     // of memory of a client's own
+	inputKept = 64 << 10    // larger memory is given back when it is empty; a longer command is waited for by a goroutine
+	stashKept = 2 << 10     // of memory that an idle client keeps
+	batchMax  = 256 << 10   // bytes for one shard that are not kept for the end of what was read
+	behindMax = 1 << 20     // bytes that a shard has not taken; beyond it, the client is not read from
+	lastWords = time.Minute // for which a client whose connection ends may take nothing of what it is owed
+	lateMost  = 1           // rounds of the loop for which replies wait for those of other shards, so that they leave at once
+	atOnce    = 1024        // commands between two looks at whether there are too many
 )
 
 // client is one client. Its loop reads and gives out its commands, and gives it the replies of the shards. In front of a command that

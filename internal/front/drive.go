@@ -250,6 +250,7 @@ func (c *client) end() {
 	impatience := time.AfterFunc(lastWords, c.kill)
 	for c.out.write(); !c.out.broken && c.out.size() > 0; {
 		c.sleep()
+		impatience.Reset(lastWords) // it has taken something
 	}
 	impatience.Stop()
 	c.sock.Close()

@@ -3,6 +3,7 @@
 package front
 
 import (
+	"io"
 	"slices"
 	"strings"
 	"testing"
@@ -266,5 +267,42 @@ func TestALongMessageArrives(t *testing.T) {
 		if got := w.next(); !strings.HasSuffix(got, bulk(long)) {
 			t.Fatalf("%.100q", got)
 		}
+	}
+}
+
+// A client that sends no more, or says goodbye, gets all of what it is owed, also when it reads nothing for a while.
+func TestAClientThatSendsNoMoreGetsLargeReplies(t *testing.T) {
+	t.Parallel()
+	f, _ := servers(t, 2)
+	const size, times = 1 << 20, 6 // more than the network takes, and less than what makes the shard wait
+	f.client(t).want("+OK\r\n", "SET large "+strings.Repeat("x", size))
+	whole := int64(times * (len("$1048576\r\n") + size + len("\r\n")))
+	for _, how := range []string{"closes its side", "QUIT", "speaks no RESP"} {
+		t.Run(how, func(t *testing.T) {
+			t.Parallel()
+			w, want := f.client(t), whole
+			for range times {
+				w.send("GET", "large")
+			}
+			switch how {
+			case "QUIT":
+				w.send("QUIT")
+				want += int64(len("+OK\r\n"))
+			case "speaks no RESP":
+				w.raw("*x\r\n")
+				want += int64(len("-ERR Protocol error: invalid multibulk length\r\n"))
+			default:
+				_ = w.conn.(interface{ CloseWrite() error }).CloseWrite()
+			}
+			<-time.After(1500 * time.Millisecond)
+			n, err := int64(0), error(nil)
+			for k := int64(0); err == nil; n += k {
+				k, err = io.CopyN(io.Discard, w.conn, 64<<10)
+				<-time.After(time.Millisecond)
+			}
+			if n != want || err != io.EOF {
+				t.Errorf("%d of %d bytes: %v", n, want, err)
+			}
+		})
 	}
 }

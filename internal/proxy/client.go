@@ -39,7 +39,6 @@ func (s *session) client(args [][]byte, raw []byte, f flags) bool {
 		s.dirty = true
 	}
 	if me {
-		s.out.flush()
 		s.linger()
 	}
 	return !me

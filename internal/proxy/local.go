@@ -39,7 +39,6 @@ func (s *session) local(v route.Verdict, args [][]byte, raw []byte, f flags) boo
 		if f&muted == 0 {
 			s.deliver([]byte("+OK\r\n"), 0)
 		}
-		s.out.flush()
 		s.linger()
 		return false
 	case "RESET":

@@ -212,7 +212,30 @@ func (s *session) serve() {
 // lastReplies waits for what a client that sends no more is still owed: it may have closed only its own side.
 func (s *session) lastReplies() {
 	s.eof = true
-	s.await(0)
+	if s.await(0) {
+		s.letOut()
+	}
+}
+
+// partingPatience is how long a client whose connection ends may take nothing of what it is owed.
+const partingPatience = time.Minute
+
+// letOut waits until the client has taken all replies.
+func (s *session) letOut() {
+	s.out.flush() // whoever delivered the last one may not have done so yet
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	left, since := s.out.pending(), time.Now()
+	for left > 0 && time.Since(since) < partingPatience && !s.closed.Load() {
+		select {
+		case <-tick.C:
+		case <-s.p.ctx.Done():
+			return
+		}
+		if now := s.out.pending(); now != left {
+			left, since = now, time.Now()
+		}
+	}
 }
 
 func (s *session) refuseProtocol(err error) {
@@ -220,16 +243,14 @@ func (s *session) refuseProtocol(err error) {
 		if !s.quiet && !s.skip {
 			s.deliver(resp.AppendError(nil, "ERR "+err.Error()), 0)
 		}
-		s.out.flush()
 		s.linger()
 	}
 }
 
 // linger lets the last reply out before the connection is closed.
 func (s *session) linger() {
-	if s.out.pending() == 0 {
-		s.sock.shutWrite()
-	}
+	s.letOut()
+	s.sock.shutWrite()
 }
 
 // end lets go of everything that the session had.
