@@ -47,22 +47,23 @@ type client struct {
 
 	handling atomic.Bool // commands are being given to shards; only with Options.Ring
 
-	mu     sync.Mutex // guards what follows
-	driven bool       // by a goroutine
-	over   bool       // nothing more is handled
-	full   bool       // the loop handles nothing more before some of it is answered; while the loop handles something, nobody else changes it
-	wet    bool       // ofRound is about to be called
-	late   int        // how often it has left the writing to the next round
-	turned bool       // what detour is for goes on; nothing new is sent meanwhile
-	hint   bool       // meanwhile, something may have come
-	sock   Stream
-	conns  []*conn // by shard; nil: none
-	queue  []expect
-	head   int
-	out    outlet
-	stream *conn // the reply at the head is handed on while it arrives
-	paused int   // connections that are not read from
-	ahead  int   // connections on which something has come that is not taken, or had a moment ago
+	mu      sync.Mutex // guards what follows
+	driven  bool       // by a goroutine
+	over    bool       // nothing more is handled
+	full    bool       // the loop handles nothing more before some of it is answered; while the loop handles something, nobody else changes it
+	wet     bool       // ofRound is about to be called
+	late    int        // how often it has left the writing to the next round
+	turned  bool       // a command is tried again, or was, and others are under way; nothing new is sent meanwhile
+	turnEnd time.Time  // until when commands are tried again, if turned
+	hint    bool       // meanwhile, something may have come
+	sock    Stream
+	conns   []*conn // by shard; nil: none
+	queue   []expect
+	head    int
+	out     outlet
+	stream  *conn // the reply at the head is handed on while it arrives
+	paused  int   // connections that are not read from
+	ahead   int   // connections on which something has come that is not taken, or had a moment ago
 
 	sleepers int
 	cond     sync.Cond

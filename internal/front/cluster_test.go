@@ -310,7 +310,7 @@ func TestARedirectionNeverReachesAClient(t *testing.T) {
 	t.Parallel()
 	var now atomic.Pointer[slots.Map]
 	now.Store(slots.Even("s0", "s1"))
-	f, addrs := clusterFront(t, 2, func(o *Options) { o.Cluster.Map = now.Load; o.Limits.Redirect = 2 * time.Second })
+	f, addrs := clusterFront(t, 2, func(o *Options) { o.Cluster.Map = now.Load; o.Limits.Redirect = time.Second })
 	w := f.client(t)
 	w.want("+OK\r\n", "SET b 1")
 	for _, a := range []string{addrs[1], addrs[0]} { // b has slot 3300

@@ -39,7 +39,8 @@ type conn struct {
 	out     outlet
 	scan    resp.Scanner
 	id      []byte // of the connection at the shard, as digits; nil: not known
-	last    []byte // a cluster's: the latest command, in case it is to be tried again; empty: it is not
+	kept    []byte // a cluster's: the commands that are not answered, in case they are to be tried again: kept[keptAt:]
+	keptAt  int
 }
 
 // name returns the name of its shard.

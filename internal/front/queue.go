@@ -24,7 +24,6 @@ const (
 	opScan             // its cursor is made one of all shards
 	opSub              // the shards confirm a subscription, or its end
 	opScript           // it may say that the shard does not know a script or function
-	opTurned           // there is none yet: the command is tried again, and entry.canned will be the answer
 	opPart             // it is kept for the opJoin that follows: one connection has several parts of it
 )
 
@@ -37,9 +36,11 @@ type expect struct {
 	canned []byte
 	op     op
 	part   int32  // opPart: which one
+	kept   int32  // bytes that its connection keeps of the command, in case it is refused
 	aim    uint16 // what it is counted under, see hold.go
 	silent bool   // the client has switched its replies off
 	blocks bool
+	turned bool // there is no reply yet: the command is tried again
 }
 
 // extra is what only some entries need.
@@ -160,8 +161,12 @@ func (c *client) drain() {
 			c.blocked--
 		}
 		c.land(e)
+		e.release()
 		*e = expect{}
 		c.head++
+	}
+	if c.head == len(c.queue) {
+		c.turned = false
 	}
 	if c.stream == nil && c.ahead > 0 {
 		for _, k := range c.conns { // messages do not wait for a turn
@@ -175,14 +180,15 @@ func (c *client) drain() {
 
 // one handles the entry at the head of the queue and reports whether it is done.
 func (c *client) one(e *expect) bool {
+	if e.turned {
+		return false
+	}
 	switch e.op {
 	case opCanned:
 		if !e.silent {
 			c.append(e.canned)
 		}
 		return true
-	case opTurned:
-		return false
 	case opJoin:
 		return c.joined(e)
 	case opSub:
@@ -215,9 +221,7 @@ func (c *client) one(e *expect) bool {
 			c.append(f)
 		}
 	case opPart:
-		e.x.frames[e.part] = bytes.Clone(f)
-		if e.x.held += len(f); e.x.held > c.f.o.Limits.Output {
-			c.fail(tooLong)
+		if !c.keepPart(e, bytes.Clone(f)) {
 			return false
 		}
 	case opMust:
@@ -249,6 +253,16 @@ func (c *client) one(e *expect) bool {
 		}
 	}
 	c.take(k)
+	return true
+}
+
+// keepPart keeps the reply to a part until all are there, and reports false when that is too much.
+func (c *client) keepPart(e *expect, f []byte) bool {
+	e.x.frames[e.part] = f
+	if e.x.held += len(f); e.x.held > c.f.o.Limits.Output {
+		c.fail(tooLong)
+		return false
+	}
 	return true
 }
 

@@ -39,33 +39,88 @@ func elsewhere(f []byte) []byte {
 	return resp.AppendError(nil, "TRYAGAIN the command was not executed: the slot of its keys has no primary at the moment, or is on its way to another shard")
 }
 
-// remember keeps a command in case it is refused: only the latest one of a connection, because behind it others may have run.
+const keptMost = 256 << 10 // bytes that are kept of commands on one connection
+
+// remember keeps a command in case it is refused, until it is answered.
 func (k *conn) remember(e *expect, command []byte) {
-	k.last = k.last[:0]
-	if e.op == opPass && len(command) <= repeatMax {
-		k.last = append(k.last, command...)
+	if e.op != opPass && e.op != opPart && e.op != opScript || len(command) > repeatMax || len(k.kept)-k.keptAt+len(command) > keptMost {
+		return
+	}
+	e.kept = int32(len(command))
+	k.kept = append(k.kept, command...)
+}
+
+// release lets go of what is kept for an entry, the oldest one of its connection.
+func (e *expect) release() {
+	if e.kept == 0 {
+		return
+	}
+	k := e.from
+	k.keptAt, e.kept = k.keptAt+int(e.kept), 0
+	switch {
+	case k.keptAt == len(k.kept) && cap(k.kept) > repeatMax:
+		k.kept, k.keptAt = nil, 0
+	case k.keptAt == len(k.kept):
+		k.kept, k.keptAt = k.kept[:0], 0
+	case k.keptAt > keptMost:
+		k.kept, k.keptAt = append(k.kept[:0], k.kept[k.keptAt:]...), 0
 	}
 }
 
-// reroute has the command at the head of the queue tried again elsewhere, and reports whether it is: only one behind which the client
-// has said nothing yet, because what is said later may be about the same key. The caller holds c.mu.
+// reroute has the command at the head of the queue tried again elsewhere, and reports whether it is. The caller holds c.mu.
 func (c *client) reroute(e *expect, f []byte) bool {
 	k := e.from
-	if e.op != opPass || len(k.last) == 0 || k.owed != 1 || k.keeps || c.head+1 != len(c.queue) || c.f.ctx.Err() != nil {
+	if e.kept == 0 || k.keeps || c.f.ctx.Err() != nil || !c.mayCallLast(e, f) {
 		return false
 	}
-	raw, reply, shard := bytes.Clone(k.last), bytes.Clone(f), k.i
+	raw, reply, shard := bytes.Clone(k.kept[k.keptAt:k.keptAt+int(e.kept)]), bytes.Clone(f), k.i
+	e.release()
 	c.take(k)
 	c.land(e)
-	e.op, e.from = opTurned, nil
+	e.turned, e.from = true, nil
+	if !c.turned {
+		c.turnEnd = time.Now().Add(c.f.o.Limits.Redirect)
+	}
 	c.turned, c.full = true, true
-	c.f.wg.Go(func() { c.answered(c.goAround(shard, raw, reply)) })
+	end := c.turnEnd
+	c.f.wg.Go(func() { c.answered(c.goAround(shard, raw, reply, end)) })
 	return true
 }
 
-// awaitDetour waits until no command is tried again: what follows may not overtake it. It is for a goroutine that drives the client:
-// the loop handles nothing meanwhile, because the client counts as full. The caller holds c.mu.
+// mayCallLast reports whether the command at the head of the queue, which was refused with f, may be carried out behind all those that are
+// under way: none of them may be about its key and have run, or run before it. A server that has no part in a slot any more (MOVED) refuses all
+// that follow about it on the same connection, and those are tried again after this one.
+func (c *client) mayCallLast(e *expect, f []byte) bool {
+	behind := c.queue[c.head+1:]
+	if len(behind) == 0 {
+		return e.from.owed == 1
+	}
+	if slot, ok := movedSlot(f); !ok || int(e.aim) != slot+1 {
+		return false
+	}
+	for i := range behind {
+		switch o := &behind[i]; {
+		case o.op == opCanned, o.op == opJoin && o.x.frames != nil: // nothing at a shard
+		case o.aim == aimNone || o.aim == aimAllKeys || o.blocks:
+			return false
+		case o.aim == e.aim && (o.from != e.from || o.kept == 0):
+			return false
+		}
+	}
+	return true
+}
+
+// awaitDetour waits until no command is tried again, nor may be: what follows may not overtake it. It is for a goroutine that drives the
+// client: the loop handles nothing meanwhile, because the client counts as full. The caller holds c.mu.
 func (c *client) awaitDetour() {
+	if !c.turned {
+		return
+	}
+	for _, k := range c.dirty { // what is under way is waited for, and so it must be
+		k.dirty = false
+		k.out.write()
+	}
+	c.dirty = c.dirty[:0]
 	for c.turned && !c.over {
 		c.sleep()
 	}
@@ -75,22 +130,26 @@ func (c *client) awaitDetour() {
 func (c *client) answered(reply []byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.turned, c.detour = false, nil
+	c.detour = nil
 	if c.over {
 		return
 	}
-	if c.head < len(c.queue) && c.queue[c.head].op == opTurned {
+	if c.head < len(c.queue) && c.queue[c.head].turned {
 		e := &c.queue[c.head]
-		e.op, e.canned = opCanned, reply
-		c.drain()
+		e.turned = false
+		if e.op == opPart {
+			e.op, e.silent = opCanned, true
+			c.keepPart(e, reply)
+		} else {
+			e.op, e.canned = opCanned, reply
+		}
 	}
-	c.stir()
+	c.drain()
 	c.out.write()
 }
 
 // goAround tries a command again until it is carried out, or the time is over. reply is the refusal.
-func (c *client) goAround(shard int, raw, reply []byte) []byte {
-	end := time.Now().Add(c.f.o.Limits.Redirect)
+func (c *client) goAround(shard int, raw, reply []byte, end time.Time) []byte {
 	var d *detour
 	defer func() { d.close() }()
 	for pause := turnMin; time.Now().Before(end) && !c.isOver(); pause = min(2*pause, turnMax) {
