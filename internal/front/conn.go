@@ -52,6 +52,11 @@ func (c *client) to(i int) (*conn, error) {
 	if k != nil {
 		return k, nil
 	}
+	if !c.onLoop {
+		c.mu.Lock()
+		c.awaitDetour() // nothing new is said meanwhile
+		c.mu.Unlock()
+	}
 	k = &conn{c: c, i: i}
 	if err := k.connect(); err != nil {
 		c.f.log.Warn("a shard cannot be reached", "shard", k.name(), "err", err)

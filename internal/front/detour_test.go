@@ -29,8 +29,8 @@ func startCluster(t *testing.T, within time.Duration) (m *member, now *atomic.Po
 }
 
 // detours returns how many clients have a command on a detour.
-func (m *member) detours() (n int) {
-	for _, c := range m.all() {
+func (f *Front) detours() (n int) {
+	for _, c := range f.all() {
 		c.mu.Lock()
 		if c.turned {
 			n++

@@ -47,6 +47,60 @@ func TestAPipelineIsNotRefusedBecauseASlotHasMoved(t *testing.T) {
 	}
 }
 
+// A shard refuses a command and carries out the next one about the same key, because it has got its slot in between.
+func TestARefusedCommandWaitsForWhatBecomesOfThoseBehindIt(t *testing.T) {
+	t.Parallel()
+	for second, want := range map[string][]string{
+		":5\r\n":                     {"-TRYAGAIN the command", ":5\r\n", ":7\r\n"},
+		"-MOVED 3300 10.0.0.1:1\r\n": {"+OK\r\n", ":6\r\n", ":7\r\n"},
+	} {
+		t.Run(second, func(t *testing.T) {
+			t.Parallel()
+			var now atomic.Pointer[slots.Map]
+			now.Store(slots.Even("a", "b"))
+			f, a, b := fakes(t, func(o *Options) { o.Place, o.Cluster = nil, &Cluster{Map: now.Load} })
+			asked, go_ := make(chan struct{}), make(chan struct{})
+			a.says(func(conn net.Conn, args []string) {
+				switch args[0] {
+				case "SET":
+					_, _ = conn.Write([]byte("-MOVED 3300 10.0.0.1:1\r\n"))
+				case "GET":
+					_, _ = conn.Write([]byte("$-1\r\n"))
+				default:
+					close(asked)
+					<-go_
+					_, _ = conn.Write([]byte(second[:3]))
+					<-time.After(10 * time.Millisecond)
+					_, _ = conn.Write([]byte(second[3:]))
+				}
+			})
+			b.says(func(conn net.Conn, args []string) {
+				_, _ = conn.Write([]byte(map[string]string{"SET": "+OK\r\n", "APPEND": ":6\r\n", "STRLEN": ":7\r\n"}[args[0]]))
+			})
+			w := f.client(t)
+			w.raw("SET b 1\r\nGET f\r\nAPPEND b 2\r\n")
+			<-asked
+			if !until(10*time.Second, func() bool { return f.detours() == 1 }) {
+				t.Fatal("the refusal is not waited with")
+			}
+			now.Store(now.Load().With(3300, "b"))
+			w.raw("STRLEN b\r\n")
+			if got, err := w.try(50 * time.Millisecond); err == nil {
+				t.Fatalf("%q, and nothing is known of the second one", got)
+			}
+			if got := b.commands(); got != "" {
+				t.Fatalf("the other shard has heard %q", got)
+			}
+			close(go_)
+			for _, reply := range []string{want[0], "$-1\r\n", want[1], want[2]} {
+				if got := w.next(); !strings.HasPrefix(got, reply) {
+					t.Fatalf("%q instead of %q; the other shard has heard %q", got, reply, b.commands())
+				}
+			}
+		})
+	}
+}
+
 // A refused command is not carried out behind one about its key that has run.
 func TestARefusedCommandOvertakesNothing(t *testing.T) {
 	t.Parallel()

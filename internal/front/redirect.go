@@ -67,47 +67,79 @@ func (e *expect) release() {
 	}
 }
 
-// reroute has the command at the head of the queue tried again elsewhere, and reports whether it is. The caller holds c.mu.
+// reroute has the command at the head of the queue, which was refused with f, tried again elsewhere, and reports whether it is, or
+// may still be. The caller holds c.mu.
 func (c *client) reroute(e *expect, f []byte) bool {
 	k := e.from
-	if e.kept == 0 || k.keeps || c.f.ctx.Err() != nil || !c.mayCallLast(e, f) {
+	if e.kept == 0 || k.keeps || c.f.ctx.Err() != nil {
 		return false
 	}
-	raw, reply, shard := bytes.Clone(k.kept[k.keptAt:k.keptAt+int(e.kept)]), bytes.Clone(f), k.i
-	e.release()
-	c.take(k)
-	c.land(e)
-	e.turned, e.from = true, nil
 	if !c.turned {
 		c.turnEnd = time.Now().Add(c.f.o.Limits.Redirect)
 	}
 	c.turned, c.full = true, true
-	end := c.turnEnd
+	if may, known := c.mayCallLast(e, f); !known || !may {
+		return !known
+	}
+	raw, reply, shard, end := bytes.Clone(k.kept[k.keptAt:k.keptAt+int(e.kept)]), bytes.Clone(f), k.i, c.turnEnd
+	e.release()
+	c.take(k)
+	c.land(e)
+	e.turned, e.from = true, nil
 	c.f.wg.Go(func() { c.answered(c.goAround(shard, raw, reply, end)) })
 	return true
 }
 
-// mayCallLast reports whether the command at the head of the queue, which was refused with f, may be carried out behind all those that are
-// under way: none of them may be about its key and have run, or run before it. A server that has no part in a slot any more (MOVED) refuses all
-// that follow about it on the same connection, and those are tried again after this one.
-func (c *client) mayCallLast(e *expect, f []byte) bool {
+// mayCallLast reports whether the command at the head of the queue may be carried out behind all those that are under way: none of them
+// may be about its key and have run. A server that has no part in a slot (MOVED) refuses what follows about it on the same connection,
+// too, unless it gets the slot in that moment; those are tried again after this one. known is false while that cannot be said yet.
+func (c *client) mayCallLast(e *expect, f []byte) (may, known bool) {
 	behind := c.queue[c.head+1:]
 	if len(behind) == 0 {
-		return e.from.owed == 1
+		return e.from.owed == 1, true
 	}
 	if slot, ok := movedSlot(f); !ok || int(e.aim) != slot+1 {
-		return false
+		return false, true
 	}
+	last := -1 // of those about the same slot
 	for i := range behind {
 		switch o := &behind[i]; {
-		case o.op == opCanned, o.op == opJoin && o.x.frames != nil: // nothing at a shard
+		case o.op == opCanned, o.op == opMust, o.op == opID, o.op == opJoin && o.x.frames != nil: // about no key, or nothing at a shard
 		case o.aim == aimNone || o.aim == aimAllKeys || o.blocks:
-			return false
+			return false, true
 		case o.aim == e.aim && (o.from != e.from || o.kept == 0):
-			return false
+			return false, true
+		case o.aim == e.aim:
+			last = i
 		}
 	}
-	return true
+	return e.from.refusesToo(f, behind[:last+1], e.aim)
+}
+
+// refusesToo reports whether the shard, behind the refusal that comes next from it, has refused all commands of these that are aimed at the
+// same slot. known is false while that has not arrived.
+func (k *conn) refusesToo(f []byte, behind []expect, aim uint16) (all, known bool) {
+	rest := k.view[k.pos+len(f):]
+	for i := range behind {
+		if behind[i].from != k {
+			continue
+		}
+		for {
+			var scan resp.Scanner
+			n, err := scan.Next(rest)
+			if n == 0 || err != nil {
+				return false, err != nil || len(rest) > k.c.f.o.Limits.Held
+			}
+			f, rest = rest[:n], rest[n:]
+			if f[0] != '>' {
+				break
+			}
+		}
+		if _, refused := movedSlot(f); behind[i].aim == aim && !refused {
+			return false, true
+		}
+	}
+	return true, true
 }
 
 // awaitDetour waits until no command is tried again, nor may be: what follows may not overtake it. It is for a goroutine that drives the
