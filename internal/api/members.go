@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	"redoubt/internal/coord"
 	"redoubt/internal/topo"
@@ -69,7 +70,36 @@ func (l MemberList) Removal(id string) (left, majority, alive int, err error) {
 	return left, majority, alive, err
 }
 
+// reportPatience is how long members may take to report to a new controller, which knows of none at first.
+const (
+	reportPatience = 2 * time.Second
+	reportLook     = 50 * time.Millisecond
+)
+
+// listMembers waits a moment for the reports of those without which there would be no answer.
 func (s *Server) listMembers(ctx context.Context) (MemberList, coord.Members, error) {
+	look := time.NewTicker(reportLook)
+	defer look.Stop()
+	for begun := time.Now(); ; {
+		l, store, err := s.membersNow(ctx)
+		alive := 0
+		for _, m := range l.Members {
+			if m.Alive {
+				alive++
+			}
+		}
+		if err != nil || alive >= l.Majority || time.Since(begun) > reportPatience {
+			return l, store, err
+		}
+		select {
+		case <-look.C:
+		case <-ctx.Done():
+			return l, store, ctx.Err()
+		}
+	}
+}
+
+func (s *Server) membersNow(ctx context.Context) (MemberList, coord.Members, error) {
 	l := MemberList{Members: []StoreMember{}, Store: raft}
 	if s.o.Health != nil {
 		if h := s.o.Health(); h != nil {

@@ -5,6 +5,7 @@ package api
 import (
 	"errors"
 	"testing"
+	"time"
 
 	"redoubt/internal/coord"
 	"redoubt/internal/topo"
@@ -32,6 +33,20 @@ func TestAMemberIsRemovedUnlessThatDoesHarm(t *testing.T) {
 		if code := ""; errors.As(err, &e) && e.Code != c.code || err == nil && c.code != code {
 			t.Errorf("%s: %v, want code %q", c.name, err, c.code)
 		}
+	}
+}
+
+// A controller that has just begun knows of nobody's report.
+func TestMembersAreWaitedForThatHaveNotReportedYet(t *testing.T) {
+	r := newRig(t)
+	r.set(shard())
+	time.AfterFunc(300*time.Millisecond, func() {
+		for _, id := range []string{"m1", "m2", "m3"} {
+			r.report(topo.BeatMember+id, topo.MemberReport{ID: id})
+		}
+	})
+	if err := r.client.RemoveMember(t.Context(), "m3"); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -50,11 +50,17 @@ func TestAPipelineIsNotRefusedBecauseASlotHasMoved(t *testing.T) {
 // A shard refuses a command and carries out the next one about the same key, because it has got its slot in between.
 func TestARefusedCommandWaitsForWhatBecomesOfThoseBehindIt(t *testing.T) {
 	t.Parallel()
-	for second, want := range map[string][]string{
-		":5\r\n":                     {"-TRYAGAIN the command", ":5\r\n", ":7\r\n"},
-		"-MOVED 3300 10.0.0.1:1\r\n": {"+OK\r\n", ":6\r\n", ":7\r\n"},
+	for _, c := range []struct {
+		first, second string
+		want          []string
+	}{
+		{"-MOVED 3300 10.0.0.1:1\r\n", ":5\r\n", []string{"-TRYAGAIN the command", ":5\r\n", ":7\r\n"}},
+		{"-MOVED 3300 10.0.0.1:1\r\n", "-MOVED 3300 10.0.0.1:1\r\n", []string{"+OK\r\n", ":6\r\n", ":7\r\n"}},
+		{"-CLUSTERDOWN Hash slot not served\r\n", "-MOVED 3300 10.0.0.1:1\r\n", []string{"+OK\r\n", ":6\r\n", ":7\r\n"}},
+		{"-TRYAGAIN the command was not executed: because\r\n", "-TRYAGAIN the command was not executed: so\r\n", []string{"+OK\r\n", ":6\r\n", ":7\r\n"}},
 	} {
-		t.Run(second, func(t *testing.T) {
+		second, want := c.second, c.want
+		t.Run(c.first+second, func(t *testing.T) {
 			t.Parallel()
 			var now atomic.Pointer[slots.Map]
 			now.Store(slots.Even("a", "b"))
@@ -63,7 +69,7 @@ func TestARefusedCommandWaitsForWhatBecomesOfThoseBehindIt(t *testing.T) {
 			a.says(func(conn net.Conn, args []string) {
 				switch args[0] {
 				case "SET":
-					_, _ = conn.Write([]byte("-MOVED 3300 10.0.0.1:1\r\n"))
+					_, _ = conn.Write([]byte(c.first))
 				case "GET":
 					_, _ = conn.Write([]byte("$-1\r\n"))
 				default:

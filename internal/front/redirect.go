@@ -82,23 +82,27 @@ func (c *client) reroute(e *expect, f []byte) bool {
 		return !known
 	}
 	raw, reply, shard, end := bytes.Clone(k.kept[k.keptAt:k.keptAt+int(e.kept)]), bytes.Clone(f), k.i, c.turnEnd
+	slot := -1
+	if e.aim != aimNone && e.aim != aimAllKeys {
+		slot = int(e.aim) - 1
+	}
 	e.release()
 	c.take(k)
 	c.land(e)
 	e.turned, e.from = true, nil
-	c.f.wg.Go(func() { c.answered(c.goAround(shard, raw, reply, end)) })
+	c.f.wg.Go(func() { c.answered(c.goAround(shard, slot, raw, reply, end)) })
 	return true
 }
 
 // mayCallLast reports whether the command at the head of the queue may be carried out behind all those that are under way: none of them
-// may be about its key and have run. A server that has no part in a slot (MOVED) refuses what follows about it on the same connection,
-// too, unless it gets the slot in that moment; those are tried again after this one. known is false while that cannot be said yet.
+// may be about its key and have run. A server that has no part in a slot refuses what follows about it on the same connection, too, unless
+// it gets the slot in that moment; what is refused as well is tried again after this one. known is false while that cannot be said yet.
 func (c *client) mayCallLast(e *expect, f []byte) (may, known bool) {
 	behind := c.queue[c.head+1:]
 	if len(behind) == 0 {
 		return e.from.owed == 1, true
 	}
-	if slot, ok := movedSlot(f); !ok || int(e.aim) != slot+1 {
+	if e.aim == aimNone || e.aim == aimAllKeys {
 		return false, true
 	}
 	last := -1 // of those about the same slot
@@ -135,7 +139,7 @@ func (k *conn) refusesToo(f []byte, behind []expect, aim uint16) (all, known boo
 				break
 			}
 		}
-		if _, refused := movedSlot(f); behind[i].aim == aim && !refused {
+		if behind[i].aim == aim && !redirects(f) {
 			return false, true
 		}
 	}
@@ -180,8 +184,9 @@ func (c *client) answered(reply []byte) {
 	c.out.write()
 }
 
-// goAround tries a command again until it is carried out, or the time is over. reply is the refusal.
-func (c *client) goAround(shard int, raw, reply []byte, end time.Time) []byte {
+// goAround tries a command again until it is carried out, or the time is over, where the slot is by the present map, and at shard while
+// that is not known. reply is the refusal.
+func (c *client) goAround(shard, slot int, raw, reply []byte, end time.Time) []byte {
 	var d *detour
 	defer func() { d.close() }()
 	for pause := turnMin; time.Now().Before(end) && !c.isOver(); pause = min(2*pause, turnMax) {
@@ -190,7 +195,10 @@ func (c *client) goAround(shard int, raw, reply []byte, end time.Time) []byte {
 		case <-c.f.ctx.Done():
 			return elsewhere(reply)
 		}
-		if slot, ok := movedSlot(reply); ok {
+		if moved, ok := movedSlot(reply); ok {
+			slot = moved
+		}
+		if slot >= 0 {
 			if to := c.f.shardOfSlot(slot); to >= 0 && to < len(c.f.shards()) {
 				shard = to
 			}

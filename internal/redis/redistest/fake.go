@@ -341,7 +341,13 @@ func (f *Fake) PrimaryPosition(ctx context.Context, addr string) (topo.Role, top
 }
 
 // Acknowledge changes nothing: a fake's stream begins with its link.
-func (f *Fake) Acknowledge(ctx context.Context) error { return f.enter(ctx, "Acknowledge") }
+func (f *Fake) Acknowledge(ctx context.Context) error {
+	if err := f.enter(ctx, "Acknowledge"); err != nil {
+		return err
+	}
+	f.net.mu.Unlock()
+	return nil
+}
 
 // Tail writes the values behind from, as commands. They are longer than a write of the fake moves the offset.
 func (f *Fake) Tail(ctx context.Context, from, limit int64, w io.Writer) (redis.Tail, error) {
