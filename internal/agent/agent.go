@@ -398,7 +398,7 @@ func (a *Agent) perform(ctx context.Context, in converge.Input, o converge.Order
 		}
 		return err
 	case converge.CheckSync:
-		role, pos, err := a.o.Node.PrimaryPosition(ctx, o.Addr)
+		role, pos, err := a.o.Node.StreamPosition(ctx, o.Addr)
 		if err != nil {
 			return err
 		}

@@ -80,9 +80,11 @@ type Node interface {
 	// a final replication id, and returns the position read back (SAFETY A3). From the instant of the promotion on, only
 	// replicas that present cred are attached (SAFETY A7); with zero credentials, all that know the deployment's password.
 	Promote(ctx context.Context, expect topo.Elected, cred Credentials) (topo.Position, error)
-	// PrimaryPosition reads the position of another node's server, for the in-sync check (SAFETY A1). A replica that gets there has
-	// its primary's stream: the position is behind something that the primary sends for this question.
+	// PrimaryPosition reads the position of another node's server.
 	PrimaryPosition(ctx context.Context, addr string) (topo.Role, topo.Position, error)
+	// StreamPosition is PrimaryPosition for the in-sync check (SAFETY A1). A replica that gets there has its primary's stream: the
+	// position is behind something that the primary sends for this question, which may take it 100 ms.
+	StreamPosition(ctx context.Context, addr string) (topo.Role, topo.Position, error)
 	// Acknowledge has a replica acknowledge to its primary now, which may wait for it to begin with its stream. On a primary it does nothing.
 	Acknowledge(ctx context.Context) error
 	// Tail writes to w the end of a frozen server's own replication stream, as its replicas would get it: the commands behind

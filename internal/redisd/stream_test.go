@@ -25,7 +25,7 @@ func TestAReplicaThatGetsNoStreamIsNotInSync(t *testing.T) {
 		t.Fatal(err)
 	}
 	see(t, n, "the link", func(o redis.Observation) bool { return o.LinkUp && o.Whole })
-	role, pos, err := n.PrimaryPosition(within(t, time.Second), p.addr)
+	role, pos, err := n.StreamPosition(within(t, time.Second), p.addr)
 	if err != nil || role != topo.RolePrimary {
 		t.Fatalf("%s, %v", role, err)
 	}

@@ -330,9 +330,19 @@ func (n *Node) ProxyConnections(ctx context.Context) (int, error) {
 	return redis.Undrained(reps[0].text), nil
 }
 
-// PrimaryPosition reads another server's role and position, over one cached connection. Something was sent to its replicas just before
-// that position: who reaches it gets the stream. A replica whose link is up may not get it yet (Acknowledge).
+// PrimaryPosition reads another server's role and position, over one cached connection.
 func (n *Node) PrimaryPosition(ctx context.Context, addr string) (topo.Role, topo.Position, error) {
+	return n.position(ctx, addr)
+}
+
+// StreamPosition is PrimaryPosition behind something that was just sent to the replicas: who reaches it gets the stream. A replica whose
+// link is up may not get it yet (Acknowledge).
+func (n *Node) StreamPosition(ctx context.Context, addr string) (topo.Role, topo.Position, error) {
+	return n.position(ctx, addr, moveStream)
+}
+
+func (n *Node) position(ctx context.Context, addr string, first ...[]string) (topo.Role, topo.Position, error) {
+	cmds := append(first, []string{"INFO", "replication"}, []string{"CONFIG", "GET", pingPeriod})
 	if n.peer != nil && (n.peerA != addr || n.peer.ended() || n.peer.last() != nil) {
 		n.peer.close()
 		n.peer = nil
@@ -347,12 +357,13 @@ func (n *Node) PrimaryPosition(ctx context.Context, addr string) (topo.Role, top
 			n.peerA = addr
 		}
 		var reps []reply
-		if reps, err = n.peer.do(ctx, moveStream, []string{"INFO", "replication"}, []string{"CONFIG", "GET", pingPeriod}); err == nil {
-			err = reps[1].err()
+		if reps, err = n.peer.do(ctx, cmds...); err == nil {
+			reps = reps[len(first):]
+			err = reps[0].err()
 		}
 		if err == nil {
-			m := parseInfo(reps[1].text)
-			n.notePings(addr, reps[2])
+			m := parseInfo(reps[0].text)
+			n.notePings(addr, reps[1])
 			return m.role(), m.position(), nil
 		}
 		if !n.peer.ended() {

@@ -340,6 +340,11 @@ func (f *Fake) PrimaryPosition(ctx context.Context, addr string) (topo.Role, top
 	return p.role, p.pos, f.faults["PrimaryPosition"]
 }
 
+// StreamPosition is PrimaryPosition: a fake's stream begins with its link.
+func (f *Fake) StreamPosition(ctx context.Context, addr string) (topo.Role, topo.Position, error) {
+	return f.PrimaryPosition(ctx, addr)
+}
+
 // Acknowledge changes nothing: a fake's stream begins with its link.
 func (f *Fake) Acknowledge(ctx context.Context) error {
 	if err := f.enter(ctx, "Acknowledge"); err != nil {

@@ -198,6 +198,10 @@ func follows(t *testing.T, seat func() Seat) {
 	if ok(t, "primary position", err); role != topo.RolePrimary || at.ReplID != pos.ReplID {
 		t.Fatalf("the primary is %s at %+v", role, at)
 	}
+	role, at, err = r.Node.StreamPosition(within(t, patience), p.Addr)
+	if ok(t, "stream position", err); role != topo.RolePrimary || at.ReplID != pos.ReplID {
+		t.Fatalf("the primary is %s at %+v", role, at)
+	}
 	ok(t, "acknowledge", r.Node.Acknowledge(within(t, patience)))
 	if r.Write("c") == nil {
 		t.Fatal("a replica took a write")
