@@ -269,11 +269,11 @@ func (c *client) commands() (handled, error) {
 // flush writes what the shards and the client are to get: to the shard of the earliest command first, so that a shard that
 // takes nothing never waits for a reply in front of its own.
 func (c *client) flush() {
-	for _, k := range c.dirty {
-		k.dirty = false
-		k.out.flush()
+	if len(c.dirty) > 0 {
+		c.mu.Lock()
+		c.writeDirty()
+		c.mu.Unlock()
 	}
-	c.dirty = c.dirty[:0]
 	if c.local {
 		c.local = false
 		c.mu.Lock()
@@ -281,6 +281,15 @@ func (c *client) flush() {
 		c.writeOut()
 		c.mu.Unlock()
 	}
+}
+
+// writeDirty writes what the shards are to get. The caller drives the client and holds c.mu.
+func (c *client) writeDirty() {
+	for _, k := range c.dirty {
+		k.dirty = false
+		k.out.write()
+	}
+	c.dirty = c.dirty[:0]
 }
 
 // ofRound is called by the loop when all events of a round are handled: what several shards answer at once leaves at once. While more is

@@ -35,13 +35,6 @@ func (o *outlet) grown() {
 	}
 }
 
-// flush writes what is taken at once.
-func (o *outlet) flush() {
-	o.mu.Lock()
-	o.write()
-	o.mu.Unlock()
-}
-
 // ready is called when there may be room. The caller holds mu.
 func (o *outlet) ready() {
 	if o.choked {
@@ -50,7 +43,7 @@ func (o *outlet) ready() {
 	}
 }
 
-// write is flush for who holds mu.
+// write writes what is taken at once. The caller holds mu.
 func (o *outlet) write() {
 	if o.size() == 0 || o.choked || o.broken {
 		return

@@ -47,6 +47,14 @@ func TestAPipelineIsNotRefusedBecauseASlotHasMoved(t *testing.T) {
 	}
 }
 
+// fakeCluster is two shards of a cluster; the slot of b (3300) is the first one's.
+func fakeCluster(t *testing.T) (f *Front, a, b *fake, now *atomic.Pointer[slots.Map]) {
+	now = &atomic.Pointer[slots.Map]{}
+	now.Store(slots.Even("a", "b"))
+	f, a, b = fakes(t, func(o *Options) { o.Place, o.Cluster = nil, &Cluster{Map: now.Load} })
+	return f, a, b, now
+}
+
 // A shard refuses a command and carries out the next one about the same key, because it has got its slot in between.
 func TestARefusedCommandWaitsForWhatBecomesOfThoseBehindIt(t *testing.T) {
 	t.Parallel()
@@ -62,9 +70,7 @@ func TestARefusedCommandWaitsForWhatBecomesOfThoseBehindIt(t *testing.T) {
 		second, want := c.second, c.want
 		t.Run(c.first+second, func(t *testing.T) {
 			t.Parallel()
-			var now atomic.Pointer[slots.Map]
-			now.Store(slots.Even("a", "b"))
-			f, a, b := fakes(t, func(o *Options) { o.Place, o.Cluster = nil, &Cluster{Map: now.Load} })
+			f, a, b, now := fakeCluster(t)
 			asked, go_ := make(chan struct{}), make(chan struct{})
 			a.says(func(conn net.Conn, args []string) {
 				switch args[0] {
@@ -113,9 +119,7 @@ func TestARefusedCommandOvertakesNothing(t *testing.T) {
 	for _, behind := range []string{"SET b 2", "FLUSHALL", "BLPOP b 1", "MGET b f"} {
 		t.Run(behind, func(t *testing.T) {
 			t.Parallel()
-			var now atomic.Pointer[slots.Map]
-			now.Store(slots.Even("a", "b"))
-			f, a, b := fakes(t, func(o *Options) { o.Place, o.Cluster = nil, &Cluster{Map: now.Load} })
+			f, a, b, now := fakeCluster(t)
 			asked, go_ := make(chan struct{}), make(chan struct{})
 			a.says(func(conn net.Conn, args []string) {
 				if args[0] == "SET" {

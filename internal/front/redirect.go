@@ -152,11 +152,7 @@ func (c *client) awaitDetour() {
 	if !c.turned {
 		return
 	}
-	for _, k := range c.dirty { // what is under way is waited for, and so it must be
-		k.dirty = false
-		k.out.write()
-	}
-	c.dirty = c.dirty[:0]
+	c.writeDirty() // what is said is waited for, and so it must be under way
 	for c.turned && !c.over {
 		c.sleep()
 	}

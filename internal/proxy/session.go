@@ -223,12 +223,10 @@ const partingPatience = time.Minute
 // letOut waits until the client has taken all replies.
 func (s *session) letOut() {
 	s.out.flush() // whoever delivered the last one may not have done so yet
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
 	left, since := s.out.pending(), time.Now()
 	for left > 0 && time.Since(since) < partingPatience && !s.closed.Load() {
 		select {
-		case <-tick.C:
+		case <-time.After(10 * time.Millisecond):
 		case <-s.p.ctx.Done():
 			return
 		}

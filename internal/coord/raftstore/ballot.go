@@ -11,7 +11,7 @@ import "github.com/hashicorp/raft"
 // for the lost one. What makes that safe is all that a removed member meets as well: its log, and who has a controller.
 type ballotTransport struct {
 	*raft.NetworkTransport
-	voters func() []raft.ServerID // by the own list
+	voters func() []raft.Server // by the own list
 }
 
 // RequestVote implements raft.Transport. A request without an id is one of an older version of package raft, whose candidate is taken
@@ -29,11 +29,11 @@ func (t ballotTransport) RequestPreVote(id raft.ServerID, to raft.ServerAddress,
 		if err != nil || out.Granted || out.Term > in.Term {
 			break
 		}
-		if voter == raft.ServerID(in.ID) {
+		if voter.ID == raft.ServerID(in.ID) {
 			continue
 		}
 		named := *in
-		named.ID, *out = []byte(voter), raft.RequestPreVoteResponse{}
+		named.ID, *out = []byte(voter.ID), raft.RequestPreVoteResponse{}
 		err = t.NetworkTransport.RequestPreVote(id, to, &named, out)
 	}
 	return err

@@ -348,16 +348,13 @@ func votersOf(c *raft.Configuration) (voters []raft.Server) {
 }
 
 // voters are those of the latest list in the log, which may not be committed; none while Raft is being started.
-func (s *Store) voters() (ids []raft.ServerID) {
+func (s *Store) voters() []raft.Server {
 	r := s.raft.Load()
 	if r == nil {
 		return nil
 	}
 	config := r.GetConfiguration().Configuration()
-	for _, m := range votersOf(&config) {
-		ids = append(ids, m.ID)
-	}
-	return ids
+	return votersOf(&config)
 }
 
 func isVoter(c *raft.Configuration, id string) bool {
